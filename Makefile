@@ -1,0 +1,38 @@
+# Run `make` to see what there is. PYTHON picks the interpreter that .venv is made with (3.11 or newer).
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## Distil the built-in miniature, measure it, write runs/demo/report.html
+	$(VENV)/bin/avd demo --output runs/demo
+
+test: $(STAMP) ## Run the tests
+	$(VENV)/bin/python -m pytest -q
+
+lint: $(STAMP) ## Check format, style and types
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy src/avd
+
+format: $(STAMP) ## Format the code and mend what ruff can mend
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/ruff check --fix
+
+clean: ## Remove caches and build outputs; .venv and runs stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment for every target, made once and updated when a requirement changes. Torch is named with its pin, so
+# that pip takes a CPU build of that version wherever its configuration offers one.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"avd needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Set PYTHON=... to choose another.")'
+	@test -x $(VENV)/bin/pip || { echo "Making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing avd and what it needs into $(VENV) (several minutes the first time, most of it PyTorch)"
+	@$(VENV)/bin/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e '.[dev]'
+	@touch $@

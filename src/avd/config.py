@@ -1,0 +1,270 @@
+"""Recipes: what a distillation run does, as validated YAML.
+
+A recipe may start from another one (`extends: avd`) and change a few values. The command line changes values of either
+by dotted path (`objective.temporal.weight=0.1`). The resolved recipe, with nothing left implicit, is saved with the
+run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+
+from avd.flow import few_step_sigmas
+from avd.types import UserError
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataRecipe(_Section):
+    """Real videos for the regression branch, and the prompts the student is rolled out with."""
+
+    world_clips: int = Field(512, ge=1)
+    """Clips of the built-in world to encode when no cache is given."""
+    world_level: int = Field(0, ge=0)
+
+
+class RolloutRecipe(_Section):
+    """The student's stages."""
+
+    timesteps: tuple[float, ...] = (1000, 900, 757, 522)
+    """Student timesteps, of 1000 (paper, Settings)."""
+    half_rate_stages: int = Field(0, ge=0)
+    """Stages at half frame rate that training's rollout includes."""
+    shared: bool = True
+    """One rollout feeds the student update and all fake-score updates of a cycle; false: a fresh one for each."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RolloutRecipe:
+        few_step_sigmas(self.timesteps)
+        if self.half_rate_stages >= len(self.timesteps):
+            raise ValueError(f"half_rate_stages must be below the number of timesteps ({len(self.timesteps)})")
+        return self
+
+
+class DistributionMatchingRecipe(_Section):
+    weight: float = Field(1.0, ge=0)
+    guidance: float = Field(5.0, ge=0)
+    """Scale of the teacher's guidance."""
+    guidance_form: Literal["standard", "conditional"] = "standard"
+    """standard: uncond + g (cond - uncond), as in the paper; conditional: cond + g (cond - uncond), as released."""
+    sigma_min: float = Field(0.02, gt=0, lt=1)
+    sigma_max: float = Field(0.98, gt=0, le=1)
+    shift: float = Field(1.0, gt=0)
+    """Shift of the uniformly drawn noise levels at which the two scores are compared."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DistributionMatchingRecipe:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min must be below sigma_max ({self.sigma_max})")
+        return self
+
+    @property
+    def standard_guidance(self) -> float:
+        return self.guidance + (1.0 if self.guidance_form == "conditional" else 0.0)
+
+
+class RegressionRecipe(_Section):
+    """Adaptive regression on real videos; weight 0 leaves the branch out."""
+
+    weight: float = Field(2.0, ge=0)
+    adaptive: bool = True
+    omega: float = Field(0.95, ge=0, lt=1)
+    k: float = Field(3.0, ge=0)
+    order: Literal["weight_first", "update_first"] = "weight_first"
+    """Whether a sample is weighed by the running mean before it (paper) or after it (released code)."""
+
+
+class TemporalRecipe(_Section):
+    """Temporal regularization; weight 0 leaves it out."""
+
+    weight: float = Field(0.05, ge=0)
+    truncation: float | Literal["data", "never"] = 0.6
+    """Loss at which it stops acting: a number (paper: 0.6), or the loss of the real latents themselves ("data")."""
+
+    @field_validator("truncation", mode="wrap")
+    @classmethod
+    def _check(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate(value)
+        except ValidationError:  # a union's own errors are one for each of its kinds
+            raise ValueError('must be a number, "data" or "never"') from None
+
+
+class ObjectiveRecipe(_Section):
+    distribution_matching: DistributionMatchingRecipe = DistributionMatchingRecipe()
+    regression: RegressionRecipe = RegressionRecipe()
+    temporal: TemporalRecipe = TemporalRecipe()
+
+
+class OptimizerRecipe(_Section):
+    """AdamW."""
+
+    learning_rate: float = Field(2e-6, gt=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    warmup: int = Field(0, ge=0)
+    """Updates over which the learning rate rises to its value."""
+
+
+class FakeScoreRecipe(_Section):
+    updates: int = Field(5, ge=1)
+    """Updates of the fake score for each of the student's."""
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+
+
+class StudentRecipe(_Section):
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    ema: float = Field(0.99, ge=0, lt=1)
+
+
+class TrainingRecipe(_Section):
+    """How long and how often, in student updates; 0 is never."""
+
+    updates: int = Field(1000, ge=1)
+    batch: int = Field(1, ge=1)
+    checkpoint_every: int = Field(100, ge=0)
+    keep_checkpoints: int = Field(2, ge=1)
+    sample_every: int = Field(100, ge=0)
+
+
+class Recipe(_Section):
+    """Everything that decides a run, but for the data cache's place and the seed of its machine."""
+
+    name: str
+    model: str = "wan-mini"
+    seed: int = Field(0, ge=0)
+    data: DataRecipe = DataRecipe()
+    rollout: RolloutRecipe = RolloutRecipe()
+    objective: ObjectiveRecipe = ObjectiveRecipe()
+    fake_score: FakeScoreRecipe = FakeScoreRecipe()
+    student: StudentRecipe = StudentRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Name and text of the recipes in the package."""
+    folder = resources.files("avd") / "recipes"
+    return {p.name.removesuffix(".yaml"): p.read_text("utf-8") for p in folder.iterdir() if p.name.endswith(".yaml")}
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """A shipped recipe by name or a YAML file by path, with `KEY=VALUE` overrides, validated.
+
+    Raises UserError naming the nearest known key for an unknown one, and the value found for a bad one.
+    """
+    values = _resolve(name)
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found:
+            raise UserError(f"override {override!r} has no value: write it as KEY=VALUE")
+        _set(values, key.strip(), _parse_yaml(text, f"override {override!r}"))
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_one_line(f"recipe {name}: {_explain(error)}")) from error
+
+
+def _resolve(name: str, *, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    if name in seen:
+        raise UserError(f"recipe {name} extends itself: {' -> '.join((*seen, name))}")
+    values = _parse_yaml(_read(name), f"recipe {name}")
+    if not isinstance(values, dict):
+        raise UserError(f"recipe {name} holds no keys: write it as YAML like the shipped ones")
+    base = values.pop("extends", None)
+    if not isinstance(base, str | None):
+        raise UserError(f"recipe {name} extends {base!r}: name one recipe, shipped or a file")
+    return values if base is None else _merge(_resolve(base, seen=(*seen, name)), values)
+
+
+def _read(name: str) -> str:
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    path = Path(name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = _nearest(name, shipped)
+        raise UserError(f"there is no recipe {name}{near}: shipped are {', '.join(sorted(shipped))}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {name} cannot be read: {error}") from error
+
+
+def _parse_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(_one_line(f"{what} is not YAML: {error}")) from error
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise UserError(_one_line(f"override {key}: {part} is a value, not a section"))
+    values[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        return f"unknown key {where}{_nearest(str(problem['loc'][-1]), known) or ': known are ' + ', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{where} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where or 'recipe'} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(path: tuple[int | str, ...]) -> list[str]:
+    """Keys of the section at `path`."""
+    section: type[BaseModel] = Recipe
+    for part in path:
+        inner = section.model_fields[str(part)].annotation
+        assert isinstance(inner, type) and issubclass(inner, BaseModel)
+        section = inner
+    return list(section.model_fields)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,33 @@
+"""The data room: video files, captions, the latent cache, and the order in which training reads it."""
+
+from __future__ import annotations
+
+from avd.data.batches import BatchOrder
+from avd.data.cache import Geometry, Item, LatentCache, LatentSource, MemoryLatents
+from avd.data.cache_writer import CacheWriter, Skip
+from avd.data.captions import CaptionedFile, read_captions, read_prompts, write_captions
+from avd.data.prepare import Encoder, Summary, prepare
+from avd.data.video import Video, VideoError, read_video, video_bytes, write_video
+
+__all__ = [
+    "BatchOrder",
+    "CacheWriter",
+    "CaptionedFile",
+    "Encoder",
+    "Geometry",
+    "Item",
+    "LatentCache",
+    "LatentSource",
+    "MemoryLatents",
+    "Skip",
+    "Summary",
+    "Video",
+    "VideoError",
+    "prepare",
+    "read_captions",
+    "read_prompts",
+    "read_video",
+    "video_bytes",
+    "write_captions",
+    "write_video",
+]

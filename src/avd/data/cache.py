@@ -1,0 +1,227 @@
+"""The latent cache: clips and captions encoded once, read at random ever after.
+
+A cache is a folder:
+
+    shard-00000.safetensors   `latents` (N, C, F, H, W), whitened, and `prompts` (N, L, D), both of the cache's dtype;
+    shard-00001.safetensors   the metadata entry `items` is JSON: for each of the N, its caption, file and start
+    ...
+    skipped.jsonl             the files left out, and why; only if there are any
+    manifest.json             what the cache holds and by whom it was encoded, with the SHA-256 of each shard
+
+A manifest is written last, so a folder without one is not, or not yet, a cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from avd.data.files import read_text
+from avd.types import UserError
+
+FORMAT = "avd-latent-cache"
+VERSION = 1
+MANIFEST = "manifest.json"
+JOURNAL = "journal.jsonl"
+SKIPPED = "skipped.jsonl"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Size of the clips behind the latents: frames, height and width in pixels, frames per second."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+
+@dataclass(frozen=True)
+class Item:
+    """A clip of a cache: its caption, the file it was cut from, and where in it the clip starts, in seconds."""
+
+    caption: str
+    file: str
+    start: float = 0.0
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A complete shard as the journal and the manifest name it."""
+
+    file: str
+    items: int
+    sha256: str
+
+
+class LatentSource(Protocol):
+    """Clips, encoded: whitened latents, the embeddings of their prompts, and the prompts themselves."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def captions(self) -> Sequence[str]: ...
+
+    def latents(self, indices: Sequence[int]) -> Tensor:
+        """Whitened latents (B, C, F, H, W) of the clips at `indices`, float32, on the CPU."""
+        ...
+
+    def prompts(self, indices: Sequence[int]) -> Tensor:
+        """Prompt embeddings (B, L, D) of the clips at `indices`, float32, on the CPU."""
+        ...
+
+
+class MemoryLatents:
+    """A `LatentSource` over tensors already in memory: latents (N, C, F, H, W), prompts (N, L, D), N captions."""
+
+    def __init__(self, latents: Tensor, prompts: Tensor, captions: Sequence[str]) -> None:
+        assert len(latents) == len(prompts) == len(captions)
+        self._latents, self._prompts = latents, prompts
+        self.captions = list(captions)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def latents(self, indices: Sequence[int]) -> Tensor:
+        return self._latents[list(indices)].float()
+
+    def prompts(self, indices: Sequence[int]) -> Tensor:
+        return self._prompts[list(indices)].float()
+
+
+class LatentCache:
+    """A finished cache, a `LatentSource` that holds no latents in memory.
+
+    Each read opens a memory map of the shards it needs, takes the rows it needs and closes it again. Opening a cache
+    reads every shard's header. Raises `UserError` if `path` is missing, unfinished, not a cache, or of another format
+    version, and, naming the shard, if a shard is missing, cut short or foreign. Flipped bits show in `verify` only.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        manifest = read_manifest(self.path)
+        try:
+            self.identity = str(manifest["identity"])
+            self.geometry = Geometry(**manifest["geometry"])
+            self.latent_shape = tuple(manifest["latent_shape"])
+            self.prompt_shape = tuple(manifest["prompt_shape"])
+            self._shards = [ShardRecord(**record) for record in manifest["shards"]]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.path / MANIFEST} is damaged ({error}): prepare the cache again") from error
+        self.items: list[Item] = []
+        for record in self._shards:
+            items, shapes = read_shard_header(self.path / record.file)
+            if len(items) != record.items or shapes != (self.latent_shape, self.prompt_shape):
+                raise UserError(f"{self.path / record.file} does not fit the manifest: prepare the cache again")
+            self.items += items
+        self._ends = list(accumulate(record.items for record in self._shards))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def captions(self) -> list[str]:
+        return [item.caption for item in self.items]
+
+    def latents(self, indices: Sequence[int]) -> Tensor:
+        return self._gather("latents", self.latent_shape, indices)
+
+    def prompts(self, indices: Sequence[int]) -> Tensor:
+        return self._gather("prompts", self.prompt_shape, indices)
+
+    def verify(self) -> None:
+        """Read everything and compare checksums. Raises `UserError` naming the first shard that has changed."""
+        for record in self._shards:
+            with (self.path / record.file).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != record.sha256:
+                raise UserError(
+                    f"{self.path / record.file} has changed since it was written: SHA-256 is {found[:12]}..., "
+                    f"the manifest says {record.sha256[:12]}...: prepare the cache again"
+                )
+
+    def _gather(self, name: str, shape: tuple[int, ...], indices: Sequence[int]) -> Tensor:
+        places: dict[int, list[tuple[int, int]]] = defaultdict(list)  # shard: (row of the result, row of the shard)
+        for row, index in enumerate(indices):
+            if not 0 <= index < len(self):
+                raise IndexError(f"index {index} of a cache of {len(self)} clips")
+            shard = bisect_right(self._ends, index)
+            places[shard].append((row, index - self._ends[shard] + self._shards[shard].items))
+        gathered = torch.empty(len(indices), *shape)
+        for shard, pairs in places.items():
+            with open_shard(self.path / self._shards[shard].file) as handle:
+                rows = handle.get_slice(name)
+                for row, offset in pairs:
+                    gathered[row] = rows[offset]
+        return gathered
+
+
+def manifest_header(identity: str, geometry: Geometry, dtype: str, shard_size: int) -> dict[str, Any]:
+    """What two runs must agree on to write one cache."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "identity": identity,
+        "geometry": asdict(geometry),
+        "dtype": dtype,
+        "shard_size": shard_size,
+    }
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a finished cache. Raises `UserError` if the folder holds none of this format and version."""
+    if not path.is_dir():
+        raise UserError(f"no latent cache at {path}: there is no such folder")
+    if not (path / MANIFEST).exists():
+        if (path / JOURNAL).exists():
+            raise UserError(f"the latent cache {path} is unfinished: run the command that began it again")
+        raise UserError(f"{path} is not a latent cache: there is no {MANIFEST} in it")
+    try:
+        manifest = json.loads(read_text(path / MANIFEST))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path / MANIFEST} is damaged ({error.msg}): prepare the cache again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} is not a latent cache: its {MANIFEST} is of another kind")
+    if manifest.get("version") != VERSION:
+        raise UserError(
+            f"the latent cache {path} has format version {manifest.get('version')}, "
+            f"this program reads {VERSION}: prepare the cache again"
+        )
+    return manifest
+
+
+@contextmanager
+def open_shard(path: Path) -> Iterator[Any]:
+    """A memory map of a shard. Raises `UserError` naming it if it is missing, cut short or foreign."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            yield handle
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read the shard {path} ({error}): prepare the cache again") from error
+
+
+def read_shard_header(path: Path) -> tuple[list[Item], tuple[tuple[int, ...], tuple[int, ...]]]:
+    """A shard's items, and the shapes of one latent and one prompt embedding. Raises `UserError` as `open_shard`."""
+    with open_shard(path) as handle:
+        metadata = handle.metadata() or {}
+        latents, prompts = (tuple(handle.get_slice(name).get_shape()) for name in ("latents", "prompts"))
+    try:
+        items = [Item(**record) for record in json.loads(metadata["items"])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the shard {path} names no clips ({error!r}): prepare the cache again") from error
+    if not len(items) == latents[0] == prompts[0]:
+        raise UserError(f"the shard {path} holds {latents[0]} latents of {len(items)} clips: prepare the cache again")
+    return items, (latents[1:], prompts[1:])

@@ -1,0 +1,208 @@
+"""Writes a latent cache, over as many interruptions as it takes.
+
+While a cache is being written, `journal.jsonl` in its folder records what is settled: a header line, then a line for
+each complete shard and each skipped file. Whatever is not in the journal is done again, so an interrupted and continued
+cache ends with the same bytes as one written at a stretch. The manifest then takes the journal's place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from avd.data.cache import (
+    DTYPES,
+    JOURNAL,
+    MANIFEST,
+    SKIPPED,
+    Geometry,
+    Item,
+    ShardRecord,
+    manifest_header,
+    read_manifest,
+    read_shard_header,
+)
+from avd.data.files import PARTIAL_SUFFIX, read_text, write_atomically
+from avd.types import UserError
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A file left out: `reason` in a word or two, `detail` in a sentence."""
+
+    file: str
+    reason: str
+    detail: str
+
+
+class CacheWriter:
+    """Begins a cache at `path`, or continues an unfinished one there.
+
+    `identity` names the encoder, `geometry` the clips; `shard_size` is the number of clips in a shard, which is also
+    what an interruption can cost. A finished cache opens with `finished` true and is never written to again.
+
+    Attributes: `items`, the clips of complete shards, in order; `skipped`, the files left out so far; `finished`.
+
+    Raises `UserError` if the folder holds anything else, or a cache begun with another identity, geometry, dtype or
+    shard size.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        identity: str,
+        geometry: Geometry,
+        shard_size: int = 64,
+        dtype: Literal["float16", "bfloat16"] = "float16",
+    ) -> None:
+        if shard_size < 1:
+            raise UserError(f"the shard size is {shard_size}: at least 1 is needed")
+        self.path = Path(path)
+        self.items: list[Item] = []
+        self.skipped: list[Skip] = []
+        self._header = manifest_header(identity, geometry, dtype, shard_size)
+        self._dtype = DTYPES[dtype]
+        self._shard_size = shard_size
+        self._shards: list[ShardRecord] = []
+        self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self._pending: list[tuple[Tensor, Tensor, Item]] = []
+        self.finished = (self.path / MANIFEST).exists()
+        if self.finished:
+            self._open_finished()
+        elif (self.path / JOURNAL).exists():
+            self._resume()
+        else:
+            self._begin()
+
+    def __len__(self) -> int:
+        """Clips added so far, those of the shard under way included."""
+        return len(self.items) + len(self._pending)
+
+    @property
+    def room(self) -> int:
+        """Clips that the shard under way still takes, at least 1."""
+        return self._shard_size - len(self._pending)
+
+    def add(self, latent_CFHW: Tensor, prompt_LD: Tensor, item: Item) -> None:
+        """Append a clip: its whitened latent and its prompt's embedding. Writes a shard when that makes one full.
+
+        Raises `UserError` if the shapes differ from the clips before, or a value is not finite in the cache's dtype.
+        """
+        assert not self.finished
+        latent, prompt = (x.detach().to("cpu", self._dtype, copy=True) for x in (latent_CFHW, prompt_LD))
+        shapes = (tuple(latent.shape), tuple(prompt.shape))
+        self._shapes = self._shapes or shapes
+        if shapes != self._shapes:
+            raise UserError(f"{item.file}: latent and prompt shapes are {shapes}, those before were {self._shapes}")
+        if not (latent.isfinite().all() and prompt.isfinite().all()):
+            raise UserError(f"{item.file}: latent or prompt holds values that {self._dtype} cannot: check the encoder")
+        self._pending.append((latent, prompt, item))
+        if self.room == 0:
+            self._write_shard()
+
+    def skip(self, file: str, reason: str, detail: str) -> None:
+        """Record a file that is left out; a continued run finds it in `skipped`."""
+        assert not self.finished
+        self.skipped.append(Skip(file, reason, detail))
+        self._log({"skip": asdict(self.skipped[-1])})
+
+    def finish(self) -> None:
+        """Write what is pending, the list of skipped files and the manifest. At least one clip must have been added."""
+        assert not self.finished and len(self) > 0
+        if self._pending:
+            self._write_shard()
+        assert self._shapes is not None
+        if self.skipped:
+            write_atomically(self.path / SKIPPED, "".join(_line(asdict(skip)) for skip in self.skipped).encode())
+        manifest = self._header | {
+            "count": len(self),
+            "latent_shape": self._shapes[0],
+            "prompt_shape": self._shapes[1],
+            "shards": [asdict(record) for record in self._shards],
+        }
+        write_atomically(self.path / MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+        (self.path / JOURNAL).unlink()
+        self.finished = True
+
+    def abandon(self) -> None:
+        """Take back a cache to which no clip was added, so that the folder can be used for another try."""
+        assert not self.finished and len(self) == 0
+        (self.path / JOURNAL).unlink()
+        self.path.rmdir()
+
+    def _begin(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: name a new folder for the latent cache")
+        if self.path.exists() and any(entry.suffix != PARTIAL_SUFFIX for entry in self.path.iterdir()):
+            raise UserError(f"{self.path} holds other files: name a new folder for the latent cache")
+        write_atomically(self.path / JOURNAL, _line(self._header).encode())
+
+    def _resume(self) -> None:
+        path = self.path / JOURNAL
+        # A crash can cut the last line short; it is dropped, and what it recorded is done again.
+        settled = read_text(path).rpartition("\n")[0] + "\n"
+        try:
+            header, *events = [json.loads(line) for line in settled.splitlines()]
+            shards = [ShardRecord(**event["shard"]) for event in events if "shard" in event]
+            self.skipped = [Skip(**event["skip"]) for event in events if "skip" in event]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} is damaged: delete {self.path} and prepare the cache again") from error
+        self._refuse_to_mix(header)
+        write_atomically(path, settled.encode())
+        self._take(shards)
+
+    def _open_finished(self) -> None:
+        manifest = read_manifest(self.path)
+        self._refuse_to_mix(manifest)
+        # A crash between writing the manifest and removing the journal leaves both.
+        (self.path / JOURNAL).unlink(missing_ok=True)
+        if (self.path / SKIPPED).exists():
+            lines = read_text(self.path / SKIPPED).split("\n")
+            self.skipped = [Skip(**json.loads(line)) for line in lines if line]
+        self._take([ShardRecord(**record) for record in manifest["shards"]])
+
+    def _take(self, shards: list[ShardRecord]) -> None:
+        """Count complete shards as written."""
+        self._shards = shards
+        for record in shards:
+            items, self._shapes = read_shard_header(self.path / record.file)
+            self.items += items
+
+    def _refuse_to_mix(self, found: dict[str, Any]) -> None:
+        for key, value in self._header.items():
+            if found.get(key) != value:
+                raise UserError(
+                    f"the latent cache {self.path} was begun with {key} {found.get(key)!r}, this run has {value!r}: "
+                    "choose another folder"
+                )
+
+    def _write_shard(self) -> None:
+        latents, prompts, items = zip(*self._pending, strict=True)
+        name = f"shard-{len(self._shards):05d}.safetensors"
+        # A single metadata entry: safetensors does not keep the order of several.
+        metadata = {"items": json.dumps([asdict(item) for item in items], ensure_ascii=False)}
+        data = save({"latents": torch.stack(latents), "prompts": torch.stack(prompts)}, metadata)
+        write_atomically(self.path / name, data)
+        self._shards.append(ShardRecord(name, len(items), hashlib.sha256(data).hexdigest()))
+        self._log({"shard": asdict(self._shards[-1])})
+        self.items += items
+        self._pending.clear()
+
+    def _log(self, event: dict[str, Any]) -> None:
+        with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(_line(event))
+            journal.flush()
+            os.fsync(journal.fileno())
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"

@@ -1,0 +1,100 @@
+"""The flow convention, stated once.
+
+    sigma in [0, 1], noise at 1
+    x_sigma = (1 - sigma) x0 + sigma eps          eps ~ N(0, I)
+    v       = d x_sigma / d sigma = eps - x0
+    x0      = x_sigma - sigma v
+    eps     = x_sigma + (1 - sigma) v
+
+This is rectified flow (Liu et al. 2022, arXiv 2209.03003) as Wan2.1 uses it; a network's "timestep" is 1000 sigma.
+Everything here computes in float32 (or float64 if given), whatever the network's precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+TIMESTEPS = 1000
+"""Timestep of sigma = 1."""
+
+
+def per_sample(sigma: Tensor | float, like: Tensor) -> Tensor:
+    """`sigma`, a number or of shape (B,), shaped to broadcast over `like` of shape (B, ...), in at least float32."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    sigma = torch.as_tensor(sigma, dtype=dtype, device=like.device)
+    return sigma.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def add_noise(x0: Tensor, eps: Tensor, sigma: Tensor | float) -> Tensor:
+    """x_sigma from clean latents and noise."""
+    s = per_sample(sigma, x0)
+    return (1 - s) * x0 + s * eps
+
+
+def velocity_of(x0: Tensor, eps: Tensor) -> Tensor:
+    """v = eps - x0."""
+    return eps.to(torch.promote_types(eps.dtype, torch.float32)) - x0
+
+
+def x0_from_velocity(x_sigma: Tensor, v: Tensor, sigma: Tensor | float) -> Tensor:
+    """x0 = x_sigma - sigma v."""
+    return x_sigma - per_sample(sigma, x_sigma) * v
+
+
+def eps_from_velocity(x_sigma: Tensor, v: Tensor, sigma: Tensor | float) -> Tensor:
+    """eps = x_sigma + (1 - sigma) v."""
+    return x_sigma + (1 - per_sample(sigma, x_sigma)) * v
+
+
+def velocity_from_x0(x_sigma: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
+    """v = (x_sigma - x0) / sigma, for sigma > 0."""
+    return (x_sigma - x0) / per_sample(sigma, x_sigma)
+
+
+def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance in the usual convention: uncond + scale (cond - uncond); 1 is no guidance.
+
+    Some code counts from the conditional branch, cond + w (cond - uncond), which is `scale` = 1 + w here.
+    """
+    return uncond + scale * (cond - uncond)
+
+
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    """Move noise levels up by `shift` >= 1 (SD3, arXiv 2403.03206, Eq. 23): s sigma / (1 + (s - 1) sigma).
+
+    0 and 1 stay where they are; `shift` = 1 changes nothing; shifting by a then by b is shifting by a b.
+    """
+    if shift <= 0:
+        raise ValueError(f"timestep shift is {shift}: it must be positive")
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def many_step_sigmas(steps: int, shift: float) -> Tensor:
+    """The `steps` + 1 noise levels of a many-step sampler, from 1 down to 0: a uniform grid, shifted. float64."""
+    if steps < 1:
+        raise ValueError(f"number of sampling steps is {steps}: it must be at least 1")
+    return shift_sigma(torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64), shift)
+
+
+def few_step_sigmas(timesteps: tuple[float, ...]) -> tuple[float, ...]:
+    """Noise levels of a few-step student from its timesteps (of 1000), which must fall and lie in (0, 1000]."""
+    ordered = all(a > b for a, b in zip(timesteps, timesteps[1:], strict=False))
+    if not timesteps or not ordered or not 0 < timesteps[-1] <= timesteps[0] <= TIMESTEPS:
+        raise ValueError(f"student timesteps are {list(timesteps)}: they must fall strictly within (0, {TIMESTEPS}]")
+    return tuple(t / TIMESTEPS for t in timesteps)
+
+
+@torch.no_grad()
+def integrate(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigmas: Tensor) -> Tensor:
+    """Solve dx/dsigma = v(x, sigma) by Euler's method along `sigmas` (falling), from `noise` at the first.
+
+    `velocity(x, sigma_B)` is called once a step. The state is kept in float32.
+    """
+    x = noise.float()
+    for sigma, below in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+        v = velocity(x, torch.full((x.shape[0],), sigma, device=x.device))
+        x = x + (below - sigma) * v.float()
+    return x

@@ -1,0 +1,1 @@
+"""Adapters over diffusers and transformers: the only room that imports them."""

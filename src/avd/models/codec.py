@@ -1,0 +1,35 @@
+"""Pixels to and from a Wan VAE's whitened latents."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+
+def to_signed(video: np.ndarray) -> Tensor:
+    """uint8 (B, F, H, W, 3) to float (B, 3, F, H, W) in [-1, 1], as a VAE takes it."""
+    return torch.from_numpy(np.ascontiguousarray(video.transpose(0, 4, 1, 2, 3))).float() / 127.5 - 1.0
+
+
+def to_uint8(video: Tensor) -> np.ndarray:
+    """Float (B, 3, F, H, W) in [-1, 1] to uint8 (B, F, H, W, 3)."""
+    rounded = ((video.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
+    return rounded.permute(0, 2, 3, 4, 1).contiguous().cpu().numpy()
+
+
+def whiten(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
+    """(z - mean) / std with the VAE's own statistics per channel."""
+    mean, std = _statistics(vae, z)
+    return (z - mean) / std
+
+
+def unwhiten(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
+    mean, std = _statistics(vae, x)
+    return x * std + mean
+
+
+def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = (like.new_tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    return mean, std

@@ -1,0 +1,205 @@
+"""The Wan family through diffusers: a folder of weights, seen as the rest of the project needs it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+
+from avd.flow import TIMESTEPS
+from avd.models.codec import to_signed, to_uint8, unwhiten, whiten
+from avd.models.rotary import StridedRotary
+from avd.types import UserError
+
+SHIPPED = {"wan-mini": Path(__file__).parent.parent / "assets" / "wan-mini"}
+SETTINGS_FILE = "avd.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a model folder does not say by itself: its clip geometry and how its teacher is sampled.
+
+    Read from `avd.json` in the folder; the defaults are Wan2.1-T2V's.
+    """
+
+    frames: int = 81
+    height: int = 480
+    width: int = 832
+    fps: int = 16
+    steps: int = 50
+    guidance: float = 5.0
+    shift: float = 5.0
+    student_timesteps: tuple[float, ...] | None = None
+    """Set for a distilled model: it is sampled with the few-step rollout at these timesteps."""
+    half_rate_stages: int = 0
+
+
+class WanVelocity(nn.Module):
+    """A Wan transformer as an `avd.types.Velocity`: noise levels in, float32 velocities out."""
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        super().__init__()
+        if not isinstance(transformer.rope, StridedRotary):
+            transformer.rope = StridedRotary(transformer.rope)
+        self.transformer = transformer
+
+    def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
+        dtype = self.transformer.dtype
+        self.transformer.rope.frame_stride = frame_stride
+        try:
+            (velocity,) = self.transformer(
+                x_BCFHW.to(dtype), sigma_B.float() * TIMESTEPS, prompt_BLD.to(dtype), return_dict=False
+            )
+        finally:
+            self.transformer.rope.frame_stride = 1
+        return velocity.float()
+
+
+class VideoModel:
+    """Transformer, VAE, text encoder and tokenizer of one model folder."""
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel,
+        vae: AutoencoderKLWan,
+        text_encoder: UMT5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Settings,
+    ) -> None:
+        self.transformer = transformer
+        self.vae = vae.eval().requires_grad_(False)
+        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.settings = settings
+
+    @classmethod
+    def load(cls, name: str) -> VideoModel:
+        """Load a shipped model by name, a diffusers folder, or a hub id, in float32.
+
+        Raises UserError if there is no such model or the folder is not a Wan model.
+        """
+        folder = _locate(name)
+        try:
+            load = {"torch_dtype": torch.float32, "use_safetensors": True}  # never fall back to pickles
+            return cls(
+                WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", **load),
+                AutoencoderKLWan.from_pretrained(folder, subfolder="vae", **load),
+                UMT5EncoderModel.from_pretrained(
+                    folder, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
+                ),
+                AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+                read_settings(Path(folder)),
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{name} cannot be loaded as a Wan model: {reason}") from error
+
+    def velocity(self) -> WanVelocity:
+        return WanVelocity(self.transformer)
+
+    def fresh_velocity(self) -> WanVelocity:
+        """A trainable copy of the transformer, for a student or a fake score that starts from this model."""
+        return WanVelocity(copy.deepcopy(self.transformer))
+
+    def latent_shape(self, frames: int | None = None) -> tuple[int, int, int, int]:
+        """(C, F, H, W) of a clip of the model's geometry, or of `frames` frames."""
+        s, config = self.settings, self.vae.config
+        return (
+            config.z_dim,
+            ((frames or s.frames) - 1) // config.scale_factor_temporal + 1,
+            s.height // config.scale_factor_spatial,
+            s.width // config.scale_factor_spatial,
+        )
+
+    @property
+    def text_length(self) -> int:
+        return min(self.tokenizer.model_max_length, 512)
+
+    @property
+    def identity(self) -> str:
+        """Changes whenever latents or prompt embeddings made with this model would no longer fit it."""
+        whitening = (self.vae.config.latents_mean, self.vae.config.latents_std)
+        digest = hashlib.sha256(repr((self.text_length, whitening)).encode())
+        for module in (self.vae, self.text_encoder):
+            for name, tensor in sorted(module.state_dict().items()):
+                sample = tensor.flatten()[:64].float().cpu().numpy().tobytes()
+                digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample)
+        return f"wan-{digest.hexdigest()[:16]}"
+
+    @torch.no_grad()
+    def encode_video(self, frames: np.ndarray) -> Tensor:
+        """uint8 (B, F, H, W, 3) to whitened latents (B, C, F', H', W') (the posterior's mode)."""
+        return whiten(self.vae, self.vae.encode(to_signed(frames)).latent_dist.mode())
+
+    @torch.no_grad()
+    def decode_video(self, latents: Tensor, batch: int = 8) -> np.ndarray:
+        """Whitened latents to uint8 (B, F, H, W, 3), a few clips at a time."""
+        parts = [self.vae.decode(unwhiten(self.vae, part)).sample for part in latents.split(batch)]
+        return to_uint8(torch.cat(parts))
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        """Prompt embeddings (B, L, D); positions past a prompt's end are zero, as in diffusers' WanPipeline."""
+        return encode_prompts(self.text_encoder, self.tokenizer, prompts, self.text_length)
+
+    def save(self, folder: Path, *, transformer: WanTransformer3DModel | None = None, **settings: Any) -> None:
+        """Write a diffusers folder, with `transformer` in place of the model's own and changed `settings`."""
+        pipeline = WanPipeline(
+            tokenizer=self.tokenizer,
+            text_encoder=self.text_encoder,
+            vae=self.vae,
+            transformer=self.transformer if transformer is None else transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=self.settings.shift),
+        )
+        pipeline.save_pretrained(folder)
+        (folder / SETTINGS_FILE).write_text(json.dumps({**asdict(self.settings), **settings}, indent=2) + "\n")
+
+
+def encode_prompts(
+    text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int
+) -> Tensor:
+    """Embeddings (B, `length`, D) with zeros past each prompt's end, of prompts tidied as diffusers tidies them."""
+    tidy = [prompt_clean(prompt) for prompt in prompts]
+    tokens = tokenizer(tidy, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    mask = tokens.attention_mask
+    hidden = text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state
+    return hidden * mask.unsqueeze(-1)
+
+
+def read_settings(folder: Path) -> Settings:
+    """Settings of a model folder; Wan2.1's where it has none."""
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        return Settings()
+    try:
+        values = json.loads(path.read_text())
+        if values.get("student_timesteps") is not None:
+            values["student_timesteps"] = tuple(values["student_timesteps"])
+        return Settings(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no settings file of avd ({error}): write the model folder again") from error
+
+
+def _locate(name: str) -> str:
+    """A path, or a hub id left to diffusers to resolve."""
+    if name in SHIPPED:
+        return str(SHIPPED[name])
+    if Path(name).is_dir():
+        if not (Path(name) / "model_index.json").exists():
+            raise UserError(f"{name} is no diffusers folder: it has no model_index.json")
+        return name
+    if name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).parent.exists():
+        return name
+    raise UserError(
+        f"there is no model {name}: name a shipped one ({', '.join(SHIPPED)}), a diffusers folder or a hub id"
+    )

@@ -1,0 +1,1 @@
+"""Objectives, one file each: tensors and callables in, `LossTerm`s out. They know nothing of trainers."""

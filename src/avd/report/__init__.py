@@ -1,0 +1,21 @@
+"""What a run leaves to be read: rows of measures, and the tables, pages and plots made from them. No torch."""
+
+from __future__ import annotations
+
+from avd.evaluation.rows import Results, Row, read_results, write_results
+from avd.report.curves import loss_curves
+from avd.report.page import write_report
+from avd.report.sheet import contact_sheet
+from avd.report.table import markdown_table, terminal_table
+
+__all__ = [
+    "Results",
+    "Row",
+    "contact_sheet",
+    "loss_curves",
+    "markdown_table",
+    "read_results",
+    "terminal_table",
+    "write_report",
+    "write_results",
+]

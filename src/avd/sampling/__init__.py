@@ -1,0 +1,1 @@
+"""Sampling: the few-step rollout and the many-step teacher."""

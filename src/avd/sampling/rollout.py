@@ -1,0 +1,95 @@
+"""The few-step rollout, the one path a student is trained on and run with.
+
+A student goes through stages of falling noise. At each it predicts the clean video, which is re-noised to the next
+stage's level (the multistep consistency sampler, arXiv 2303.01469, Alg. 1; DMD2, arXiv 2405.14867, Sec. 4.5):
+
+    x0_i    = x_i - sigma_i v(x_i, sigma_i)
+    x_{i+1} = (1 - sigma_{i+1}) x0_i + sigma_{i+1} eps_i
+
+A stage with frame stride 2 works on every second latent frame, at its true temporal position; between strides a network
+fills in the missing frames of x0 (AVD, Sec. "half frame rate").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avd.flow import add_noise, x0_from_velocity
+from avd.types import Velocity
+
+Interpolate = Callable[[Tensor], Tensor]
+"""Clean latents (B, C, F, H, W) at half rate to (B, C, 2F - 1, H, W)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    sigma: float
+    frame_stride: int = 1
+
+
+def make_stages(sigmas: tuple[float, ...], half_rate_stages: int = 0) -> tuple[Stage, ...]:
+    """One stage a noise level, the first `half_rate_stages` at every second frame.
+
+    Raises ValueError unless at least the last stage is at full rate.
+    """
+    if not 0 <= half_rate_stages < len(sigmas):
+        raise ValueError(f"half_rate_stages is {half_rate_stages}: it must lie in 0 to {len(sigmas) - 1}")
+    return tuple(Stage(sigma, 2 if i < half_rate_stages else 1) for i, sigma in enumerate(sigmas))
+
+
+class Rollout:
+    """Stages, and the network that fills frames in between strides.
+
+    Raises ValueError if a stage runs at half rate and there is no `interpolate`.
+    """
+
+    def __init__(self, stages: tuple[Stage, ...], interpolate: Interpolate | None = None) -> None:
+        if interpolate is None and any(stage.frame_stride > 1 for stage in stages):
+            raise ValueError("half-rate stages need an interpolator: give one, or use full-rate stages only")
+        self.stages, self._interpolate = stages, interpolate
+
+    def __call__(
+        self,
+        student: Velocity,
+        noise_BCFHW: Tensor,
+        prompt_BLD: Tensor,
+        generator: torch.Generator,
+        *,
+        exit_stage: int | None = None,
+        gradient: bool = False,
+    ) -> Tensor:
+        """The clean video predicted at `exit_stage` (default: the last), at full rate, of the shape of the noise.
+
+        Stages past the exit are not run. With `gradient`, the exit stage's prediction carries it; the stages before
+        never do. Re-noising draws from `generator`, at full rate whatever the stride, so that the same generator
+        gives full-rate and half-rate rollouts the same noise. At half rate the number of frames must be odd.
+        """
+        last = len(self.stages) - 1 if exit_stage is None else exit_stage
+        frames = noise_BCFHW.shape[2]
+        if frames % 2 == 0 and self.stages[0].frame_stride > 1:
+            raise ValueError(f"{frames} latent frames: half-rate stages need an odd number")
+        stage = self.stages[0]
+        x = noise_BCFHW.float()[:, :, :: stage.frame_stride]
+        x0 = self._predict(student, x, stage, prompt_BLD, gradient and last == 0)
+        for i in range(1, last + 1):
+            before, stage = stage, self.stages[i]
+            if before.frame_stride > stage.frame_stride:
+                x0 = self._fill(x0, gradient=False)
+            eps = torch.randn(noise_BCFHW.shape, generator=generator, device=x0.device)
+            x = add_noise(x0, eps[:, :, :: stage.frame_stride], stage.sigma)
+            x0 = self._predict(student, x, stage, prompt_BLD, gradient and i == last)
+        return x0 if stage.frame_stride == 1 else self._fill(x0, gradient)
+
+    def _predict(self, student: Velocity, x: Tensor, stage: Stage, prompt: Tensor, gradient: bool) -> Tensor:
+        with torch.set_grad_enabled(gradient):
+            sigma_B = torch.full((len(x),), stage.sigma, device=x.device)
+            return x0_from_velocity(x, student(x, sigma_B, prompt, frame_stride=stage.frame_stride), sigma_B)
+
+    def _fill(self, x0: Tensor, gradient: bool) -> Tensor:
+        assert self._interpolate is not None
+        with torch.set_grad_enabled(gradient):
+            return self._interpolate(x0)

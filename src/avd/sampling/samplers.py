@@ -1,0 +1,83 @@
+"""Ways of making videos with a model, behind one call: prompts in, latents out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from avd.flow import few_step_sigmas
+from avd.interpolation import FrameInterpolator
+from avd.models.wan import VideoModel
+from avd.sampling.rollout import Rollout, make_stages
+from avd.sampling.teacher import sample_teacher
+
+
+class Sampler(Protocol):
+    """`steps` and `network_calls` are those of one video."""
+
+    model: VideoModel
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def network_calls(self) -> int: ...
+
+    def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
+        """Whitened latents (B, C, F, H, W), one clip a prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class ManySteps:
+    """Euler with classifier-free guidance, by default as the model's settings say."""
+
+    model: VideoModel
+    steps: int
+    guidance: float
+
+    @property
+    def network_calls(self) -> int:
+        return self.steps * (1 if self.guidance == 1.0 else 2)
+
+    def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
+        return sample_teacher(
+            self.model.velocity(),
+            _noise(self.model, len(prompts), generator),
+            self.model.encode_prompts(prompts),
+            self.model.encode_prompts([""]),
+            steps=self.steps,
+            guidance=self.guidance,
+            shift=self.model.settings.shift,
+        )
+
+
+@dataclass(frozen=True)
+class FewSteps:
+    """The student's rollout at `timesteps` (of 1000), its first stages at half rate if asked."""
+
+    model: VideoModel
+    timesteps: tuple[float, ...]
+    half_rate_stages: int = 0
+    interpolator: FrameInterpolator | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def network_calls(self) -> int:
+        return len(self.timesteps)
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
+        rollout = Rollout(make_stages(few_step_sigmas(self.timesteps), self.half_rate_stages), self.interpolator)
+        noise = _noise(self.model, len(prompts), generator)
+        return rollout(self.model.velocity(), noise, self.model.encode_prompts(prompts), generator)
+
+
+def _noise(model: VideoModel, count: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(count, *model.latent_shape(), generator=generator)

@@ -1,0 +1,1 @@
+"""Training: step, loop, checkpoint, and the tasks that run in the loop."""

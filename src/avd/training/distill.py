@@ -1,0 +1,136 @@
+"""Distil a teacher into a few-step student: the task that `training.loop` runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avd.config import Recipe
+from avd.data import BatchOrder, LatentSource, write_video
+from avd.flow import few_step_sigmas
+from avd.interpolation import FrameInterpolator
+from avd.models.wan import VideoModel
+from avd.objectives.temporal import temporal_regularization
+from avd.sampling.rollout import Rollout, make_stages
+from avd.training.checkpoint import pack_module, unpack_module
+from avd.training.cycle import Batch, Cycle
+from avd.training.randomness import generator_for
+from avd.training.roles import Roles
+from avd.types import UserError
+
+_PREVIEWS = 4
+
+
+class DistillTask:
+    """See `training.loop.Task`. One update is one cycle (`training.cycle`).
+
+    `source` holds real latents with their prompts; both the regression branch and the rollouts' prompts come from it,
+    each in its own shuffled order. `interpolator` is needed for half-rate stages.
+    """
+
+    def __init__(
+        self, recipe: Recipe, model: VideoModel, source: LatentSource, interpolator: FrameInterpolator | None
+    ) -> None:
+        self.recipe, self.model, self.source, self.interpolator = recipe, model, source, interpolator
+        self.roles = Roles(model, recipe)
+        if interpolator is not None:
+            interpolator.eval().requires_grad_(False)
+        self.stages = make_stages(few_step_sigmas(recipe.rollout.timesteps), recipe.rollout.half_rate_stages)
+        if recipe.rollout.half_rate_stages:
+            self._check_half_rate()
+        self.cycle = Cycle(
+            recipe, self.roles, Rollout(self.stages, interpolator), model.encode_prompts([""]), self._truncation()
+        )
+        batch = recipe.training.batch
+        self.video_order = BatchOrder(len(source), batch, recipe.seed)
+        self.prompt_order = BatchOrder(len(source), batch, recipe.seed + 1)
+
+    def update(self, n: int) -> dict[str, float]:
+        rollouts = 1 if self.recipe.rollout.shared else self.recipe.fake_score.updates
+        videos = self.video_order.next()
+        batch = Batch(
+            self.source.latents(videos),
+            self.source.prompts(videos),
+            tuple(self.source.prompts(self.prompt_order.next()) for _ in range(rollouts)),
+        )
+        return self.cycle.run(batch, generator_for(self.recipe.seed, "cycle", n))
+
+    def validate(self, n: int) -> dict[str, float]:
+        return {}
+
+    @torch.no_grad()
+    def sample(self, folder: Path, n: int) -> None:
+        """The averaged student on the first prompts of the source, from fixed noise, side by side in one video."""
+        count = min(_PREVIEWS, len(self.source))
+        generator = generator_for(self.recipe.seed, "preview")
+        shape = self.source.latents([0]).shape[1:]
+        noise = torch.randn(count, *shape, generator=generator)
+        prompts = self.source.prompts(list(range(count)))
+        latents = Rollout(self.stages, self.interpolator)(self.roles.average.module, noise, prompts, generator)
+        videos = self.model.decode_video(latents)
+        write_video(folder / f"update-{n:06d}.mp4", _side_by_side(videos), self.model.settings.fps)
+
+    def tensors(self) -> dict[str, Tensor]:
+        means = {f"loss_means.{k}": v for k, v in self.cycle.means.state_dict().items()}
+        average = pack_module("average", self.roles.average.module)
+        return self.roles.student.tensors() | self.roles.fake_score.tensors() | average | means
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "student": self.roles.student.state(),
+            "fake_score": self.roles.fake_score.state(),
+            "video_order": self.video_order.state_dict(),
+            "prompt_order": self.prompt_order.state_dict(),
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        self.roles.student.load(tensors, state["student"])
+        self.roles.fake_score.load(tensors, state["fake_score"])
+        unpack_module("average", self.roles.average.module, tensors)
+        self.cycle.means.load_state_dict({k: tensors[f"loss_means.{k}"] for k in ("mean", "seen")})
+        self.video_order.load_state_dict(state["video_order"])
+        self.prompt_order.load_state_dict(state["prompt_order"])
+
+    def export(self, folder: Path) -> None:
+        """`student/`: a diffusers folder of the averaged student, with how it is to be sampled."""
+        self.model.save(
+            folder / "student",
+            transformer=self.roles.average.module.transformer,
+            student_timesteps=self.recipe.rollout.timesteps,
+            half_rate_stages=self.recipe.rollout.half_rate_stages,
+        )
+        if self.interpolator is not None:
+            self.interpolator.save(folder / "student" / "interpolator")
+
+    def _check_half_rate(self) -> None:
+        if self.interpolator is None:
+            raise UserError(
+                f"recipe {self.recipe.name} has half-rate stages and {self.recipe.model} ships no interpolator: "
+                "train one with `avd train interpolator` or set rollout.half_rate_stages=0"
+            )
+        frames = self.source.latents([0]).shape[2]
+        if frames % 2 == 0:
+            raise UserError(
+                f"recipe {self.recipe.name} has half-rate stages and the data have {frames} latent frames, an even "
+                "number: prepare clips of 8 n + 1 frames or set rollout.half_rate_stages=0"
+            )
+
+    def _truncation(self) -> float:
+        """The temporal loss's threshold; "data" is the loss of up to 256 real latents."""
+        truncation = self.recipe.objective.temporal.truncation
+        if truncation == "never":
+            return -math.inf
+        if truncation == "data":
+            latents = self.source.latents(list(range(min(256, len(self.source)))))
+            return temporal_regularization(latents).per_sample_B[0].item()
+        return truncation
+
+
+def _side_by_side(videos: Any) -> Any:
+    """(B, F, H, W, 3) to (F, H, B W, 3)."""
+    return videos.transpose(1, 2, 0, 3, 4).reshape(videos.shape[1], videos.shape[2], -1, 3)

@@ -1,0 +1,70 @@
+"""The folder of a run: who may write into it, and its metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from avd.types import UserError
+
+RECIPE_FILE = "recipe.yaml"
+
+
+class RunFolder:
+    """`recipe.yaml`, `metrics.jsonl`, `checkpoints/`, `samples/`, and at the end the result's folder.
+
+    A folder that holds anything is taken: it is only opened with `resume`, and then only if it holds a run.
+    """
+
+    def __init__(self, path: Path, *, resume: bool, recipe_text: str) -> None:
+        self.path = path
+        recipe = path / RECIPE_FILE
+        if path.exists() and not path.is_dir():
+            raise UserError(f"output {path} is a file: name a folder")
+        taken = path.exists() and any(path.iterdir())
+        if taken and not recipe.exists():
+            raise UserError(f"output folder {path} holds files that are not a run of avd: name another folder")
+        if taken and not resume:
+            raise UserError(f"output folder {path} already holds a run: add --resume to continue it, or name another")
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(recipe, recipe_text)
+        self.checkpoints.mkdir(exist_ok=True)
+        self.samples.mkdir(exist_ok=True)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def rewind_metrics(self, updates: int) -> None:
+        """Drop the lines of updates at or past `updates`, and a last line that a crash cut in two."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                if json.loads(line)["update"] < updates:
+                    kept.append(line)
+            except ValueError:
+                break
+        write_text(self.metrics, "".join(line + "\n" for line in kept))
+
+    def log(self, update: int, values: Mapping[str, float]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps({"update": update, **values}) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    writing = path.with_name(path.name + ".writing")
+    writing.write_text(text)
+    os.replace(writing, path)

@@ -1,0 +1,111 @@
+"""The one training loop: VAE, teacher, interpolator and student all run in it.
+
+A task knows what an update is; the loop knows when to checkpoint, validate, sample and stop. Tasks draw their randomness
+from `randomness.generator_for(seed, ..., update)`, so a checkpoint after update n is all that update n + 1 depends on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from avd.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from avd.training.folder import RunFolder
+
+
+class Task(Protocol):
+    """What is trained. `n` counts updates from 0."""
+
+    def update(self, n: int) -> dict[str, float]:
+        """Do update `n`; return what to log."""
+        ...
+
+    def validate(self, n: int) -> dict[str, float]:
+        """Held-out figures after `n` updates; may be empty."""
+        ...
+
+    def sample(self, folder: Path, n: int) -> None:
+        """Write samples after `n` updates, for a person to look at."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs that is a tensor."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything else it needs, JSON-able."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None: ...
+
+    def export(self, folder: Path) -> None:
+        """Write the result after the last update."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is and how often it does what, all in updates; 0 is never."""
+
+    updates: int
+    checkpoint_every: int
+    keep_checkpoints: int = 2
+    validate_every: int = 0
+    sample_every: int = 0
+
+
+Progress = Callable[[int, int, Mapping[str, float], float | None], None]
+"""Called with (updates done, updates in all, figures of the last one, seconds left or None)."""
+
+
+def run(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress) -> None:
+    """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export."""
+    done = _restore(task, folder)
+    folder.rewind_metrics(done)
+    pace = Pace()
+    for n in range(done, schedule.updates):
+        started = time.perf_counter()
+        figures = task.update(n)
+        if _due(n + 1, schedule.validate_every, schedule.updates):
+            figures |= task.validate(n + 1)
+        seconds = time.perf_counter() - started
+        folder.log(n, {**figures, "seconds": round(seconds, 4)})
+        if _due(n + 1, schedule.sample_every, schedule.updates):
+            task.sample(folder.samples, n + 1)
+        if _due(n + 1, schedule.checkpoint_every, schedule.updates):
+            save_checkpoint(folder.checkpoints, n + 1, task.tensors(), task.state(), schedule.keep_checkpoints)
+        pace.add(seconds)
+        progress(n + 1, schedule.updates, figures, pace.left(schedule.updates - n - 1))
+    task.export(folder.path)
+
+
+def _restore(task: Task, folder: RunFolder) -> int:
+    saved = list_checkpoints(folder.checkpoints)
+    if not saved:
+        return 0
+    tensors, state = load_checkpoint(saved[-1])
+    task.load(tensors, state)
+    return int(state["step"])
+
+
+def _due(done: int, every: int, last: int) -> bool:
+    return every > 0 and (done % every == 0 or done == last)
+
+
+class Pace:
+    """Seconds left, from a running mean of the last updates: shared machines change their speed."""
+
+    def __init__(self) -> None:
+        self._mean = math.nan
+
+    def add(self, seconds: float) -> None:
+        self._mean = seconds if math.isnan(self._mean) else 0.95 * self._mean + 0.05 * seconds
+
+    def left(self, updates: int) -> float | None:
+        return None if math.isnan(self._mean) else self._mean * updates

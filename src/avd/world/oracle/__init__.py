@@ -1,0 +1,11 @@
+"""The oracle: reads a clip of the built-in world back from its pixels and measures what is right with it."""
+
+from __future__ import annotations
+
+from avd.world.oracle.judge import ClipScores, judge_clip
+from avd.world.oracle.promises import ObjectReading
+from avd.world.oracle.reading import Reading, read_clip
+from avd.world.oracle.summary import diversity, summarise
+from avd.world.oracle.tracks import Track
+
+__all__ = ["ClipScores", "ObjectReading", "Reading", "Track", "diversity", "judge_clip", "read_clip", "summarise"]

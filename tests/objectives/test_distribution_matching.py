@@ -1,0 +1,142 @@
+"""Distribution matching against DMD Eq. 7 and 8, and against Gaussians whose scores are known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from avd.objectives.distribution_matching import distribution_matching
+
+SHAPE = (3, 2, 5, 2, 2)
+
+
+class Affine(nn.Module):
+    """A velocity with parameters: scale * x + shift * sigma."""
+
+    def __init__(self, scale: float, shift: float) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.tensor(scale)), nn.Parameter(torch.tensor(shift))
+        self.calls = 0
+
+    def forward(self, x: Tensor, sigma_B: Tensor) -> Tensor:
+        self.calls += 1
+        return self.scale * x + self.shift * sigma_B.view(-1, 1, 1, 1, 1)
+
+
+class GaussianVelocity:
+    """The exact velocity of data ~ N(mean, std^2): E[eps - x0 | x_sigma]."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.mean, self.std = mean, std
+
+    def __call__(self, x: Tensor, sigma_B: Tensor) -> Tensor:
+        s = sigma_B.view(-1, 1, 1, 1, 1)
+        variance = (1 - s) ** 2 * self.std**2 + s**2
+        return -self.mean + (s - (1 - s) * self.std**2) / variance * (x - (1 - s) * self.mean)
+
+
+def draw() -> tuple[Tensor, Tensor, Tensor]:
+    """Samples, noise, noise levels."""
+    return torch.randn(SHAPE), torch.randn(SHAPE), torch.tensor([0.2, 0.6, 1.0])
+
+
+def reference_gradient(x: Tensor, eps: Tensor, sigma: float, teacher: Affine, fake: Affine) -> Tensor:
+    """DMD Eq. 7 and 8 for one sample, before the mean over its values."""
+    noisy = (1 - sigma) * x + sigma * eps
+    real = noisy - sigma * (teacher.scale * noisy + teacher.shift * sigma)
+    imitated = noisy - sigma * (fake.scale * noisy + fake.shift * sigma)
+    return ((imitated - real) / (x - real).abs().mean()).detach()
+
+
+def test_value_and_gradient_match_the_paper() -> None:
+    x, eps, sigma = draw()
+    x.requires_grad_()
+    teacher, fake = Affine(0.7, 0.3), Affine(-0.2, 0.1)
+    term = distribution_matching(x, teacher=teacher, fake_score=fake, sigma_B=sigma, eps_BCFHW=eps)
+    expected = torch.stack([reference_gradient(x[i], eps[i], sigma[i].item(), teacher, fake) for i in range(len(x))])
+    torch.testing.assert_close(term.per_sample_B, 0.5 * expected.square().flatten(1).mean(1))
+    term.per_sample_B.sum().backward()
+    torch.testing.assert_close(x.grad, expected / x[0].numel())
+
+
+def test_gradient_reaches_only_the_sample() -> None:
+    x, eps, sigma = draw()
+    x.requires_grad_()
+    teacher, fake = Affine(0.7, 0.3), Affine(-0.2, 0.1)
+    term = distribution_matching(x, teacher=teacher, fake_score=fake, sigma_B=sigma, eps_BCFHW=eps)
+    term.per_sample_B.mean().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+    assert all(p.grad is None for network in (teacher, fake) for p in network.parameters())
+    assert teacher.calls == fake.calls == 1
+
+
+def test_a_sample_is_normalised_by_itself_alone() -> None:
+    x, eps, sigma = draw()
+    networks = {"teacher": Affine(0.7, 0.3), "fake_score": Affine(-0.2, 0.1)}
+    term = distribution_matching(x, **networks, sigma_B=sigma, eps_BCFHW=eps)
+    x[1:] *= 100
+    other = distribution_matching(x, **networks, sigma_B=sigma, eps_BCFHW=eps)
+    torch.testing.assert_close(other.per_sample_B[0], term.per_sample_B[0])
+
+
+def test_no_difference_of_scores_is_no_loss() -> None:
+    x, eps, sigma = draw()
+    x.requires_grad_()
+    network = Affine(0.7, 0.3)
+    term = distribution_matching(x, teacher=network, fake_score=network, sigma_B=sigma, eps_BCFHW=eps)
+    term.per_sample_B.sum().backward()
+    assert term.per_sample_B.abs().max() == 0 and x.grad is not None and x.grad.abs().max() == 0
+
+
+def test_a_perfect_prediction_does_not_divide_by_zero() -> None:
+    """At the teacher's own mean with no spread, the norm is 0."""
+    x, eps, sigma = torch.zeros(SHAPE), torch.zeros(SHAPE), torch.full((3,), 0.5)
+    term = distribution_matching(
+        x, teacher=GaussianVelocity(0, 1), fake_score=GaussianVelocity(0, 2), sigma_B=sigma, eps_BCFHW=eps
+    )
+    assert term.per_sample_B.isfinite().all()
+
+
+def test_gradient_is_the_difference_of_scores_for_gaussians() -> None:
+    """x0 = (x + sigma^2 score) / (1 - sigma), so g * norm = sigma^2 / (1 - sigma) (score_fake - score_real)."""
+    x, eps = torch.randn(SHAPE), torch.randn(SHAPE)
+    sigma = 0.4
+    real, fake = (1.5, 0.5), (-0.5, 0.8)
+    x.requires_grad_()
+    term = distribution_matching(
+        x,
+        teacher=GaussianVelocity(*real),
+        fake_score=GaussianVelocity(*fake),
+        sigma_B=torch.full((3,), sigma),
+        eps_BCFHW=eps,
+    )
+    term.per_sample_B.sum().backward()
+    noisy = ((1 - sigma) * x + sigma * eps).detach()
+
+    def score(mean: float, std: float) -> Tensor:
+        return -(noisy - (1 - sigma) * mean) / ((1 - sigma) ** 2 * std**2 + sigma**2)
+
+    x0_real = (noisy + sigma**2 * score(*real)) / (1 - sigma)
+    norm = (x.detach() - x0_real).abs().flatten(1).mean(1).view(-1, 1, 1, 1, 1)
+    expected = sigma**2 / (1 - sigma) * (score(*fake) - score(*real)) / norm / x[0].numel()
+    torch.testing.assert_close(x.grad, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_descent_moves_samples_to_the_teachers_distribution() -> None:
+    """With the optimal fake score of the current samples, their mean ends at the teacher's."""
+    g = torch.Generator().manual_seed(0)
+    offset = torch.tensor(-2.0, requires_grad=True)
+    optimizer = torch.optim.SGD([offset], lr=0.05)
+    for _ in range(150):
+        x = offset + 0.5 * torch.randn(16, 2, 3, 2, 2, generator=g)
+        term = distribution_matching(
+            x,
+            teacher=GaussianVelocity(1.0, 0.5),
+            fake_score=GaussianVelocity(offset.item(), 0.5),
+            sigma_B=1 - 0.98 * torch.rand(16, generator=g),
+            eps_BCFHW=torch.randn(x.shape, generator=g),
+        )
+        optimizer.zero_grad()
+        term.per_sample_B.mean().backward()
+        optimizer.step()
+    assert abs(offset.item() - 1.0) < 0.05

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from avd.report import Row, markdown_table, terminal_table
+from avd.types import UserError
+
+MakeRow = Callable[..., Row]
+
+
+def cells_of(markdown: str, name: str) -> dict[str, str]:
+    """Cells of the line called `name`, by title without its goal."""
+    heads, _, *lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines() if "|" in line
+    ]
+    (line,) = [line for line in lines if line[0] == name]
+    return dict(zip([head.partition(" (")[0] for head in heads], line, strict=True))
+
+
+def test_the_terminal_shows_every_row_and_measure_within_80_characters(make_row: MakeRow) -> None:
+    names = ["rendered clips", "teacher, 50 steps", "teacher, 4 steps", "AVD, 4 steps", "AVD, 4 steps, half rate"]
+    rows = [make_row(name=name, seconds_per_video=None if name == "rendered clips" else 12.25) for name in names]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(terminal_table(rows))
+    text = capture.get()
+    for expected in ["rendered", "teacher,", "steps,", "Instance preservation", "-0.004", "75.0 %", "12.25 s", "–"]:
+        assert expected in text
+    assert "…" not in text
+
+
+def test_seeds_become_mean_and_spread(make_row: MakeRow) -> None:
+    ratios = [0.9, 1.0, 1.4]
+    rows = [make_row(seed=seed, speed_ratio=ratio, clipped_share=ratio / 100) for seed, ratio in enumerate(ratios)]
+    cells = cells_of(markdown_table(rows), "AVD, 4 steps")
+    assert cells["Speed ratio"] == f"{statistics.mean(ratios):.2f} ± {statistics.stdev(ratios):.2f}"
+    assert cells["Clipped pixels"] == "1.1 ± 0.3 %"
+    assert cells["Dynamic degree"] == "75.0 %"
+    assert (cells["Seeds"], cells["Videos"]) == ("3", "48")
+
+
+def test_one_seed_has_no_spread_and_names_keep_their_order(make_row: MakeRow) -> None:
+    markdown = markdown_table([make_row(name="teacher"), make_row(name="DMD", seconds_per_video=None)])
+    assert markdown.index("| teacher") < markdown.index("| DMD")
+    assert cells_of(markdown, "teacher")["Speed ratio"] == "0.98"
+    assert cells_of(markdown, "DMD")["Time per video"] == "–"
+
+
+def test_a_row_counted_twice_is_refused(make_row: MakeRow) -> None:
+    with pytest.raises(UserError, match=r"AVD, 4 steps.*seed 0"):
+        markdown_table([make_row(), make_row()])

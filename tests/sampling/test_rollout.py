@@ -1,0 +1,193 @@
+"""The few-step rollout against a reference written out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from avd.sampling.rollout import Interpolate, Rollout, make_stages
+
+SIGMAS = (1.0, 0.9, 0.7, 0.5)
+SHAPE = (2, 3, 5, 2, 2)
+PROMPT = torch.zeros(2, 4, 8)
+
+
+class GaussianStudent(nn.Module):
+    """The exact velocity of data ~ N(mean + slope * position, std^2), position counted in full-rate frames.
+
+    It keeps what it was called with. `mean` is a parameter, to see where gradient goes.
+    """
+
+    def __init__(self, std: float = 0.5, slope: float = 0.3) -> None:
+        super().__init__()
+        self.mean, self.std, self.slope = nn.Parameter(torch.tensor(1.0)), std, slope
+        self.calls: list[tuple[float, int, int]] = []
+        self.inputs: list[Tensor] = []
+        self.with_gradient: list[bool] = []
+
+    def forward(self, x: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
+        self.calls.append((round(sigma_B[0].item(), 6), frame_stride, x.shape[2]))
+        self.inputs.append(x.detach().clone())
+        self.with_gradient.append(torch.is_grad_enabled())
+        position = (torch.arange(x.shape[2]) * frame_stride).view(1, 1, -1, 1, 1)
+        return self.velocity(x, sigma_B[0].item(), position)
+
+    def velocity(self, x: Tensor, s: float, position: Tensor) -> Tensor:
+        mean = self.mean + self.slope * position
+        variance = (1 - s) ** 2 * self.std**2 + s**2
+        return -mean + (s - (1 - s) * self.std**2) / variance * (x - (1 - s) * mean)
+
+
+class Midpoints(nn.Module):
+    """Fills each missing frame with the mean of its neighbours, times a parameter that is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.0))
+        self.inputs: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inputs.append(x.detach().clone())
+        between = self.factor * (x[:, :, 1:] + x[:, :, :-1]) / 2
+        paired = torch.stack([x[:, :, :-1], between], dim=3).flatten(2, 3)
+        return torch.cat([paired, x[:, :, -1:]], dim=2)
+
+
+def seed(n: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(n)
+
+
+def reference(student: GaussianStudent, noise: Tensor, half_rate_stages: int, interpolate: Interpolate) -> Tensor:
+    """x0 = x - sigma v, then x = (1 - sigma') x0 + sigma' eps; written without the code under test."""
+    generator = seed()
+    every = torch.arange(noise.shape[2])
+    strides = [2 if i < half_rate_stages else 1 for i in range(len(SIGMAS))]
+    x0 = noise  # only its place is needed: the first stage starts from pure noise
+    for i, (sigma, stride) in enumerate(zip(SIGMAS, strides, strict=True)):
+        if i == 0:
+            x = noise[:, :, ::stride]
+        else:
+            if x0.shape[2] < noise.shape[2] and stride == 1:
+                x0 = interpolate(x0)
+            eps = torch.randn(noise.shape, generator=generator)[:, :, ::stride]
+            x = (1 - sigma) * x0 + sigma * eps
+        x0 = x - sigma * student.velocity(x, sigma, every[::stride].view(1, 1, -1, 1, 1))
+    return x0
+
+
+@pytest.mark.parametrize("half_rate_stages", [0, 1, 2, 3])
+def test_steps_match_a_reference_written_by_hand(half_rate_stages: int) -> None:
+    student, interpolate, noise = GaussianStudent(), Midpoints(), torch.randn(SHAPE)
+    found = Rollout(make_stages(SIGMAS, half_rate_stages), interpolate)(student, noise, PROMPT, seed())
+    torch.testing.assert_close(found, reference(student, noise, half_rate_stages, interpolate).detach())
+    assert found.shape == noise.shape and not found.requires_grad
+
+
+def test_one_stage_is_one_prediction() -> None:
+    student, noise = GaussianStudent(), torch.randn(SHAPE)
+    found = Rollout(make_stages((1.0,)))(student, noise, PROMPT, seed())
+    position = torch.arange(5).view(1, 1, -1, 1, 1)
+    torch.testing.assert_close(found, noise - student.velocity(noise, 1.0, position).detach())
+    assert len(student.calls) == 1
+
+
+def test_a_point_mass_is_reached_in_any_number_of_steps() -> None:
+    """Data without spread: every prediction is the data itself."""
+    found = Rollout(make_stages(SIGMAS))(GaussianStudent(std=0.0, slope=0.0), torch.randn(SHAPE), PROMPT, seed())
+    torch.testing.assert_close(found, torch.ones(SHAPE))
+
+
+@pytest.mark.parametrize("exit_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("half_rate_stages", [0, 2])
+def test_stages_past_the_exit_are_not_run(exit_stage: int, half_rate_stages: int) -> None:
+    student, interpolate = GaussianStudent(), Midpoints()
+    rollout = Rollout(make_stages(SIGMAS, half_rate_stages), interpolate)
+    found = rollout(student, torch.randn(SHAPE), PROMPT, seed(), exit_stage=exit_stage)
+    half, full = (2, 3), (1, 5)  # (stride, frames)
+    expected = [(sigma, *(half if i < half_rate_stages else full)) for i, sigma in enumerate(SIGMAS)]
+    assert student.calls == expected[: exit_stage + 1]
+    assert found.shape == SHAPE
+    assert len(interpolate.inputs) == (half_rate_stages > 0)
+
+
+@pytest.mark.parametrize("exit_stage", [0, 1, 3])
+@pytest.mark.parametrize("half_rate_stages", [0, 2])
+def test_gradient_goes_through_the_exit_stage_alone(exit_stage: int, half_rate_stages: int) -> None:
+    """d x0 / d mean of the last prediction only, its input held constant."""
+    student, interpolate = GaussianStudent(), Midpoints()
+    rollout = Rollout(make_stages(SIGMAS, half_rate_stages), interpolate)
+    found = rollout(student, torch.randn(SHAPE), PROMPT, seed(), exit_stage=exit_stage, gradient=True)
+    assert student.with_gradient == [False] * exit_stage + [True]
+    (gradient,) = torch.autograd.grad(found.mean(), student.mean)
+    sigma = SIGMAS[exit_stage]
+    noise_share = (sigma - (1 - sigma) * student.std**2) / ((1 - sigma) ** 2 * student.std**2 + sigma**2)
+    assert gradient.item() == pytest.approx(sigma * (1 + noise_share * (1 - sigma)), rel=1e-5)
+
+
+def test_gradient_flows_through_the_interpolator_at_a_half_rate_exit() -> None:
+    student, interpolate = GaussianStudent(), Midpoints()
+    rollout = Rollout(make_stages(SIGMAS, 2), interpolate)
+    found = rollout(student, torch.randn(SHAPE), PROMPT, seed(), exit_stage=1, gradient=True)
+    between = torch.autograd.grad(found[:, :, 1::2].mean(), student.mean)[0]
+    assert between.item() > 0
+
+
+@pytest.mark.parametrize("exit_stage", [1, 3])
+def test_without_gradient_not_even_the_interpolator_has_one(exit_stage: int) -> None:
+    rollout = Rollout(make_stages(SIGMAS, 2), Midpoints())
+    assert not rollout(GaussianStudent(), torch.randn(SHAPE), PROMPT, seed(), exit_stage=exit_stage).requires_grad
+
+
+def test_an_earlier_fill_carries_no_gradient() -> None:
+    """An interpolator that is itself trainable gets none from a later, full-rate exit."""
+    interpolate = Midpoints()
+    rollout = Rollout(make_stages(SIGMAS, 2), interpolate)
+    rollout(GaussianStudent(), torch.randn(SHAPE), PROMPT, seed(), gradient=True).sum().backward()
+    assert interpolate.factor.grad is None
+
+
+def test_half_rate_stages_see_every_second_frame_of_the_same_noise() -> None:
+    noise = torch.randn(SHAPE)
+    full, half = GaussianStudent(std=0.0, slope=0.0), GaussianStudent(std=0.0, slope=0.0)
+    Rollout(make_stages(SIGMAS))(full, noise, PROMPT, seed())
+    Rollout(make_stages(SIGMAS, 2), Midpoints())(half, noise, PROMPT, seed())
+    assert torch.equal(half.inputs[0], noise[:, :, [0, 2, 4]])
+    for stage in (1, 2, 3):  # a point mass predicts the same x0 at either rate, so inputs differ only by their noise
+        seen = full.inputs[stage][:, :, ::2] if stage < 2 else full.inputs[stage]
+        torch.testing.assert_close(half.inputs[stage], seen)
+
+
+def test_the_missing_frames_are_filled_once_before_the_first_full_rate_stage() -> None:
+    student, interpolate = GaussianStudent(), Midpoints()
+    Rollout(make_stages(SIGMAS, 2), interpolate)(student, torch.randn(SHAPE), PROMPT, seed())
+    (given,) = interpolate.inputs
+    position = torch.tensor([0, 2, 4]).view(1, 1, -1, 1, 1)
+    x = student.inputs[1]
+    torch.testing.assert_close(given, (x - 0.9 * student.velocity(x, 0.9, position)).detach())
+
+
+def test_exits_share_their_first_stages() -> None:
+    early, late, noise = GaussianStudent(), GaussianStudent(), torch.randn(SHAPE)
+    rollout = Rollout(make_stages(SIGMAS))
+    rollout(early, noise, PROMPT, seed(), exit_stage=1)
+    rollout(late, noise, PROMPT, seed(), exit_stage=3)
+    assert all(torch.equal(a, b) for a, b in zip(early.inputs, late.inputs[:2], strict=True))
+
+
+def test_half_rate_needs_an_odd_number_of_latent_frames() -> None:
+    with pytest.raises(ValueError, match="4 latent frames"):
+        Rollout(make_stages(SIGMAS, 2), Midpoints())(GaussianStudent(), torch.randn(2, 3, 4, 2, 2), PROMPT, seed())
+    even = torch.randn(2, 3, 4, 2, 2)
+    assert Rollout(make_stages(SIGMAS))(GaussianStudent(), even, PROMPT, seed()).shape == even.shape
+
+
+def test_half_rate_needs_an_interpolator() -> None:
+    with pytest.raises(ValueError, match="need an interpolator"):
+        Rollout(make_stages(SIGMAS, 1))
+
+
+@pytest.mark.parametrize("half_rate_stages", [-1, 4])
+def test_the_last_stage_is_at_full_rate(half_rate_stages: int) -> None:
+    with pytest.raises(ValueError, match="0 to 3"):
+        make_stages(SIGMAS, half_rate_stages)

@@ -1,0 +1,239 @@
+"""Recipes: what loads, what it resolves to, and what a mistake is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from avd.config import Recipe, load_recipe, shipped_recipes
+from avd.types import UserError
+
+
+def leaves(section: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything in a recipe."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from leaves(value, (*path, name))
+        else:
+            yield ".".join((*path, name)), value
+
+
+LEAVES = dict(leaves(load_recipe("avd")))
+SECTIONS = sorted({path.rpartition(".")[0] for path in LEAVES} | {"objective"})
+AVD_VALUES = yaml.safe_load(load_recipe("avd").to_yaml())
+
+
+def write(folder: Path, text: str, name: str = "mine.yaml") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def complaint(name: str, *overrides: str) -> str:
+    """What the user is told: always one line."""
+    with pytest.raises(UserError) as caught:
+        load_recipe(name, overrides)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_a_shipped_recipe_survives_its_resolved_yaml(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
+    assert set(yaml.safe_load(recipe.to_yaml())) == set(Recipe.model_fields)  # nothing left implicit
+
+
+def test_the_ablation_rows_differ_from_the_method_in_what_they_ablate() -> None:
+    avd = LEAVES | {"name": None}
+
+    def changes(name: str) -> dict[str, Any]:
+        return {k: v for k, v in leaves(load_recipe(name)) if k != "name" and avd[k] != v}
+
+    regression, temporal = "objective.regression.weight", "objective.temporal.weight"
+    assert changes("dmd") == {regression: 0.0, temporal: 0.0}
+    assert changes("dmd-temporal") == {regression: 0.0}
+    assert changes("plain-regression") == {"objective.regression.adaptive": False}
+    assert changes("avd-half-rate") == {"rollout.half_rate_stages": 2}
+
+
+def test_defaults_are_the_papers() -> None:
+    recipe = Recipe(name="paper")
+    assert recipe.rollout.timesteps == (1000, 900, 757, 522)
+    assert recipe.objective.distribution_matching.standard_guidance == 5.0
+    assert (recipe.objective.regression.weight, recipe.objective.temporal.weight) == (2.0, 0.05)
+    assert (recipe.objective.regression.omega, recipe.objective.regression.k) == (0.95, 3.0)
+    assert recipe.objective.temporal.truncation == 0.6
+    assert recipe.student.optimizer == recipe.fake_score.optimizer
+    assert (recipe.student.optimizer.learning_rate, recipe.student.optimizer.betas) == (2e-6, (0.9, 0.999))
+    assert recipe.fake_score.updates == 5
+
+
+def test_the_released_codes_guidance_of_5_is_6_in_the_usual_convention() -> None:
+    recipe = load_recipe("avd", ["objective.distribution_matching.guidance_form=conditional"])
+    assert recipe.objective.distribution_matching.standard_guidance == 6.0
+
+
+def test_extends_merges_section_by_section(tmp_path: Path) -> None:
+    base = write(
+        tmp_path, "extends: dmd\nname: base\nobjective: {temporal: {weight: 0.1}}\nrollout: {timesteps: [900, 500]}"
+    )
+    recipe = load_recipe(write(tmp_path, f"extends: {base}\nname: top\ntraining: {{batch: 3}}", "top.yaml"))
+    changes = ["name=top", "objective.temporal.weight=0.1", "rollout.timesteps=[900, 500]", "training.batch=3"]
+    assert recipe == load_recipe("dmd", changes)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("student.optimizer.learning_rate=2e-6", 2e-6),  # YAML 1.1 alone would read a word
+        ("student.optimizer.learning_rate=1", 1.0),
+        ("student.optimizer.betas=[0, 0.99]", (0.0, 0.99)),
+        ("rollout.timesteps=[1000, 500.5]", (1000.0, 500.5)),
+        ("rollout.shared=false", False),
+        ("rollout.shared=no", False),
+        ("objective.temporal.truncation=never", "never"),
+        ("objective.temporal.truncation=6e-1", 0.6),
+        ("objective.temporal.truncation=-2", -2.0),
+        ("training.checkpoint_every=1", 1),
+        (" training.batch = 7 ", 7),
+        ("model=Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        ("name=a=b", "a=b"),
+    ],
+)
+def test_an_override_is_read_as_its_keys_type(override: str, value: Any) -> None:
+    path = override.partition("=")[0].strip()
+    found = dict(leaves(load_recipe("avd", [override])))
+    assert found[path] == value and type(found[path]) is type(value)
+    assert {k: v for k, v in found.items() if k != path} == {k: v for k, v in LEAVES.items() if k != path}
+
+
+def test_a_later_override_wins_and_a_section_can_be_given_whole() -> None:
+    recipe = load_recipe("avd", ["training.batch=2", "training.batch=3", "objective.temporal={weight: 0.2}"])
+    assert recipe.training.batch == 3
+    assert recipe.objective.temporal.weight == 0.2 and recipe.objective.temporal.truncation == 0.6
+
+
+@given(st.sampled_from(sorted(LEAVES)))
+def test_every_value_can_be_overridden_with_itself(path: str) -> None:
+    value = AVD_VALUES
+    for part in path.split("."):
+        value = value[part]
+    text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n")
+    assert load_recipe("avd", [f"{path}={text}"]) == load_recipe("avd")
+
+
+@given(st.sampled_from(SECTIONS), st.text(st.characters(codec="utf-8", exclude_characters="=."), max_size=12))
+def test_any_unknown_key_is_one_line_that_names_a_known_one(section: str, key: str) -> None:
+    known = [path.removeprefix(section).lstrip(".").split(".")[0] for path in LEAVES if path.startswith(section)]
+    if key.strip() in known:
+        return
+    message = complaint("avd", f"{section}.{key}".lstrip(".") + "=1")
+    assert "unknown key" in message and any(name in message.partition("unknown key")[2] for name in known)
+
+
+@given(st.text(max_size=30))
+def test_no_override_breaks_out(text: str) -> None:
+    try:
+        recipe = load_recipe("avd", [text])
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert recipe != load_recipe("avd")
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("trainig.batch=1", "unknown key trainig (did you mean training?)"),
+        ("objective.temporl.weight=1", "unknown key objective.temporl (did you mean temporal?)"),
+        ("objective.temporal.wieght=1", "unknown key objective.temporal.wieght (did you mean weight?)"),
+        ("student.optimizer.lerning_rate=1", "(did you mean learning_rate?)"),
+        ("rollout.zzz=1", "unknown key rollout.zzz: known are timesteps, half_rate_stages, shared"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(override: str, hint: str, tmp_path: Path) -> None:
+    assert hint in complaint("avd", override)
+    values: Any = {"name": "mine"}
+    path, value = override.split("=")
+    inner = values
+    for part in path.split(".")[:-1]:
+        inner = inner.setdefault(part, {})
+    inner[path.split(".")[-1]] = int(value)
+    assert hint in complaint(write(tmp_path, yaml.safe_dump(values)))
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("training.batch=0", ["training.batch is 0", "greater than or equal to 1"]),
+        ("training.batch=null", ["training.batch is None"]),
+        ("training.batch=many", ["training.batch is 'many'"]),
+        ("training.batch=2.5", ["training.batch is 2.5"]),
+        ("seed=-1", ["seed is -1"]),
+        ("student.ema=1", ["student.ema is 1", "less than 1"]),
+        ("student.optimizer.learning_rate=0", ["student.optimizer.learning_rate is 0"]),
+        ("student.optimizer.learning_rate=.nan", ["student.optimizer.learning_rate is nan"]),
+        ("student.optimizer.betas=[0.9, 1.5]", ["student.optimizer.betas.1 is 1.5", "less than 1"]),
+        ("objective.temporal.weight=.inf", ["objective.temporal.weight is inf", "finite"]),
+        ("objective.temporal.truncation=often", ["truncation is 'often'", "a number", '"data"', '"never"']),
+        ("objective.temporal.truncation=.nan", ["objective.temporal.truncation is nan"]),
+        ("objective.regression.order=last", ["is 'last'", "'weight_first' or 'update_first'"]),
+        ("objective.distribution_matching.sigma_min=0.99", ["sigma_min", "0.99", "0.98"]),
+        ("rollout.timesteps=[500, 1000]", ["500.0, 1000.0", "must fall"]),
+        ("rollout.timesteps=[]", ["timesteps", "[]"]),
+        ("rollout.half_rate_stages=4", ["'half_rate_stages': 4", "below the number of timesteps (4)"]),
+        ("objective=5", ["objective is 5"]),
+        ("objective.temporal=", ["objective.temporal is None"]),
+        ("training.batch.size=5", ["training.batch.size", "batch is a value, not a section"]),
+        ("training.batch", ["'training.batch'", "KEY=VALUE"]),
+        ("rollout.timesteps=[1000", ["rollout.timesteps=[1000", "not YAML"]),
+    ],
+)
+def test_a_bad_value_is_told_with_what_was_found(override: str, parts: list[str]) -> None:
+    message = complaint("avd", override)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "holds no keys"),
+        ("- dmd", "holds no keys"),
+        ("a: [", "not YAML"),
+        ("a: !!python/object:os.system {}", "not YAML"),
+        ("seed: 1", "name is missing"),
+        ("name: mine\n5: 1", "keys should be strings"),
+        ("extends: 5", "extends 5"),
+        ("extends: [avd, dmd]", "extends ['avd', 'dmd']"),
+        ("extends: avdd", "no recipe avdd (did you mean avd?)"),
+    ],
+)
+def test_a_bad_file_is_told_by_its_name(text: str, part: str, tmp_path: Path) -> None:
+    assert part in complaint(write(tmp_path, text))
+
+
+def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
+    missing = complaint("dmd-temporl")
+    assert "did you mean dmd-temporal?" in missing and "shipped are avd, " in missing
+    assert "cannot be read" in complaint(str(tmp_path))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xff")
+    assert "cannot be read" in complaint(str(tmp_path / "binary.yaml"))
+
+
+def test_recipes_that_extend_each_other_are_a_circle(tmp_path: Path) -> None:
+    own = write(tmp_path, f"extends: {tmp_path / 'own.yaml'}", "own.yaml")
+    assert f"{own} -> {own}" in complaint(own)
+    first = write(tmp_path, f"extends: {tmp_path / 'second.yaml'}", "first.yaml")
+    second = write(tmp_path, f"extends: {first}", "second.yaml")
+    assert f"{first} -> {second} -> {first}" in complaint(first)

@@ -1,0 +1,121 @@
+"""Imports point down: each room of the package uses only the rooms below it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import avd
+
+PACKAGE = Path(avd.__file__).parent
+
+# Highest first. Rooms on one level do not import each other. The empty name is the package's own `__init__`.
+LEVELS: list[set[str]] = [
+    {"cli", "__main__"},
+    {"ui"},
+    {"report"},
+    {"evaluation"},
+    {"training"},
+    {"sampling"},
+    {"interpolation"},
+    {"objectives"},
+    {"data", "world", "models"},
+    {"config"},
+    {"flow"},
+    {"types"},
+    {""},
+]
+HEIGHT = {room: len(LEVELS) - i for i, level in enumerate(LEVELS) for room in level}
+
+MODEL_LIBRARIES = {"diffusers", "transformers"}
+MODEL_LIBRARY_USERS = ("avd.models", "avd.sampling.export")  # the exported pipeline is a diffusers pipeline
+
+
+def room_of(module: str) -> str:
+    """`avd.world.render` -> `world`; `avd` -> the empty name."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def imported_modules(source: str, module: str, is_package: bool) -> Iterator[str]:
+    """Full dotted names of everything that `source` imports, wherever in the file the import stands."""
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                base = ".".join(parents[: len(parents) - node.level + 1] + ([base] if base else []))
+            # `from avd import world` imports a room, `from avd.world import World` a name out of one.
+            yield from (f"avd.{alias.name}" if base == "avd" else base for alias in node.names)
+
+
+def violations(source: str, module: str, is_package: bool = False) -> list[str]:
+    """One line for each import of `source` that the rules forbid."""
+    room = room_of(module)
+    if room not in HEIGHT:
+        return [f"{module} is in no known room: give {room!r} a level here, and say why in an ADR"]
+    found = []
+    for target in imported_modules(source, module, is_package):
+        library = target.partition(".")[0]
+        if library == "avd":
+            other = room_of(target)
+            if other not in HEIGHT:
+                continue  # a name such as `avd.__version__`; a room without a level is reported for its own files
+            if other != room and HEIGHT[other] >= HEIGHT[room]:
+                found.append(f"{module} imports {target}, which is not below it")
+            if room == "objectives" and other not in {"objectives", "flow", "types"}:
+                found.append(f"{module} imports {target}; objectives know only flow and types")
+        elif library in MODEL_LIBRARIES and not module.startswith(MODEL_LIBRARY_USERS):
+            found.append(f"{module} imports {target}; only {' and '.join(MODEL_LIBRARY_USERS)} may")
+        elif library == "torch" and room == "report":
+            found.append(f"{module} imports {target}; a report is made without torch")
+    return found
+
+
+def test_imports_point_down() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        module = ".".join(parts[:-1] if is_package else parts)
+        found += violations(path.read_text(encoding="utf-8"), module, is_package)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("avd.world.oracle", "from avd.training.loop import train"),
+        ("avd.world.oracle", "from avd import cli"),
+        ("avd.world.oracle", "from ..training import loop"),
+        ("avd.sampling.rollout", "import avd.interpolation"),
+        ("avd.types", "from avd.flow import to_velocity"),
+        ("avd.training.loop", "def late():\n    from avd.report import write_report"),
+        ("avd.objectives.temporal", "from avd.config import Recipe"),
+        ("avd.training.loop", "import diffusers"),
+        ("avd.world.scene", "from transformers import UMT5EncoderModel"),
+        ("avd.report.page", "import torch"),
+        ("avd.attic.old", "import math"),
+    ],
+)
+def test_the_check_catches(module: str, source: str) -> None:
+    assert len(violations(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("avd.cli.main", "from avd import __version__"),
+        ("avd.cli.main", "from avd.training import loop\nfrom .demo import demo"),
+        ("avd.models.wan", "from diffusers import WanTransformer3DModel"),
+        ("avd.objectives.temporal", "import torch\nfrom avd.types import Velocity"),
+        ("avd.report.page", "from .rows import Row"),
+    ],
+)
+def test_the_check_allows(module: str, source: str) -> None:
+    assert violations(source, module) == []
