@@ -37,6 +37,8 @@ class _Section(BaseModel):
 class DataRecipe(_Section):
     """Real videos for the regression branch, and the prompts the student is rolled out with."""
 
+    cache: str | None = None
+    """A folder written by `avd prepare`; without one, clips of the built-in world."""
     world_clips: int = Field(512, ge=1)
     """Clips of the built-in world to encode when no cache is given."""
     world_level: int = Field(0, ge=0)

@@ -13,6 +13,7 @@ Everything here computes in float32 (or float64 if given), whatever the network'
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ def many_step_sigmas(steps: int, shift: float) -> Tensor:
 
 def few_step_sigmas(timesteps: tuple[float, ...]) -> tuple[float, ...]:
     """Noise levels of a few-step student from its timesteps (of 1000), which must fall and lie in (0, 1000]."""
-    ordered = all(a > b for a, b in zip(timesteps, timesteps[1:], strict=False))
+    ordered = all(a > b for a, b in pairwise(timesteps))
     if not timesteps or not ordered or not 0 < timesteps[-1] <= timesteps[0] <= TIMESTEPS:
         raise ValueError(f"student timesteps are {list(timesteps)}: they must fall strictly within (0, {TIMESTEPS}]")
     return tuple(t / TIMESTEPS for t in timesteps)

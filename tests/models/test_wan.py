@@ -100,8 +100,8 @@ def test_stock_diffusers_makes_videos_from_the_folder(pipeline: WanPipeline) -> 
 @pytest.mark.parametrize("prompt", [PROMPTS[0], "", " A  red\ncircle ", "red &amp; blue", "red " * 50])
 def test_prompt_embeddings_are_those_of_the_pipeline(model: VideoModel, pipeline: WanPipeline, prompt: str) -> None:
     expected, null = pipeline.encode_prompt([prompt, PROMPTS[1]], max_sequence_length=mini.TEXT_LENGTH)
-    torch.testing.assert_close(model.encode_prompts([prompt, PROMPTS[1]]), expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(model.encode_prompts([""]), null[:1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.encode_prompts([prompt, PROMPTS[1]]), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.encode_prompts([""]), null[:1], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])

@@ -109,7 +109,7 @@ def test_ranks_that_share_sums_hold_the_cache_of_the_whole_batch() -> None:
         return torch.stack([onehot.T @ losses[rank], onehot.sum(0)])
 
     together = LossMeans(3)
-    ranks = [LossMeans(3, reduce=lambda sums, other=1 - rank: sums + totals(other)) for rank in range(2)]
+    ranks = [LossMeans(3, reduce=totals(1 - rank).add) for rank in range(2)]
     for _ in range(2):
         expected = together.weigh(losses.flatten(), timesteps.flatten())
         found = torch.cat([ranks[rank].weigh(losses[rank], timesteps[rank]) for rank in range(2)])
@@ -122,7 +122,7 @@ def test_ranks_that_share_sums_hold_the_cache_of_the_whole_batch() -> None:
 def test_a_loss_that_is_not_finite_leaves_the_cache_as_it_was(bad: float) -> None:
     means = LossMeans(2)
     weigh_all(means, [1.0], [0])
-    weigh_all(means, [bad, bad], [0, 1])
+    weigh_all(means, [bad, 1.0, bad], [0, 0, 1])
     assert means.mean_S.tolist() == [1.0, 0.0] and means.seen_S.tolist() == [True, False]
 
 

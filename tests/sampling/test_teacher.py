@@ -19,10 +19,10 @@ class PointMass:
         self.batches: list[int] = []
         self.sigmas: list[float] = []
 
-    def __call__(self, x: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
-        self.batches.append(len(x))
+    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
+        self.batches.append(len(x_BCFHW))
         self.sigmas.append(sigma_B[0].item())
-        return (x - prompt_BLD.mean((1, 2)).view(-1, 1, 1, 1, 1)) / sigma_B.view(-1, 1, 1, 1, 1)
+        return (x_BCFHW - prompt_BLD.mean((1, 2)).view(-1, 1, 1, 1, 1)) / sigma_B.view(-1, 1, 1, 1, 1)
 
 
 def prompts() -> tuple[Tensor, Tensor]:

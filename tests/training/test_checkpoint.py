@@ -109,14 +109,15 @@ def test_damage_is_one_line_that_says_where(tmp_path: Path, file: str, damage: C
     assert str(path) in str(refusal.value) and "damaged" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
 
 
 def adamw(module: nn.Module) -> torch.optim.Optimizer:
     """Two groups, as training has them."""
-    matrices, vectors = [[p for p in module.parameters() if (p.ndim > 1) == wide] for wide in (True, False)]
+    matrices = [p for p in module.parameters() if p.ndim > 1]
+    vectors = [p for p in module.parameters() if p.ndim == 1]
     return torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], lr=0.01)
 
 

@@ -26,8 +26,8 @@ OPEN_CAPTIONS = (
 )
 """Captions that leave much open, sampled with several seeds to measure diversity."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with (row name, clips done, clips in all)."""
+Progress = Callable[[int, int], None]
+"""Called with (clips done, clips in all)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Suite:
         seed: int,
         reference_speed: float,
         recipe: dict[str, Any] | None = None,
-        progress: Progress = lambda name, done, total: None,
+        progress: Progress = lambda done, total: None,
     ) -> tuple[Row, np.ndarray]:
         """Sample every caption, judge, and return the row and the videos (B, F, H, W, 3) of `captions()`.
 
@@ -88,7 +88,7 @@ class Suite:
             latents = sampler(prompts, generator)
             seconds += time.perf_counter() - began
             parts.append(sampler.model.decode_video(latents))
-            progress(name, min(start + self.batch, len(everything)), len(everything))
+            progress(min(start + self.batch, len(everything)), len(everything))
         videos = np.concatenate(parts)
         scores = self.judge(videos, everything)
         row = self._row(name, scores[: self.clips], reference_speed, seed=seed)

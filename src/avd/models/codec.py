@@ -30,6 +30,18 @@ def unwhiten(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
     return x * std + mean
 
 
+@torch.no_grad()
+def encode_video(vae: AutoencoderKLWan, frames: np.ndarray) -> Tensor:
+    """uint8 (B, F, H, W, 3) to whitened latents (B, C, F', H', W'): the posterior's mode."""
+    return whiten(vae, vae.encode(to_signed(frames)).latent_dist.mode())
+
+
+@torch.no_grad()
+def decode_video(vae: AutoencoderKLWan, latents: Tensor, batch: int = 8) -> np.ndarray:
+    """Whitened latents to uint8 (B, F, H, W, 3), `batch` clips at a time."""
+    return to_uint8(torch.cat([vae.decode(unwhiten(vae, part)).sample for part in latents.split(batch)]))
+
+
 def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = (like.new_tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     return mean, std

@@ -1,7 +1,7 @@
 """Start a small Wan VAE where learning is fast: as a linear autoencoder of local averages.
 
-Wan's VAE normalises every feature to unit length. From a usual random start that hides the muted colours of a clip behind
-its brightness, and a small VAE spends its first thousand updates drawing grey averages. So it starts with
+Wan's VAE normalises every feature to unit length. From a usual random start that hides the muted colours of a clip
+behind its brightness, and a small VAE spends its first thousand updates drawing grey averages. So it starts with
 
 - whitened input: the first convolution decorrelates patches, and a quarter of its channels are the constant 1, against
   which the normalisation keeps every other channel's magnitude readable;
@@ -65,8 +65,9 @@ def initialise(vae: AutoencoderKLWan, frames: Tensor) -> None:
     vae.quant_conv.bias[channels:] = _LOG_VARIANCE
 
 
-def _zero(conv: nn.Module) -> None:
+def _zero(conv: nn.Conv2d | nn.Conv3d) -> None:
     nn.init.zeros_(conv.weight)
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
 
 
@@ -86,11 +87,13 @@ def _whiten_input(conv: nn.Conv3d, patches: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(torch.cov(flat) + 1e-3 * torch.eye(len(flat)))
     tap = conv.weight[:, :, -1, 1, 1].clone() @ (vectors / values.sqrt()).T
     conv.weight[:, :, -1, 1, 1] = tap
+    assert conv.bias is not None
     conv.bias.copy_(-(tap @ mean))
     return mean
 
 
 def _constant_channels(conv: nn.Conv3d) -> None:
     first = round(conv.out_channels * (1 - _CONSTANT_SHARE))
+    assert conv.bias is not None
     conv.weight[first:] = 0.0
     conv.bias[first:] = 1.0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from avd.flow import TIMESTEPS
-from avd.models.codec import to_signed, to_uint8, unwhiten, whiten
+from avd.models.codec import decode_video, encode_video
 from avd.models.rotary import StridedRotary
 from avd.types import UserError
 
@@ -75,7 +75,9 @@ class VideoModel:
         text_encoder: UMT5EncoderModel,
         tokenizer: PreTrainedTokenizerBase,
         settings: Settings,
+        folder: Path | None = None,
     ) -> None:
+        self.folder = folder
         self.transformer = transformer
         self.vae = vae.eval().requires_grad_(False)
         self.text_encoder = text_encoder.eval().requires_grad_(False)
@@ -99,6 +101,7 @@ class VideoModel:
                 ),
                 AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"),
                 read_settings(Path(folder)),
+                Path(folder) if Path(folder).is_dir() else None,
             )
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
@@ -136,16 +139,13 @@ class VideoModel:
                 digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample)
         return f"wan-{digest.hexdigest()[:16]}"
 
-    @torch.no_grad()
     def encode_video(self, frames: np.ndarray) -> Tensor:
-        """uint8 (B, F, H, W, 3) to whitened latents (B, C, F', H', W') (the posterior's mode)."""
-        return whiten(self.vae, self.vae.encode(to_signed(frames)).latent_dist.mode())
+        """uint8 (B, F, H, W, 3) to whitened latents (B, C, F', H', W')."""
+        return encode_video(self.vae, frames)
 
-    @torch.no_grad()
-    def decode_video(self, latents: Tensor, batch: int = 8) -> np.ndarray:
-        """Whitened latents to uint8 (B, F, H, W, 3), a few clips at a time."""
-        parts = [self.vae.decode(unwhiten(self.vae, part)).sample for part in latents.split(batch)]
-        return to_uint8(torch.cat(parts))
+    def decode_video(self, latents: Tensor) -> np.ndarray:
+        """Whitened latents to uint8 (B, F, H, W, 3)."""
+        return decode_video(self.vae, latents)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Tensor:
@@ -174,6 +174,15 @@ def encode_prompts(
     mask = tokens.attention_mask
     hidden = text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state
     return hidden * mask.unsqueeze(-1)
+
+
+def load_vae(folder: Path) -> AutoencoderKLWan:
+    """The VAE of a folder that holds one, itself or in `vae/`. Raises UserError if there is none."""
+    inner = folder / "vae"
+    try:
+        return AutoencoderKLWan.from_pretrained(inner if inner.is_dir() else folder).eval().requires_grad_(False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no VAE: name a folder that `avd train vae` wrote") from error
 
 
 def read_settings(folder: Path) -> Settings:

@@ -30,9 +30,9 @@ class LossMeans:
     """The cache of Eq. 6: one running mean a student timestep, and the weights it gives (Eq. 7).
 
     A batch may mix timesteps: each sample is weighed against its own timestep's mean, and each timestep's mean takes
-    one step of Eq. 6 with the average loss of the samples that were there. The first samples of a timestep are their own
-    mean. With several ranks, sums and counts are added over ranks with `reduce` before the step, so all hold one cache.
-    A loss that is not finite leaves no trace in the cache: the step it spoils is skipped, the run goes on.
+    one step of Eq. 6 with the average loss of the samples that were there. The first samples of a timestep are their
+    own mean. With several ranks, sums and counts are added over ranks with `reduce` before the step, so all hold one
+    cache. A loss that is not finite leaves no trace in the cache: the step it spoils is skipped, the run goes on.
 
     `order` is the paper's "weight_first" (weigh by the mean before this batch) or "update_first", as the authors'
     released code does it.

@@ -18,7 +18,8 @@ from avd.sampling.teacher import sample_teacher
 class Sampler(Protocol):
     """`steps` and `network_calls` are those of one video."""
 
-    model: VideoModel
+    @property
+    def model(self) -> VideoModel: ...
 
     @property
     def steps(self) -> int: ...

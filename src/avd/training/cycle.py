@@ -9,6 +9,7 @@ with a fresh one for each update.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -75,9 +76,10 @@ class Cycle:
         sample.backward(leaf.grad)
         if objective.regression.weight:
             figures |= self._backward(self._regression(batch, generator), objective.regression.weight)
-        figures["student_grad_norm"] = self.roles.student.step()
-        self.roles.average.update(self.roles.student.network, self.roles.student.steps - 1)
-        return leaf.detach(), {"exit_stage": exit_stage, **figures}
+        norm = self.roles.student.step()
+        if math.isfinite(norm):
+            self.roles.average.update(self.roles.student.network, self.roles.student.steps - 1)
+        return leaf.detach(), {"exit_stage": exit_stage, **figures, "student_grad_norm": norm}
 
     def _update_fake_score(self, sample: Tensor, prompt: Tensor, generator: torch.Generator) -> dict[str, float]:
         term = fake_score_denoising(

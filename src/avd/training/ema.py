@@ -6,7 +6,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,5 +26,6 @@ class EMA(Generic[M]):
     @torch.no_grad()
     def update(self, module: M, n: int) -> None:
         decay = min(self.decay, (1 + n) / (10 + n))
-        average, weights = list(self.module.parameters()), list(module.parameters())
+        average: list[Tensor] = list(self.module.parameters())
+        weights: list[Tensor] = list(module.parameters())
         torch._foreach_lerp_(average, weights, 1.0 - decay)

@@ -6,10 +6,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from avd.types import UserError
 
 RECIPE_FILE = "recipe.yaml"
+_SCHEDULE = ("updates", "checkpoint_every", "keep_checkpoints", "sample_every")
+_MAY_CHANGE = {"updates"} | {f"training.{key}" for key in _SCHEDULE}
 
 
 class RunFolder:
@@ -28,6 +33,8 @@ class RunFolder:
             raise UserError(f"output folder {path} holds files that are not a run of avd: name another folder")
         if taken and not resume:
             raise UserError(f"output folder {path} already holds a run: add --resume to continue it, or name another")
+        if taken:
+            _refuse_other_recipe(recipe, recipe_text)
         path.mkdir(parents=True, exist_ok=True)
         write_text(recipe, recipe_text)
         self.checkpoints.mkdir(exist_ok=True)
@@ -61,6 +68,25 @@ class RunFolder:
     def log(self, update: int, values: Mapping[str, float]) -> None:
         with self.metrics.open("a") as file:
             file.write(json.dumps({"update": update, **values}) + "\n")
+
+
+def _refuse_other_recipe(saved: Path, recipe_text: str) -> None:
+    """A run goes on only as it began; how long it is and how often it saves may change."""
+    before, now = _flat(yaml.safe_load(saved.read_text())), _flat(yaml.safe_load(recipe_text))
+    for key in sorted(before.keys() | now.keys()):
+        if key not in _MAY_CHANGE and before.get(key) != now.get(key):
+            raise UserError(
+                f"run {saved.parent} began with {key} = {before.get(key)}, now it is {now.get(key)}: "
+                "resume with the same recipe, or name another output folder"
+            )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+    }
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,8 @@
 """The one training loop: VAE, teacher, interpolator and student all run in it.
 
-A task knows what an update is; the loop knows when to checkpoint, validate, sample and stop. Tasks draw their randomness
-from `randomness.generator_for(seed, ..., update)`, so a checkpoint after update n is all that update n + 1 depends on.
+A task knows what an update is; the loop knows when to checkpoint, validate, sample and stop. Tasks draw their
+randomness from `randomness.generator_for(seed, ..., update)`, so a checkpoint after update n is all that update n + 1
+depends on.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avd.models.codec import to_signed
+from avd.models.codec import AutoencoderKLWan, to_signed
 from avd.models.mini import build_vae
 from avd.models.vae_init import initialise
 from avd.training.checkpoint import pack_module, pack_optimizer, unpack_module, unpack_optimizer
@@ -24,8 +24,8 @@ from avd.world import World
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Loss of an error e in [-2, 2]: mean square of its brightness, `chroma` times that of its colour, `sharpness` times
-    |e|, `edges` times the mean square of its spatial differences, and `kl` times the KL per latent value.
+    """Loss of an error e in [-2, 2]: mean square of its brightness, `chroma` times that of its colour, `sharpness`
+    times |e|, `edges` times the mean square of its spatial differences, and `kl` times the KL per latent value.
 
     The square finds the picture and the absolute value sharpens it. Colours are muted, so they count for more.
     """
@@ -120,7 +120,7 @@ class VAETask:
 
 
 @torch.no_grad()
-def measure_whitening(vae: torch.nn.Module, world: World, clips: int) -> tuple[list[float], list[float]]:
+def measure_whitening(vae: AutoencoderKLWan, world: World, clips: int) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each latent channel over the first `clips` training clips."""
     latents = [
         vae.encode(to_signed(world.clip(i).video[None])).latent_dist.mode().transpose(0, 1).flatten(1)

@@ -1,0 +1,5 @@
+"""`python -m avd`."""
+
+from avd.cli.main import main
+
+main()

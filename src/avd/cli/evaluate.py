@@ -1,0 +1,85 @@
+"""`avd evaluate` and `avd table`: rows of measures, and tables made of them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avd import ui
+
+
+class SuiteName(StrEnum):
+    world = "world"
+
+
+def evaluate(
+    what: Annotated[
+        str, typer.Argument(metavar="DIR_OR_MODEL", help="A folder of MP4s with captions.jsonl, or a model.")
+    ],
+    json: Annotated[Path, typer.Option("--json", help="File for the row.")],
+    suite: Annotated[SuiteName, typer.Option("--suite", help="What to measure with.")] = SuiteName.world,
+    clips: Annotated[int, typer.Option("--clips", help="Held-out captions to sample.", min=1)] = 128,
+    repeats: Annotated[int, typer.Option("--repeats", help="Seeds of each open caption, for diversity.", min=0)] = 8,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.", min=0)] = 0,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the row; default: the folder's or model's.")
+    ] = None,
+    half_rate: Annotated[
+        bool | None, typer.Option("--half-rate/--full-rate", help="High-noise steps at half frame rate.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of a many-step model.", min=1)] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale of a many-step model.")] = None,
+    level: Annotated[int, typer.Option("--level", help="Level of the built-in world.", min=0)] = 0,
+) -> None:
+    """Measure a model, or videos made elsewhere, and write the row as JSON.
+
+    Example: avd evaluate runs/avd/student --suite world --json runs/avd/row.json
+    """
+    from avd.evaluation.rows import Results, write_results
+    from avd.evaluation.world_suite import Suite
+    from avd.report import terminal_table
+    from avd.types import UserError
+    from avd.world import World
+
+    if json.exists():
+        raise UserError(f"output {json} exists already: name another file")
+    measure = Suite(World(level), clips, repeats)
+    reference = measure.reference_speed()
+    if (Path(what) / "captions.jsonl").exists():
+        from avd.evaluation.folder import read_folder
+
+        videos, captions = read_folder(Path(what))
+        row = measure.row_of_videos(name or Path(what).name, videos, captions, reference)
+    else:
+        from avd.models.wan import VideoModel
+        from avd.training.runs import make_sampler, recipe_of
+
+        sampler = make_sampler(VideoModel.load(what), half_rate=half_rate, steps=steps, guidance=guidance)
+        with ui.bars() as bar:
+            progress = bar("sampling and judging")
+            row, _ = measure.row_of_sampler(
+                name or Path(what).name,
+                sampler,
+                seed=seed,
+                reference_speed=reference,
+                recipe=recipe_of(what),
+                progress=progress,
+            )
+    write_results(json, Results(rows=[row]))
+    ui.out.print(terminal_table([row]))
+
+
+def table(
+    files: Annotated[list[Path], typer.Argument(help="JSON files with rows, as `avd evaluate` and `avd demo` write.")],
+) -> None:
+    """Print rows as one Markdown table; rows of one name and several seeds become mean and spread.
+
+    Example: avd table runs/*/row.json > docs/results-table.md
+    """
+    from avd.evaluation.rows import read_results
+    from avd.report import markdown_table
+
+    typer.echo(markdown_table([row for file in files for row in read_results(file).rows]))

@@ -1,0 +1,55 @@
+"""`avd`: every command, and the one place where a user's mistake becomes a line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from avd import __version__
+from avd.cli import data, demo, distill, evaluate, generate, train
+from avd.types import UserError
+from avd.ui import err
+
+app = typer.Typer(
+    name="avd",
+    help="Turn a slow video diffusion model into a fast one that keeps its colours and its motion.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"avd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("demo")(demo.demo)
+app.command("distill")(distill.distill)
+app.command("generate")(generate.generate)
+app.command("evaluate")(evaluate.evaluate)
+app.command("table")(evaluate.table)
+app.command("prepare")(data.prepare)
+app.add_typer(train.app, name="train")
+app.add_typer(data.world_app, name="world")
+
+
+def main() -> None:
+    """Run the command line; a `UserError` is one line on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        err.print(f"avd: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,118 @@
+"""`avd train`: the parts a student stands on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from avd import ui
+
+if TYPE_CHECKING:
+    from avd.training.folder import RunFolder
+    from avd.training.loop import Task
+
+app = typer.Typer(help="Train the parts of a model: VAE, teacher, interpolator.", no_args_is_help=True)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
+Updates = Annotated[int | None, typer.Option("--updates", help="How many updates; default: the task's own.", min=1)]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, data order and noise.", min=0)]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+Level = Annotated[int, typer.Option("--level", help="Level of the built-in world.", min=0)]
+
+
+@app.command()
+def vae(output: Output, updates: Updates = None, seed: Seed = 0, level: Level = 0, resume: Resume = False) -> None:
+    """Train the miniature's video VAE on the built-in world.
+
+    Example: avd train vae --output runs/vae
+    """
+    from avd.training.vae import VAEConfig, VAETask
+    from avd.world import World
+
+    config = _with_updates(VAEConfig(seed=seed), updates)
+    folder = _open(output, {**asdict(config), "level": level}, resume)
+    _train("VAE", VAETask(config, World(level)), folder, config.updates)
+
+
+@app.command()
+def teacher(
+    output: Output,
+    vae: Annotated[Path, typer.Option("--vae", help="A folder written by `avd train vae`, or its vae/ folder.")],
+    updates: Updates = None,
+    seed: Seed = 0,
+    level: Level = 0,
+    resume: Resume = False,
+) -> None:
+    """Train the miniature teacher on clips of the built-in world, encoded once and kept in the run's folder.
+
+    Example: avd train teacher --vae runs/vae --output runs/teacher
+    """
+    from avd.models.wan import load_vae
+    from avd.training.sources import world_latents_on_disk
+    from avd.training.teacher import TeacherConfig, TeacherTask
+    from avd.world import World
+
+    config = _with_updates(TeacherConfig(seed=seed), updates)
+    network, world = load_vae(vae), World(level)
+    folder = _open(output, {**asdict(config), "level": level, "vae": str(vae)}, resume)
+    with ui.bars() as bar:
+        latents = world_latents_on_disk(output / "latents", network, world, config.clips, bar("encoding clips"))
+    _train("teacher", TeacherTask(config, world, network, latents), folder, config.updates)
+
+
+@app.command()
+def interpolator(
+    output: Output,
+    model: Annotated[str, typer.Option("--model", help="Model whose latents are interpolated.")] = "wan-mini",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A cache written by `avd prepare`; default: the built-in world.")
+    ] = None,
+    clips: Annotated[int, typer.Option("--clips", help="Clips of the built-in world to encode.", min=16)] = 4096,
+    updates: Updates = None,
+    seed: Seed = 0,
+    level: Level = 0,
+    resume: Resume = False,
+) -> None:
+    """Train the latent-frame interpolator: every second frame in, the full sequence out.
+
+    Example: avd train interpolator --output runs/interpolator
+    """
+    from avd.models.wan import VideoModel
+    from avd.training.interpolator import InterpolatorTask, InterpolatorTrainingConfig
+    from avd.training.sources import Window, encode_world, open_cache
+    from avd.world import World
+
+    config = _with_updates(InterpolatorTrainingConfig(seed=seed), updates)
+    folder = _open(output, {**asdict(config), "model": model, "data": data and str(data), "clips": clips}, resume)
+    video_model = VideoModel.load(model)
+    with ui.bars() as bar:
+        encoding = bar("encoding clips")
+        source = (
+            open_cache(data, video_model) if data else encode_world(video_model, World(level), clips, progress=encoding)
+        )
+    kept = len(source) - max(len(source) // 20, 1)  # the last clips are held out
+    heldout = source.latents(range(kept, len(source)))
+    _train("interpolator", InterpolatorTask(config, Window(source, 0, kept), heldout), folder, config.updates)
+
+
+def _open(output: Path, config: dict[str, Any], resume: bool) -> RunFolder:
+    from avd.training.folder import RunFolder
+
+    return RunFolder(output, resume=resume, recipe_text=yaml.safe_dump(config, sort_keys=False))
+
+
+def _train(title: str, task: Task, folder: RunFolder, updates: int) -> None:
+    from avd.training.loop import Schedule, run
+
+    schedule = Schedule(updates, checkpoint_every=250, validate_every=250, sample_every=500)
+    with ui.bars() as bar:
+        run(task, folder, schedule, bar(title))
+    ui.say(f"{title}: done, in {folder.path}")
+
+
+def _with_updates(config: Any, updates: int | None) -> Any:
+    return config if updates is None else replace(config, updates=updates)

@@ -1,0 +1,77 @@
+"""A distillation run from its recipe: model, data, folder and loop, wired."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from avd.config import Recipe
+from avd.interpolation import FrameInterpolator
+from avd.models.wan import VideoModel
+from avd.sampling.samplers import FewSteps, ManySteps, Sampler
+from avd.training.distill import DistillTask
+from avd.training.folder import RECIPE_FILE, RunFolder
+from avd.training.loop import Progress, Schedule, run
+from avd.training.sources import Progress as EncodingProgress
+from avd.training.sources import encode_world, open_cache
+from avd.types import UserError
+from avd.world import World
+
+
+def distill_run(recipe: Recipe, output: Path, *, resume: bool, encoding: EncodingProgress, progress: Progress) -> Path:
+    """Distil as `recipe` says in the folder `output`; returns the student's folder.
+
+    Raises UserError for a folder that is taken, a model or cache that is missing or does not fit, or a damaged
+    checkpoint; none of them changes what is there.
+    """
+    model = VideoModel.load(recipe.model)
+    data = recipe.data
+    cache = None if data.cache is None else open_cache(Path(data.cache), model)
+    folder = RunFolder(output, resume=resume, recipe_text=recipe.to_yaml())
+    source = cache or encode_world(model, World(data.world_level), data.world_clips, progress=encoding)
+    task = DistillTask(recipe, model, source, load_interpolator(model))
+    training = recipe.training
+    schedule = Schedule(
+        training.updates,
+        checkpoint_every=training.checkpoint_every,
+        keep_checkpoints=training.keep_checkpoints,
+        sample_every=training.sample_every,
+    )
+    run(task, folder, schedule, progress)
+    return output / "student"
+
+
+def load_interpolator(model: VideoModel) -> FrameInterpolator | None:
+    """The interpolator shipped in the model's folder, if there is one."""
+    folder = None if model.folder is None else model.folder / "interpolator"
+    return FrameInterpolator.load(folder) if folder is not None and folder.is_dir() else None
+
+
+def make_sampler(
+    model: VideoModel, *, half_rate: bool | None = None, steps: int | None = None, guidance: float | None = None
+) -> Sampler:
+    """How a model is run: a student by its rollout, any other model by many guided steps.
+
+    None is the model's own setting. Raises UserError for half rate without an interpolator, or with many steps.
+    """
+    settings = model.settings
+    if settings.student_timesteps is None or steps is not None:
+        if half_rate:
+            raise UserError("half rate is for students: distil one first, or leave --half-rate out")
+        scale = settings.guidance if guidance is None else guidance
+        return ManySteps(model, settings.steps if steps is None else steps, scale)
+    if guidance is not None:
+        raise UserError("a student has its guidance distilled into it: leave --guidance out")
+    stages = settings.half_rate_stages if half_rate is None else (settings.half_rate_stages or 2) * half_rate
+    interpolator = load_interpolator(model) if stages else None
+    if stages and interpolator is None:
+        raise UserError(f"{model.folder} holds no interpolator/, which half rate needs: leave --half-rate out")
+    return FewSteps(model, settings.student_timesteps, stages, interpolator)
+
+
+def recipe_of(name: str) -> dict[str, Any] | None:
+    """The recipe of the run that a student's folder lies in, if it lies in one."""
+    path = Path(name).parent / RECIPE_FILE
+    return yaml.safe_load(path.read_text()) if path.exists() else None

@@ -1,0 +1,93 @@
+"""What a person sees while a command works."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+out = Console()
+"""Results."""
+err = Console(stderr=True)
+"""Progress and errors."""
+
+_LINE_EVERY = 15.0
+"""Seconds between lines where the terminal cannot draw a bar."""
+
+
+class Bar:
+    """One job's progress: a live bar in a terminal, a line every few seconds in a log."""
+
+    def __init__(self, title: str, progress: Progress | None) -> None:
+        self.title, self._progress = title, progress
+        self._task: TaskID | None = None
+        self._began = self._spoke = math.nan
+
+    def __call__(
+        self, done: int, total: int, figures: Mapping[str, float] | None = None, left: float | None = None
+    ) -> None:
+        """`left` is the seconds left, estimated from the pace so far if not given."""
+        now = time.monotonic()
+        if math.isnan(self._began):  # the bar appears with its first call
+            self._began, self._spoke = now, now - _LINE_EVERY
+            if self._progress is not None:
+                self._task = self._progress.add_task(self.title, note="", left=None)
+        if left is None and done:
+            left = (now - self._began) / done * (total - done)
+        note = "  ".join(f"{k} {v:.4g}" for k, v in (figures or {}).items())
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, note=note, left=left)
+        elif now - self._spoke >= _LINE_EVERY or done == total:
+            self._spoke = now
+            err.print(f"{self.title}: {done}/{total}, {_clock(left)} left  {note}", highlight=False, soft_wrap=True)
+
+
+class _Left(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        return Text("" if left is None or task.finished else f"{_clock(left)} left", style="cyan")
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str], Bar]]:
+    """Makes `Bar`s by title, for the duration of a block; a terminal shows them under one another."""
+    if not err.is_terminal:
+        yield lambda title: Bar(title, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _Left(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err) as progress:
+        yield lambda title: Bar(title, progress)
+
+
+def say(text: str) -> None:
+    """A line about what is going on."""
+    err.print(text, highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
