@@ -47,9 +47,10 @@ def networks(cycle: Cycle) -> dict[str, nn.Module]:
 
 
 def make_batch(recipe: Recipe) -> Batch:
+    """Random clips; each rollout has prompts of its own, other than the clips'."""
     source = tiny_source(MODEL, count=8)
     rollouts = 1 if recipe.rollout.shared else recipe.fake_score.updates
-    prompts = tuple(source.prompts([(i + j) % 8 for j in range(BATCH)]) for i in range(rollouts))
+    prompts = tuple(source.prompts([(BATCH + i + j) % 8 for j in range(BATCH)]) for i in range(rollouts))
     return Batch(source.latents(range(BATCH)), source.prompts(range(BATCH)), prompts)
 
 

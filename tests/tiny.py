@@ -12,7 +12,7 @@ from avd.models.wan import Settings, VideoModel
 
 CHANNELS = 12
 LATENT_SHAPE = (CHANNELS, 5, 2, 2)
-WORDS = ("a", "red", "blue", "square", "circle", "rises", "and")
+COLOURS, SHAPES, MOTIONS = ("red", "blue"), ("square", "circle"), ("rises", "rests")
 
 
 def tiny_model(seed: int = 0) -> VideoModel:
@@ -45,7 +45,7 @@ def tiny_model(seed: int = 0) -> VideoModel:
             scale_factor_temporal=4,
             scale_factor_spatial=8,
         )
-        tokenizer = mini.build_tokenizer(WORDS)
+        tokenizer = mini.build_tokenizer(["a", *COLOURS, *SHAPES, *MOTIONS])
         text_encoder = mini.build_text_encoder(len(tokenizer))
     settings = Settings(frames=17, height=16, width=16, fps=8, steps=4, guidance=4.0, shift=2.0)
     return VideoModel(transformer, vae, text_encoder, tokenizer, settings)
@@ -61,8 +61,9 @@ def tiny_interpolator(seed: int = 0) -> FrameInterpolator:
 
 
 def tiny_source(model: VideoModel, count: int = 6, seed: int = 0) -> MemoryLatents:
-    """Random latents with captions of `WORDS`."""
+    """Random latents, with captions of which the first 8 differ."""
     generator = torch.Generator().manual_seed(seed)
-    captions = [f"a {WORDS[1 + i % 2]} {WORDS[3 + i // 2 % 2]} rises" for i in range(count)]
     latents = torch.randn(count, *LATENT_SHAPE, generator=generator)
+    captions = [f"a {colour} {shape} {motion}" for motion in MOTIONS for shape in SHAPES for colour in COLOURS]
+    captions = [captions[i % len(captions)] for i in range(count)]
     return MemoryLatents(latents, model.encode_prompts(captions), captions)

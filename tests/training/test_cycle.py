@@ -157,6 +157,23 @@ def test_the_teacher_and_the_interpolator_never_change_and_never_receive_gradien
         assert all(torch.equal(v, before[name][k]) for k, v in network.state_dict().items())
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_samples_are_denoised_with_the_prompts_they_were_made_from(shared: bool) -> None:
+    cycle = make_cycle(f"rollout.shared={str(shared).lower()}", "objective.regression.weight=0")
+    batch = make_batch(cycle.recipe)
+    asked: dict[str, list[Tensor]] = {"student": [], "fake_score": []}
+    for name, prompts in asked.items():
+        networks(cycle)[name].register_forward_pre_hook(lambda module, args, prompts=prompts: prompts.append(args[2]))
+    cycle.run(batch, seeded_for_exit(0))
+
+    def places(prompts: list[Tensor]) -> list[int]:
+        return [next(i for i, p in enumerate(batch.rollout_prompts) if torch.equal(p, prompt)) for prompt in prompts]
+
+    # The fake score is asked once for the student's update and once in each of its own.
+    assert places(asked["fake_score"]) == ([0] * 6 if shared else [0, 0, 1, 2, 3, 4])
+    assert list(dict.fromkeys(places(asked["student"]))) == ([0] if shared else [0, 1, 2, 3, 4])
+
+
 # -- robustness and schedule --------------------------------------------------------------------------------------
 
 

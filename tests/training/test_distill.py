@@ -139,11 +139,14 @@ def test_a_finished_run_is_left_alone(straight: tuple[Path, DistillTask]) -> Non
     assert (student_bytes(path), metrics(path)) == before
 
 
-def test_the_seed_decides_the_run() -> None:
-    def first(seed: int) -> dict[str, float]:
-        return small_task(small_recipe(f"seed={seed}")).update(0)
+def test_seed_and_update_decide_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noise(seed: int, update: int) -> float:
+        task = small_task(small_recipe(f"seed={seed}"))
+        monkeypatch.setattr(task.cycle, "run", lambda batch, generator: torch.rand((), generator=generator).item())
+        return task.update(update)  # type: ignore[return-value]
 
-    assert first(0) == first(0) != first(1)
+    assert noise(0, 0) == noise(0, 0)
+    assert len({noise(0, 0), noise(1, 0), noise(0, 1), noise(1, 1)}) == 4
 
 
 # -- what a run leaves --------------------------------------------------------------------------------------------

@@ -99,6 +99,32 @@ def interpolator(
     _train("interpolator", InterpolatorTask(config, Window(source, 0, kept), heldout), folder, config.updates)
 
 
+@app.command()
+def pack(
+    teacher: Annotated[Path, typer.Argument(help="A model folder, such as runs/teacher/teacher.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist.")],
+    interpolator: Annotated[
+        Path | None, typer.Option("--interpolator", help="A folder with an interpolator to add.")
+    ] = None,
+) -> None:
+    """Pack a model and its interpolator into one folder in half precision, as `wan-mini` is shipped.
+
+    Example: avd train pack runs/teacher/teacher --interpolator runs/interpolator/interpolator --output wan-mini
+    """
+    from avd.interpolation import FrameInterpolator
+    from avd.models.wan import VideoModel
+    from avd.types import UserError
+
+    if output.exists():
+        raise UserError(f"output folder {output} exists already: name a new one")
+    model = VideoModel.load(str(teacher))
+    between = None if interpolator is None else FrameInterpolator.load(interpolator)
+    model.half().save(output)
+    if between is not None:
+        between.half().save(output / "interpolator")
+    ui.say(f"the model is in {output}")
+
+
 def _open(output: Path, config: dict[str, Any], resume: bool) -> RunFolder:
     from avd.training.folder import RunFolder
 

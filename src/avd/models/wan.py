@@ -13,13 +13,19 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers.utils import logging as transformers_logging
 
 from avd.flow import TIMESTEPS
 from avd.models.codec import decode_video, encode_video
 from avd.models.rotary import StridedRotary
 from avd.types import UserError
+
+# Loading and saving a miniature is quick, and progress is the command line's to show.
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 SHIPPED = {"wan-mini": Path(__file__).parent.parent / "assets" / "wan-mini"}
 SETTINGS_FILE = "avd.json"
@@ -151,6 +157,12 @@ class VideoModel:
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """Prompt embeddings (B, L, D); positions past a prompt's end are zero, as in diffusers' WanPipeline."""
         return encode_prompts(self.text_encoder, self.tokenizer, prompts, self.text_length)
+
+    def half(self) -> VideoModel:
+        """All weights in half precision, in place: for shipping, not for computing on a CPU."""
+        for module in (self.transformer, self.vae, self.text_encoder):
+            module.half()
+        return self
 
     def save(self, folder: Path, *, transformer: WanTransformer3DModel | None = None, **settings: Any) -> None:
         """Write a diffusers folder, with `transformer` in place of the model's own and changed `settings`."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from avd.config import Recipe
-from avd.data import BatchOrder, LatentSource, write_video
+from avd.data import BatchOrder, LatentSource
 from avd.flow import few_step_sigmas
 from avd.interpolation import FrameInterpolator
 from avd.models.wan import VideoModel
@@ -19,6 +19,7 @@ from avd.objectives.temporal import temporal_regularization
 from avd.sampling.rollout import Rollout, make_stages
 from avd.training.checkpoint import pack_module, unpack_module
 from avd.training.cycle import Batch, Cycle
+from avd.training.preview import write_preview
 from avd.training.randomness import generator_for
 from avd.training.roles import Roles
 from avd.types import UserError
@@ -73,7 +74,7 @@ class DistillTask:
         prompts = self.source.prompts(list(range(count)))
         latents = Rollout(self.stages, self.interpolator)(self.roles.average.module, noise, prompts, generator)
         videos = self.model.decode_video(latents)
-        write_video(folder / f"update-{n:06d}.mp4", _side_by_side(videos), self.model.settings.fps)
+        write_preview(folder / f"update-{n:06d}.mp4", videos, self.model.settings.fps)
 
     def tensors(self) -> dict[str, Tensor]:
         means = {f"loss_means.{k}": v for k, v in self.cycle.means.state_dict().items()}
@@ -129,8 +130,3 @@ class DistillTask:
             latents = self.source.latents(list(range(min(256, len(self.source)))))
             return temporal_regularization(latents).per_sample_B[0].item()
         return truncation
-
-
-def _side_by_side(videos: Any) -> Any:
-    """(B, F, H, W, 3) to (F, H, B W, 3)."""
-    return videos.transpose(1, 2, 0, 3, 4).reshape(videos.shape[1], videos.shape[2], -1, 3)

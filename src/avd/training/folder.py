@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from avd.types import UserError
 
 RECIPE_FILE = "recipe.yaml"
+_WRITING = ".writing"
 _SCHEDULE = ("updates", "checkpoint_every", "keep_checkpoints", "sample_every")
 _MAY_CHANGE = {"updates"} | {f"training.{key}" for key in _SCHEDULE}
 
@@ -28,7 +30,7 @@ class RunFolder:
         recipe = path / RECIPE_FILE
         if path.exists() and not path.is_dir():
             raise UserError(f"output {path} is a file: name a folder")
-        taken = path.exists() and any(path.iterdir())
+        taken = path.exists() and any(not part.name.endswith(_WRITING) for part in path.iterdir())
         if taken and not recipe.exists():
             raise UserError(f"output folder {path} holds files that are not a run of avd: name another folder")
         if taken and not resume:
@@ -66,8 +68,10 @@ class RunFolder:
         write_text(self.metrics, "".join(line + "\n" for line in kept))
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
+        """Append a line. A figure that is not finite becomes null: JSON has no other word for it."""
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         with self.metrics.open("a") as file:
-            file.write(json.dumps({"update": update, **values}) + "\n")
+            file.write(json.dumps({"update": update, **finite}, allow_nan=False) + "\n")
 
 
 def _refuse_other_recipe(saved: Path, recipe_text: str) -> None:
@@ -91,6 +95,6 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    writing = path.with_name(path.name + ".writing")
+    writing = path.with_name(path.name + _WRITING)
     writing.write_text(text)
     os.replace(writing, path)

@@ -18,6 +18,7 @@ from avd.models.wan import Settings, VideoModel, WanVelocity, encode_prompts
 from avd.sampling.teacher import sample_teacher
 from avd.training.checkpoint import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.training.ema import EMA
+from avd.training.preview import write_preview
 from avd.training.randomness import derive_seed, generator_for
 from avd.training.schedules import trapezoid
 from avd.world import World, vocabulary
@@ -25,7 +26,7 @@ from avd.world import World, vocabulary
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    updates: int = 10_000
+    updates: int = 9_000
     batch: int = 32
     learning_rate: float = 1e-3
     warmup: int = 200
@@ -95,7 +96,7 @@ class TeacherTask:
 
     @torch.no_grad()
     def sample(self, folder: Path, n: int) -> None:
-        """Eight held-out captions, sampled with 25 steps; saved as one array of frames."""
+        """Eight held-out captions, sampled with 25 steps."""
         model = self._model()
         captions = [self.world.describe(i, "heldout")[1].text for i in range(8)]
         noise = torch.randn(8, *model.latent_shape(), generator=generator_for("teacher", "preview"))
@@ -108,7 +109,7 @@ class TeacherTask:
             guidance=model.settings.guidance,
             shift=model.settings.shift,
         )
-        np.save(folder / f"{n:07d}.npy", model.decode_video(latents))
+        write_preview(folder / f"update-{n:06d}.mp4", model.decode_video(latents), model.settings.fps)
 
     def tensors(self) -> dict[str, Tensor]:
         return (
