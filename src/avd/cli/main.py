@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from avd import __version__
-from avd.cli import data, demo, distill, evaluate, generate, train
+from avd.cli import compare, data, demo, distill, evaluate, generate, train
 from avd.types import UserError
 from avd.ui import err
 
@@ -39,6 +39,7 @@ def _root(
 app.command("demo")(demo.demo)
 app.command("distill")(distill.distill)
 app.command("generate")(generate.generate)
+app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("table")(evaluate.table)
 app.command("prepare")(data.prepare)

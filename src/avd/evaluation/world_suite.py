@@ -102,6 +102,11 @@ class Suite:
         }
         return row.model_copy(update=measured), videos[: self.clips]
 
+    def preview(self, sampler: Sampler, count: int, seed: int) -> np.ndarray:
+        """The sampler's videos of the first captions, for a person to look at."""
+        generator = torch.Generator().manual_seed(seed)
+        return sampler.model.decode_video(sampler(self.captions()[:count], generator))
+
     def row_of_videos(self, name: str, videos: np.ndarray, captions: Sequence[str], reference_speed: float) -> Row:
         """Judge videos made elsewhere."""
         return self._row(name, self.judge(videos, captions), reference_speed, seed=0)

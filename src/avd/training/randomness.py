@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (seed, what for, update), so that a resumed run draws what it would have drawn.
 
 No generator's state is ever saved: update 1,234 of a run uses the same noise whether the run was killed before it or
-not, and adding a draw to one branch does not shift those of another.
+not.
 """
 
 from __future__ import annotations
