@@ -64,7 +64,7 @@ def test_the_ablation_rows_differ_from_the_method_in_what_they_ablate() -> None:
     assert changes("dmd") == {regression: 0.0, temporal: 0.0}
     assert changes("dmd-temporal") == {regression: 0.0}
     assert changes("plain-regression") == {"objective.regression.adaptive": False}
-    assert changes("avd-half-rate") == {"rollout.half_rate_stages": 2}
+    assert changes("avd-half-rate") == {"rollout.half_rate_stages": 2, "rollout.half_rate_share": 0.5}
 
 
 def test_defaults_are_the_papers() -> None:
@@ -159,7 +159,7 @@ def test_no_override_breaks_out(text: str) -> None:
         ("objective.temporl.weight=1", "unknown key objective.temporl (did you mean temporal?)"),
         ("objective.temporal.wieght=1", "unknown key objective.temporal.wieght (did you mean weight?)"),
         ("student.optimizer.lerning_rate=1", "(did you mean learning_rate?)"),
-        ("rollout.zzz=1", "unknown key rollout.zzz: known are timesteps, half_rate_stages, shared"),
+        ("rollout.zzz=1", "unknown key rollout.zzz: known are timesteps, half_rate_stages, half_rate_share, shared"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(override: str, hint: str, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_bad_value_is_told_with_what_was_found(override: str, parts: list[str]
         ("name: mine\n5: 1", "keys should be strings"),
         ("extends: 5", "extends 5"),
         ("extends: [avd, dmd]", "extends ['avd', 'dmd']"),
-        ("extends: avdd", "no recipe avdd (did you mean avd?)"),
+        ("extends: avdd", "avdd (did you mean avd?)"),
     ],
 )
 def test_a_bad_file_is_told_by_its_name(text: str, part: str, tmp_path: Path) -> None:
@@ -231,9 +231,20 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
     assert "cannot be read" in complaint(str(tmp_path / "binary.yaml"))
 
 
+def test_a_base_is_a_shipped_recipe_or_a_file_beside_the_one_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    write(tmp_path / "lab", "extends: avd\nname: base\nseed: 7", "base.yaml")
+    write(tmp_path, "name: not this one", "avd")  # a shipped name means the shipped recipe
+    assert load_recipe(write(tmp_path / "lab", "extends: base.yaml\nname: mine")).seed == 7
+    above = load_recipe(write(tmp_path, "extends: lab/mine.yaml", "above.yaml"))
+    assert (above.name, above.seed, above.training.batch) == ("mine", 7, 16)
+
+
 def test_recipes_that_extend_each_other_are_a_circle(tmp_path: Path) -> None:
     own = write(tmp_path, f"extends: {tmp_path / 'own.yaml'}", "own.yaml")
     assert f"{own} -> {own}" in complaint(own)
     first = write(tmp_path, f"extends: {tmp_path / 'second.yaml'}", "first.yaml")
     second = write(tmp_path, f"extends: {first}", "second.yaml")
     assert f"{first} -> {second} -> {first}" in complaint(first)
+    up = write(tmp_path, f"extends: ../{tmp_path.name}/up.yaml", "up.yaml")
+    assert f"{up} -> {up}" in complaint(up)

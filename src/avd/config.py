@@ -1,13 +1,14 @@
 """Recipes: what a distillation run does, as validated YAML.
 
-A recipe may start from another one (`extends: avd`) and change a few values. The command line changes values of either
-by dotted path (`objective.temporal.weight=0.1`). The resolved recipe, with nothing left implicit, is saved with the
-run.
+A recipe may start from another one (`extends: avd`), shipped or a file named relative to its own folder, and change a
+few values. The command line changes values of either by dotted path (`objective.temporal.weight=0.1`). The resolved
+recipe, with nothing left implicit, is saved with the run.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -51,6 +52,8 @@ class RolloutRecipe(_Section):
     """Student timesteps, of 1000 (paper, Settings)."""
     half_rate_stages: int = Field(0, ge=0)
     """Stages at half frame rate that training's rollout includes."""
+    half_rate_share: float = Field(1.0, gt=0, le=1)
+    """Share of the cycles that include them; the others run at full rate, so one student learns both."""
     shared: bool = True
     """One rollout feeds the student update and all fake-score updates of a cycle; false: a fresh one for each."""
 
@@ -151,7 +154,7 @@ class TrainingRecipe(_Section):
 
 
 class Recipe(_Section):
-    """Everything that decides a run, but for the data cache's place and the seed of its machine."""
+    """Everything that decides a run."""
 
     name: str
     model: str = "wan-mini"
@@ -190,7 +193,10 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         raise UserError(_one_line(f"recipe {name}: {_explain(error)}")) from error
 
 
-def _resolve(name: str, *, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def _resolve(name: str, *, folder: Path = Path(), seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's values over those of the one it extends; a file's name is relative to `folder`."""
+    if name not in shipped_recipes():
+        name = os.path.normpath(folder / name)
     if name in seen:
         raise UserError(f"recipe {name} extends itself: {' -> '.join((*seen, name))}")
     values = _parse_yaml(_read(name), f"recipe {name}")
@@ -199,7 +205,7 @@ def _resolve(name: str, *, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     base = values.pop("extends", None)
     if not isinstance(base, str | None):
         raise UserError(f"recipe {name} extends {base!r}: name one recipe, shipped or a file")
-    return values if base is None else _merge(_resolve(base, seen=(*seen, name)), values)
+    return values if base is None else _merge(_resolve(base, folder=Path(name).parent, seen=(*seen, name)), values)
 
 
 def _read(name: str) -> str:
@@ -210,7 +216,7 @@ def _read(name: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = _nearest(name, shipped)
+        near = _nearest(path.name, shipped)
         raise UserError(f"there is no recipe {name}{near}: shipped are {', '.join(sorted(shipped))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {name} cannot be read: {error}") from error

@@ -114,6 +114,11 @@ def test_what_has_no_weight_costs_no_forward() -> None:
     still, figures = run("objective.temporal.weight=0")
     assert still == whole  # the temporal term reads samples that are there anyway
     assert not any(name.startswith("temporal") for name in figures)
+    unmatched, figures = run("objective.distribution_matching.weight=0")
+    assert unmatched + Counter(teacher=2, fake_score=1) == whole
+    assert "distribution_matching" not in figures
+    unjudged, _ = run("objective.distribution_matching.weight=0", "objective.temporal.weight=0")
+    assert unjudged + Counter(teacher=2, fake_score=1, student=2) == whole  # a sample for the fake score, no gradient
     unguided, _ = run("objective.distribution_matching.guidance=1")
     assert unguided + Counter(teacher=1) == whole
 

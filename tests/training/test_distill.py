@@ -20,7 +20,7 @@ from avd.interpolation import FrameInterpolator
 from avd.models.wan import VideoModel
 from avd.objectives.temporal import temporal_regularization
 from avd.training import loop
-from avd.training.distill import DistillTask
+from avd.training.distill import DistillTask, falls_in_share
 from avd.types import UserError
 from distill_run import distill, small_recipe, small_task
 from tiny import tiny_interpolator, tiny_model, tiny_source
@@ -229,3 +229,10 @@ def test_fresh_rollouts_read_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> N
         assert len(batch.rollout_prompts) == count
         assert all(prompt.shape == batch.prompts_BLD.shape for prompt in batch.rollout_prompts)
         assert task.prompt_order.state_dict() == {"position": count * task.recipe.training.batch}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.75, 1.0])
+def test_a_share_of_the_cycles_is_spread_evenly(share: float) -> None:
+    taken = [falls_in_share(n, share) for n in range(200)]
+    for n in range(1, 201):
+        assert abs(sum(taken[:n]) - n * share) < 1

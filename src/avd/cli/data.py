@@ -31,6 +31,7 @@ def prepare(
 
     encoder = VideoModel.load(model)
     own = encoder.settings
+    encoder.check_clip(frames or own.frames, height or own.height, width or own.width)
     with ui.bars() as bar:
         summary = prepare_cache(
             videos,

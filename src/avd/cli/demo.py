@@ -34,7 +34,7 @@ class _Plan:
 
 
 _PLANS = {Budget.standard: _Plan(80, 512, 64, 6, 50), Budget.smoke: _Plan(2, 32, 8, 2, 50)}
-_RECIPE = "avd-half-rate"
+_RECIPE, _RUN = "avd-half-rate", "distillation"
 
 
 def demo(
@@ -48,11 +48,14 @@ def demo(
     """
     from avd.evaluation.rows import read_results
     from avd.report import terminal_table
+    from avd.types import UserError
 
     results_file, page = output / "results.json", output / "report.html"
     if page.exists():
         ui.say(f"{output} holds a finished demonstration; remove it or name another --output to run it again")
         ui.out.print(terminal_table(read_results(results_file).rows))
+    elif output.is_dir() and any(output.iterdir()) and not (output / _RUN).exists():
+        raise UserError(f"output folder {output} holds files that are not a demonstration: name another folder")
     else:
         began = time.monotonic()
         results = _run(output, _PLANS[budget], seed)
@@ -73,7 +76,7 @@ def _run(output: Path, plan: _Plan, seed: int) -> Results:
         f"data.world_clips={plan.world_clips}",
     ]
     recipe = load_recipe(_RECIPE, changes)
-    run = output / "distillation"
+    run = output / _RUN
     with ui.bars() as bar:
         ui.say(f"1/2  distilling {recipe.model} into {len(recipe.rollout.timesteps)} steps, {plan.updates} updates")
         encoding, training = bar("encoding clips"), bar("distilling")

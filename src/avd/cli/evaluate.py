@@ -38,6 +38,7 @@ def evaluate(
 
     Example: avd evaluate runs/avd/student --suite world --json runs/avd/row.json
     """
+    from avd.data.files import check_can_make
     from avd.evaluation.rows import Results, write_results
     from avd.evaluation.world_suite import Suite
     from avd.report import terminal_table
@@ -46,13 +47,17 @@ def evaluate(
 
     if json.exists():
         raise UserError(f"output {json} exists already: name another file")
+    check_can_make(json)
     measure = Suite(World(level), clips, repeats)
-    reference = measure.reference_speed()
-    if (Path(what) / "captions.jsonl").exists():
+    folder = Path(what)
+    name = name or folder.resolve().name
+    if (folder / "captions.jsonl").exists():
         from avd.evaluation.folder import read_folder
 
-        videos, captions = read_folder(Path(what))
-        row = measure.row_of_videos(name or Path(what).name, videos, captions, reference)
+        videos, captions = read_folder(folder)
+        row = measure.row_of_videos(name, videos, captions, measure.reference_speed())
+    elif folder.is_dir() and not (folder / "model_index.json").exists():
+        raise UserError(f"{what} is neither a folder of videos (no captions.jsonl) nor a model (no model_index.json)")
     else:
         from avd.models.wan import VideoModel
         from avd.training.runs import make_sampler, recipe_of
@@ -61,10 +66,10 @@ def evaluate(
         with ui.bars() as bar:
             progress = bar("sampling and judging")
             row, _ = measure.row_of_sampler(
-                name or Path(what).name,
+                name,
                 sampler,
                 seed=seed,
-                reference_speed=reference,
+                reference_speed=measure.reference_speed(),
                 recipe=recipe_of(what),
                 progress=progress,
             )

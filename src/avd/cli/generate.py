@@ -30,6 +30,7 @@ def generate(
     Example: avd generate runs/avd/student --prompt "a red ball drifting left" --seed 1 --output ball.mp4
     """
     from avd.data import read_prompts
+    from avd.data.files import check_can_make
     from avd.types import UserError
 
     texts = list(prompt or ()) + (read_prompts(prompts) if prompts else [])
@@ -43,6 +44,7 @@ def generate(
     taken = next((file for file in files if file.exists()), None)
     if taken is not None:
         raise UserError(f"output {taken} exists already: name another file")
+    check_can_make(output)
 
     import torch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -48,9 +48,15 @@ app.add_typer(data.world_app, name="world")
 
 
 def main() -> None:
-    """Run the command line; a `UserError` is one line on stderr and exit code 2."""
+    """Run the command line; what a user can mend is one line on stderr and exit code 2."""
     try:
         app()
     except UserError as error:
-        err.print(f"avd: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:  # a full disk, a folder that may not be written to
+        _fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
+
+
+def _fail(message: str) -> NoReturn:
+    err.print("avd: " + " ".join(message.split()), style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)

@@ -33,15 +33,18 @@ def vae(output: Output, updates: Updates = None, seed: Seed = 0, level: Level = 
     from avd.training.vae import VAEConfig, VAETask
     from avd.world import World
 
-    config = _with_updates(VAEConfig(seed=seed), updates)
+    config, world = _with_updates(VAEConfig(seed=seed), updates), World(level)
     folder = _open(output, {**asdict(config), "level": level}, resume)
-    _train("VAE", VAETask(config, World(level)), folder, config.updates)
+    _train("VAE", VAETask(config, world), folder, config.updates)
 
 
 @app.command()
 def teacher(
     output: Output,
     vae: Annotated[Path, typer.Option("--vae", help="A folder written by `avd train vae`, or its vae/ folder.")],
+    clips: Annotated[
+        int | None, typer.Option("--clips", help="Clips to encode; default: the task's own.", min=1)
+    ] = None,
     updates: Updates = None,
     seed: Seed = 0,
     level: Level = 0,
@@ -57,8 +60,10 @@ def teacher(
     from avd.world import World
 
     config = _with_updates(TeacherConfig(seed=seed), updates)
+    config = config if clips is None else replace(config, clips=clips)
     network, world = load_vae(vae), World(level)
     folder = _open(output, {**asdict(config), "level": level, "vae": str(vae)}, resume)
+    folder.claim()
     with ui.bars() as bar:
         latents = world_latents_on_disk(output / "latents", network, world, config.clips, bar("encoding clips"))
     _train("teacher", TeacherTask(config, world, network, latents), folder, config.updates)
@@ -87,13 +92,12 @@ def interpolator(
     from avd.world import World
 
     config = _with_updates(InterpolatorTrainingConfig(seed=seed), updates)
-    folder = _open(output, {**asdict(config), "model": model, "data": data and str(data), "clips": clips}, resume)
-    video_model = VideoModel.load(model)
+    video_model, world = VideoModel.load(model), World(level)
+    cache = None if data is None else open_cache(data, video_model)
+    recorded = {**asdict(config), "level": level, "model": model, "data": data and str(data), "clips": clips}
+    folder = _open(output, recorded, resume)
     with ui.bars() as bar:
-        encoding = bar("encoding clips")
-        source = (
-            open_cache(data, video_model) if data else encode_world(video_model, World(level), clips, progress=encoding)
-        )
+        source = cache or encode_world(video_model, world, clips, progress=bar("encoding clips"))
     kept = len(source) - max(len(source) // 20, 1)  # the last clips are held out
     heldout = source.latents(range(kept, len(source)))
     _train("interpolator", InterpolatorTask(config, Window(source, 0, kept), heldout), folder, config.updates)
@@ -113,22 +117,27 @@ def pack(
     """
     from avd.interpolation import FrameInterpolator
     from avd.models.wan import VideoModel
+    from avd.training.folder import whole_folder
     from avd.types import UserError
 
     if output.exists():
         raise UserError(f"output folder {output} exists already: name a new one")
     model = VideoModel.load(str(teacher))
     between = None if interpolator is None else FrameInterpolator.load(interpolator)
-    model.half().save(output)
-    if between is not None:
-        between.half().save(output / "interpolator")
+    with whole_folder(output) as whole:
+        model.half().save(whole)
+        if between is not None:
+            between.half().save(whole / "interpolator")
     ui.say(f"the model is in {output}")
 
 
 def _open(output: Path, config: dict[str, Any], resume: bool) -> RunFolder:
+    from avd.training.checkpoint import check_newest
     from avd.training.folder import RunFolder
 
-    return RunFolder(output, resume=resume, recipe_text=yaml.safe_dump(config, sort_keys=False))
+    folder = RunFolder(output, resume=resume, recipe_text=yaml.safe_dump(config, sort_keys=False))
+    check_newest(folder.checkpoints, config["updates"])
+    return folder
 
 
 def _train(title: str, task: Task, folder: RunFolder, updates: int) -> None:

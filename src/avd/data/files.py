@@ -28,6 +28,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
+def check_can_make(path: Path) -> None:
+    """Raise `UserError` unless there is a folder above `path` to make it in: for use before hours of work."""
+    above = next(place for place in path.absolute().parents if place.exists())
+    if not above.is_dir():
+        raise UserError(f"cannot make {path}: {above} is a file")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"cannot make {path}: {above} is not writable")
+
+
 def read_text(path: Path) -> str:
     """The UTF-8 text of `path`, a byte-order mark dropped. Raises `UserError` if there is none to read."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
@@ -23,9 +25,11 @@ from avd.models.codec import decode_video, encode_video
 from avd.models.rotary import StridedRotary
 from avd.types import UserError
 
-# Loading and saving a miniature is quick, and progress is the command line's to show.
-diffusers_logging.disable_progress_bar()
-transformers_logging.disable_progress_bar()
+# Loading and saving a miniature is quick, and progress is the command line's to show. What these libraries merely warn
+# of, weights that are missing, is an error here.
+for _logging in (diffusers_logging, transformers_logging):
+    _logging.disable_progress_bar()
+    _logging.set_verbosity_error()
 
 SHIPPED = {"wan-mini": Path(__file__).parent.parent / "assets" / "wan-mini"}
 SETTINGS_FILE = "avd.json"
@@ -98,19 +102,19 @@ class VideoModel:
         """
         folder = _locate(name)
         try:
-            load = {"torch_dtype": torch.float32, "use_safetensors": True}  # never fall back to pickles
-            return cls(
-                WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", **load),
-                AutoencoderKLWan.from_pretrained(folder, subfolder="vae", **load),
-                UMT5EncoderModel.from_pretrained(
-                    folder, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
-                ),
-                AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-                read_settings(Path(folder)),
-                Path(folder) if Path(folder).is_dir() else None,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+            with warnings.catch_warnings(action="ignore"):  # of the libraries' own ways with one another
+                return cls(
+                    _load_whole(WanTransformer3DModel, folder, "transformer"),
+                    _load_whole(AutoencoderKLWan, folder, "vae"),
+                    _load_whole(UMT5EncoderModel, folder, "text_encoder"),
+                    AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+                    read_settings(Path(folder)),
+                    Path(folder) if Path(folder).is_dir() else None,
+                )
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error).partition("\n")[0]
             raise UserError(f"{name} cannot be loaded as a Wan model: {reason}") from error
 
     def velocity(self) -> WanVelocity:
@@ -129,6 +133,16 @@ class VideoModel:
             s.height // config.scale_factor_spatial,
             s.width // config.scale_factor_spatial,
         )
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        """Raise UserError unless the model can encode and denoise clips of this size."""
+        time, space = self.vae.config.scale_factor_temporal, self.vae.config.scale_factor_spatial
+        side = space * self.transformer.config.patch_size[1]
+        if frames < 1 or (frames - 1) % time or min(height, width) < 1 or height % side or width % side:
+            raise UserError(
+                f"clips of {frames} frames of {height} x {width} do not fit the model: it takes {time} n + 1 frames, "
+                f"and sides that are multiples of {side}"
+            )
 
     @property
     def text_length(self) -> int:
@@ -174,6 +188,7 @@ class VideoModel:
             scheduler=FlowMatchEulerDiscreteScheduler(shift=self.settings.shift),
         )
         pipeline.save_pretrained(folder)
+        _forget_paths(folder)
         (folder / SETTINGS_FILE).write_text(json.dumps({**asdict(self.settings), **settings}, indent=2) + "\n")
 
 
@@ -188,13 +203,32 @@ def encode_prompts(
     return hidden * mask.unsqueeze(-1)
 
 
+def _load_whole(kind: Any, folder: str, part: str) -> Any:
+    """One network of a model folder, in float32. Raises ValueError if weights are missing; never reads a pickle."""
+    network, found = kind.from_pretrained(
+        folder, subfolder=part, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    if found["missing_keys"]:
+        raise ValueError(f"{part} lacks weights, such as {min(found['missing_keys'])}")
+    return network
+
+
 def load_vae(folder: Path) -> AutoencoderKLWan:
     """The VAE of a folder that holds one, itself or in `vae/`. Raises UserError if there is none."""
     inner = folder / "vae"
     try:
-        return AutoencoderKLWan.from_pretrained(inner if inner.is_dir() else folder).eval().requires_grad_(False)
+        vae = AutoencoderKLWan.from_pretrained(inner if inner.is_dir() else folder, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no VAE: name a folder that `avd train vae` wrote") from error
+    return vae.eval().requires_grad_(False)
+
+
+def _forget_paths(folder: Path) -> None:
+    """Take out of the saved configs the path that each part was loaded from: it means nothing elsewhere."""
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def read_settings(folder: Path) -> Settings:

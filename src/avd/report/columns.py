@@ -62,7 +62,7 @@ COLUMNS = (
         "seconds_per_video",
         "Time per video",
         "less",
-        "Wall time to sample and decode one video on this machine.",
+        "Wall time of sampling one video on this machine, a clip's share of a batch, without text encoder and VAE.",
         digits=2,
         unit=" s",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def write_report(
     *,
     title: str = "Few-step video, side by side",
 ) -> None:
-    """Write a self-contained HTML page: it needs no network, and plays wherever MP4 (H.264) plays.
+    """Write a self-contained HTML page, in one piece: it needs no network, and plays wherever MP4 (H.264) plays.
 
     `videos` holds (prompt, MP4 bytes by row name). Columns follow the rows of `results`; a row without any video has
     measures and no column of videos, and a prompt that a row did not answer leaves a blank.
@@ -41,7 +42,9 @@ def write_report(
         meta=_yaml(results.meta) if results.meta else None,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    part = path.with_name(path.name + ".part")
+    part.write_text(html, encoding="utf-8")
+    os.replace(part, path)
 
 
 def _data_uri(mp4: bytes | None) -> str | None:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from avd.types import UserError
 
 _PREFIX = "step-"
+_TENSORS, _STATE = "tensors.safetensors", "state.json"
 
 
 def save_checkpoint(
@@ -32,8 +34,8 @@ def save_checkpoint(
         shutil.rmtree(stale)
     writing = folder / f".writing-{step}"
     writing.mkdir()
-    save_file(_own_memory(tensors), writing / "tensors.safetensors")
-    (writing / "state.json").write_text(json.dumps({"step": step, **state}))
+    save_file(_own_memory(tensors), writing / _TENSORS)
+    (writing / _STATE).write_text(json.dumps({"step": step, **state}))
     for part in writing.iterdir():
         _sync(part)
     final = folder / f"{_PREFIX}{step:07d}"
@@ -52,15 +54,39 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state of one checkpoint. Raises UserError if it is damaged."""
+    with _naming_damage(path):
+        return load_file(path / _TENSORS), _read_state(path)
+
+
+def check_newest(folder: Path, updates: int) -> None:
+    """Refuse, before any work, a run of `updates` that could not go on from the newest checkpoint under `folder`.
+
+    Raises UserError if it is past `updates`, or damaged as far as can be seen without reading its tensors.
+    """
+    for path in list_checkpoints(folder)[-1:]:
+        with _naming_damage(path), safe_open(path / _TENSORS, framework="pt"):
+            done = _read_state(path)["step"]
+        if done > updates:
+            raise UserError(
+                f"{folder.parent} has {done} updates behind it: resume with at least so many, not {updates}"
+            )
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
     try:
-        tensors, state = load_file(path / "tensors.safetensors"), json.loads((path / "state.json").read_text())
-        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-            raise ValueError("state.json does not say which step it is of")
+        yield
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"checkpoint {path} is damaged ({error}): move it away and resume again to go on from the one before it"
         ) from error
-    return tensors, state
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state = json.loads((path / _STATE).read_text())
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise ValueError(f"{_STATE} does not say which step it is of")
+    return state
 
 
 def pack_module(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:

@@ -65,15 +65,19 @@ class Cycle:
         objective = self.recipe.objective
         prompt = batch.rollout_prompts[0]
         latent_shape = batch.latents_BCFHW.shape[1:]
-        sample, exit_stage = self._roll_out(prompt, latent_shape, generator, gradient=True)
+        judged = bool(objective.distribution_matching.weight or objective.temporal.weight)
+        sample, exit_stage = self._roll_out(prompt, latent_shape, generator, gradient=judged)
         # The two terms on the sample meet in its gradient; the student's graph is then walked once.
         leaf = sample.detach().requires_grad_()
-        matching = self._distribution_matching(leaf, prompt, generator)
-        figures = self._backward(matching, objective.distribution_matching.weight)
+        figures: dict[str, float] = {}
+        if objective.distribution_matching.weight:
+            term = self._distribution_matching(leaf, prompt, generator)
+            figures |= self._backward(term, objective.distribution_matching.weight)
         if objective.temporal.weight:
             term = temporal_regularization(leaf, truncation=self.truncation)
             figures |= self._backward(term, objective.temporal.weight)
-        sample.backward(leaf.grad)
+        if judged:
+            sample.backward(leaf.grad)
         if objective.regression.weight:
             figures |= self._backward(self._regression(batch, generator), objective.regression.weight)
         norm = self.roles.student.step()

@@ -19,6 +19,7 @@ from avd.objectives.temporal import temporal_regularization
 from avd.sampling.rollout import Rollout, make_stages
 from avd.training.checkpoint import pack_module, unpack_module
 from avd.training.cycle import Batch, Cycle
+from avd.training.folder import whole_folder
 from avd.training.preview import write_preview
 from avd.training.randomness import generator_for
 from avd.training.roles import Roles
@@ -41,17 +42,17 @@ class DistillTask:
         self.roles = Roles(model, recipe)
         if interpolator is not None:
             interpolator.eval().requires_grad_(False)
-        self.stages = make_stages(few_step_sigmas(recipe.rollout.timesteps), recipe.rollout.half_rate_stages)
-        if recipe.rollout.half_rate_stages:
-            self._check_half_rate()
-        self.cycle = Cycle(
-            recipe, self.roles, Rollout(self.stages, interpolator), model.encode_prompts([""]), self._truncation()
-        )
+        sigmas = few_step_sigmas(recipe.rollout.timesteps)
+        self.full_rate = Rollout(make_stages(sigmas))
+        check_half_rate(recipe, source.latents([0]).shape[2], interpolator)
+        self.rollout = Rollout(make_stages(sigmas, recipe.rollout.half_rate_stages), interpolator)
+        self.cycle = Cycle(recipe, self.roles, self.rollout, model.encode_prompts([""]), self._truncation())
         batch = recipe.training.batch
         self.video_order = BatchOrder(len(source), batch, recipe.seed)
         self.prompt_order = BatchOrder(len(source), batch, recipe.seed + 1)
 
     def update(self, n: int) -> dict[str, float]:
+        self.cycle.rollout = self.rollout if falls_in_share(n, self.recipe.rollout.half_rate_share) else self.full_rate
         rollouts = 1 if self.recipe.rollout.shared else self.recipe.fake_score.updates
         videos = self.video_order.next()
         batch = Batch(
@@ -72,7 +73,7 @@ class DistillTask:
         shape = self.source.latents([0]).shape[1:]
         noise = torch.randn(count, *shape, generator=generator)
         prompts = self.source.prompts(list(range(count)))
-        latents = Rollout(self.stages, self.interpolator)(self.roles.average.module, noise, prompts, generator)
+        latents = self.rollout(self.roles.average.module, noise, prompts, generator)
         videos = self.model.decode_video(latents)
         write_preview(folder / f"update-{n:06d}.mp4", videos, self.model.settings.fps)
 
@@ -99,27 +100,15 @@ class DistillTask:
 
     def export(self, folder: Path) -> None:
         """`student/`: a diffusers folder of the averaged student, with how it is to be sampled."""
-        self.model.save(
-            folder / "student",
-            transformer=self.roles.average.module.transformer,
-            student_timesteps=self.recipe.rollout.timesteps,
-            half_rate_stages=self.recipe.rollout.half_rate_stages,
-        )
-        if self.interpolator is not None:
-            self.interpolator.save(folder / "student" / "interpolator")
-
-    def _check_half_rate(self) -> None:
-        if self.interpolator is None:
-            raise UserError(
-                f"recipe {self.recipe.name} has half-rate stages and {self.recipe.model} ships no interpolator: "
-                "train one with `avd train interpolator` or set rollout.half_rate_stages=0"
+        with whole_folder(folder / "student") as student:
+            self.model.save(
+                student,
+                transformer=self.roles.average.module.transformer,
+                student_timesteps=self.recipe.rollout.timesteps,
+                half_rate_stages=self.recipe.rollout.half_rate_stages,
             )
-        frames = self.source.latents([0]).shape[2]
-        if frames % 2 == 0:
-            raise UserError(
-                f"recipe {self.recipe.name} has half-rate stages and the data have {frames} latent frames, an even "
-                "number: prepare clips of 8 n + 1 frames or set rollout.half_rate_stages=0"
-            )
+            if self.interpolator is not None:
+                self.interpolator.save(student / "interpolator")
 
     def _truncation(self) -> float:
         """The temporal loss's threshold; "data" is the loss of up to 256 real latents."""
@@ -130,3 +119,24 @@ class DistillTask:
             latents = self.source.latents(list(range(min(256, len(self.source)))))
             return temporal_regularization(latents).per_sample_B[0].item()
         return truncation
+
+
+def falls_in_share(n: int, share: float) -> bool:
+    """Whether event `n` is one of an evenly spread `share` of all events; over n events they are floor(n share)."""
+    return math.floor((n + 1) * share) > math.floor(n * share)
+
+
+def check_half_rate(recipe: Recipe, frames: int, interpolator: FrameInterpolator | None) -> None:
+    """Raise UserError if `recipe` has half-rate stages that clips of `frames` latent frames cannot go through."""
+    if not recipe.rollout.half_rate_stages:
+        return
+    if interpolator is None:
+        raise UserError(
+            f"recipe {recipe.name} has half-rate stages and {recipe.model} ships no interpolator: "
+            "train one with `avd train interpolator` or set rollout.half_rate_stages=0"
+        )
+    if frames % 2 == 0:
+        raise UserError(
+            f"recipe {recipe.name} has half-rate stages and the data have {frames} latent frames, an even "
+            "number: prepare clips of 8 n + 1 frames or set rollout.half_rate_stages=0"
+        )

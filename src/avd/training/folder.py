@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from avd.data.files import check_can_make
 from avd.types import UserError
 
 RECIPE_FILE = "recipe.yaml"
@@ -22,12 +25,18 @@ _MAY_CHANGE = {"updates"} | {f"training.{key}" for key in _SCHEDULE}
 class RunFolder:
     """`recipe.yaml`, `metrics.jsonl`, `checkpoints/`, `samples/`, and at the end the result's folder.
 
-    A folder that holds anything is taken: it is only opened with `resume`, and then only if it holds a run.
+    A folder that holds anything is taken: it is only opened with `resume`, and then only if it holds a run that began
+    with the same recipe. Opening changes nothing on disk; `claim` lays the folder out.
+
+    Raises UserError for a folder that cannot be opened.
     """
 
     def __init__(self, path: Path, *, resume: bool, recipe_text: str) -> None:
-        self.path = path
+        self.path, self._recipe_text = path, recipe_text
         recipe = path / RECIPE_FILE
+        check_can_make(path)
+        if resume and not path.exists():
+            raise UserError(f"there is no run {path} to resume: check the name, or leave --resume out to begin one")
         if path.exists() and not path.is_dir():
             raise UserError(f"output {path} is a file: name a folder")
         taken = path.exists() and any(not part.name.endswith(_WRITING) for part in path.iterdir())
@@ -37,8 +46,11 @@ class RunFolder:
             raise UserError(f"output folder {path} already holds a run: add --resume to continue it, or name another")
         if taken:
             _refuse_other_recipe(recipe, recipe_text)
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(recipe, recipe_text)
+
+    def claim(self) -> None:
+        """Lay the folder out, or, in a run that is resumed, note its recipe anew. Doing it twice does no harm."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / RECIPE_FILE, self._recipe_text)
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
 
@@ -76,7 +88,10 @@ class RunFolder:
 
 def _refuse_other_recipe(saved: Path, recipe_text: str) -> None:
     """A run goes on only as it began; how long it is and how often it saves may change."""
-    before, now = _flat(yaml.safe_load(saved.read_text())), _flat(yaml.safe_load(recipe_text))
+    try:
+        before, now = _flat(yaml.safe_load(saved.read_text())), _flat(yaml.safe_load(recipe_text))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{saved} is no recipe of avd: name another output folder") from error
     for key in sorted(before.keys() | now.keys()):
         if key not in _MAY_CHANGE and before.get(key) != now.get(key):
             raise UserError(
@@ -98,3 +113,24 @@ def write_text(path: Path, text: str) -> None:
     writing = path.with_name(path.name + _WRITING)
     writing.write_text(text)
     os.replace(writing, path)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to write into; once the block has ended well it is `path`, in place of an older one there.
+
+    A process killed at any moment leaves either the old folder or the new one, or, for the instant between two
+    renames, both under names that the next try clears away.
+    """
+    writing, old = path.with_name(path.name + _WRITING), path.with_name(path.name + ".old" + _WRITING)
+    for stale in (writing, old):
+        shutil.rmtree(stale, ignore_errors=True)
+    writing.mkdir(parents=True)
+    try:
+        yield writing
+        if path.exists():
+            os.replace(path, old)
+        os.replace(writing, path)
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from avd.interpolation.unet import FrameInterpolator, InterpolatorConfig
 from avd.training.checkpoint import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.training.ema import EMA
+from avd.training.folder import whole_folder
 from avd.training.randomness import derive_seed, generator_for
 from avd.training.schedules import trapezoid
 from avd.types import UserError
@@ -129,7 +130,8 @@ class InterpolatorTask:
     def export(self, folder: Path) -> None:
         averaged = self.ema.module
         assert isinstance(averaged, FrameInterpolator)
-        averaged.save(folder / "interpolator")
+        with whole_folder(folder / "interpolator") as whole:
+            averaged.save(whole)
 
 
 def missing_frames_error(filled_BCFHW: Tensor, x_BCFHW: Tensor) -> Tensor:

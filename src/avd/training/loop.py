@@ -18,6 +18,7 @@ from torch import Tensor
 
 from avd.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from avd.training.folder import RunFolder
+from avd.types import UserError
 
 
 class Task(Protocol):
@@ -68,6 +69,7 @@ Progress = Callable[[int, int, Mapping[str, float], float | None], None]
 def run(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress) -> None:
     """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export."""
     done = _restore(task, folder)
+    folder.claim()
     folder.rewind_metrics(done)
     pace = Pace()
     for n in range(done, schedule.updates):
@@ -91,7 +93,12 @@ def _restore(task: Task, folder: RunFolder) -> int:
     if not saved:
         return 0
     tensors, state = load_checkpoint(saved[-1])
-    task.load(tensors, state)
+    try:
+        task.load(tensors, state)
+    except (KeyError, RuntimeError, ValueError) as error:  # as `load_state_dict` and its like raise them
+        raise UserError(
+            f"checkpoint {saved[-1]} does not fit the model: resume with the model it began with"
+        ) from error
     return int(state["step"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from avd.config import Recipe
 from avd.interpolation import FrameInterpolator
 from avd.models.wan import VideoModel
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
-from avd.training.distill import DistillTask
+from avd.training.checkpoint import check_newest
+from avd.training.distill import DistillTask, check_half_rate
 from avd.training.folder import RECIPE_FILE, RunFolder
 from avd.training.loop import Progress, Schedule, run
 from avd.training.sources import Progress as EncodingProgress
@@ -26,13 +28,18 @@ def distill_run(recipe: Recipe, output: Path, *, resume: bool, encoding: Encodin
     Raises UserError for a folder that is taken, a model or cache that is missing or does not fit, or a damaged
     checkpoint; none of them changes what is there.
     """
-    model = VideoModel.load(recipe.model)
-    data = recipe.data
+    model, data, training = VideoModel.load(recipe.model), recipe.data, recipe.training
+    interpolator, world = load_interpolator(model), World(data.world_level)
     cache = None if data.cache is None else open_cache(Path(data.cache), model)
+    if cache is not None:  # the student makes clips of the size it was distilled on
+        model.settings = replace(model.settings, **asdict(cache.geometry))
+    frames = model.latent_shape(world.frames)[1] if cache is None else cache.latent_shape[1]
+    check_half_rate(recipe, frames, interpolator)
     folder = RunFolder(output, resume=resume, recipe_text=recipe.to_yaml())
-    source = cache or encode_world(model, World(data.world_level), data.world_clips, progress=encoding)
-    task = DistillTask(recipe, model, source, load_interpolator(model))
-    training = recipe.training
+    check_newest(folder.checkpoints, training.updates)
+    folder.claim()
+    source = encode_world(model, world, data.world_clips, progress=encoding) if cache is None else cache
+    task = DistillTask(recipe, model, source, interpolator)
     schedule = Schedule(
         training.updates,
         checkpoint_every=training.checkpoint_every,
@@ -64,7 +71,16 @@ def make_sampler(
         return ManySteps(model, settings.steps if steps is None else steps, scale)
     if guidance is not None:
         raise UserError("a student has its guidance distilled into it: leave --guidance out")
-    stages = settings.half_rate_stages if half_rate is None else (settings.half_rate_stages or 2) * half_rate
+    stages = settings.half_rate_stages
+    if half_rate is not None:
+        stages = (stages or len(settings.student_timesteps) // 2) * half_rate
+    if half_rate and not stages:
+        raise UserError("a student of one step has none to run at half rate: leave --half-rate out")
+    frames = model.latent_shape()[1]
+    if stages and frames % 2 == 0:
+        raise UserError(
+            f"half rate needs an odd number of latent frames, this model's clips have {frames}: use --full-rate"
+        )
     interpolator = load_interpolator(model) if stages else None
     if stages and interpolator is None:
         raise UserError(f"{model.folder} holds no interpolator/, which half rate needs: leave --half-rate out")
@@ -74,4 +90,4 @@ def make_sampler(
 def recipe_of(name: str) -> dict[str, Any] | None:
     """The recipe of the run that a student's folder lies in, if it lies in one."""
     path = Path(name).parent / RECIPE_FILE
-    return yaml.safe_load(path.read_text()) if path.exists() else None
+    return yaml.safe_load(path.read_text()) if Path(name).is_dir() and path.exists() else None

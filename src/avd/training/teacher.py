@@ -18,6 +18,7 @@ from avd.models.wan import Settings, VideoModel, WanVelocity, encode_prompts
 from avd.sampling.teacher import sample_teacher
 from avd.training.checkpoint import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.training.ema import EMA
+from avd.training.folder import whole_folder
 from avd.training.preview import write_preview
 from avd.training.randomness import derive_seed, generator_for
 from avd.training.schedules import trapezoid
@@ -127,7 +128,8 @@ class TeacherTask:
         unpack_optimizer("optimizer", self.optimizer, tensors)
 
     def export(self, folder: Path) -> None:
-        self._model().save(folder / "teacher")
+        with whole_folder(folder / "teacher") as whole:
+            self._model().save(whole)
 
     def _model(self) -> VideoModel:
         """The averaged weights with the rest of the miniature around them."""

@@ -17,6 +17,7 @@ from avd.models.mini import build_vae
 from avd.models.vae_init import initialise
 from avd.training.checkpoint import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.training.ema import EMA
+from avd.training.folder import whole_folder
 from avd.training.randomness import derive_seed, generator_for
 from avd.training.schedules import warm_cosine
 from avd.world import World
@@ -106,7 +107,8 @@ class VAETask:
         vae = self.ema.module
         mean, std = measure_whitening(vae, self.world, clips=512)
         vae.register_to_config(latents_mean=mean, latents_std=std)
-        vae.save_pretrained(folder / "vae")
+        with whole_folder(folder / "vae") as whole:
+            vae.save_pretrained(whole)
 
     def _clips(self, n: int) -> Tensor:
         """A batch of windows; every clip is seen once."""

@@ -1,0 +1,150 @@
+"""The whole way on real video files: render, prepare, distil, generate, evaluate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avd.data import LatentCache, read_video
+from avd.evaluation.rows import Row, read_results
+from command import avd, snapshot
+
+CLIPS = 4
+
+
+@pytest.fixture(scope="module")
+def clips(place: Path) -> Path:
+    assert avd("world", "render", "--output", "clips", "--count", CLIPS, "--size", 16) == 0
+    return place / "clips"
+
+
+@pytest.fixture(scope="module")
+def cache(place: Path, clips: Path) -> Path:
+    assert avd("prepare", "clips", "--captions", "clips/captions.jsonl", "--model", "tiny", "--output", "cache") == 0
+    return place / "cache"
+
+
+@pytest.fixture(scope="module")
+def student(place: Path, cache: Path) -> Path:
+    changes = ("--set", "rollout.half_rate_stages=2", "--seed", 3)
+    assert avd("distill", "small.yaml", "--data", "cache", "--output", "run", *changes) == 0
+    return place / "run" / "student"
+
+
+def only_row(file: str) -> Row:
+    (row,) = read_results(Path(file)).rows
+    return row
+
+
+def test_clips_are_videos_with_captions(clips: Path) -> None:
+    entries = [json.loads(line) for line in (clips / "captions.jsonl").read_text().splitlines()]
+    assert [entry["file"] for entry in entries] == [f"{i:06d}.mp4" for i in range(CLIPS)]
+    assert all(entry["caption"] for entry in entries)
+    for entry in entries:
+        video = read_video(clips / entry["file"])
+        assert video.frames.shape == (17, 16, 16, 3) and video.fps == 8
+
+
+def test_the_splits_differ_and_a_seed_repeats(clips: Path) -> None:
+    assert avd("world", "render", "--output", "again", "--count", CLIPS, "--size", 16) == 0
+    assert avd("world", "render", "--output", "heldout", "--count", CLIPS, "--size", 16, "--heldout") == 0
+    assert snapshot(Path("again")) == snapshot(clips)
+    assert not set(snapshot(Path("heldout")).values()) & set(snapshot(clips).values())
+
+
+def test_the_cache_holds_the_clips(cache: Path, clips: Path) -> None:
+    held = LatentCache(cache)
+    assert held.latent_shape == (12, 5, 2, 2)
+    assert [item.file for item in held.items] == [f"{i:06d}.mp4" for i in range(CLIPS)]
+    before = snapshot(cache)
+    assert avd("prepare", clips, "--captions", clips / "captions.jsonl", "--model", "tiny", "--output", cache) == 0
+    assert snapshot(cache) == before
+
+
+def test_bad_files_are_skipped_and_named(clips: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(clips, "mixed")
+    Path("mixed/000001.mp4").write_bytes(b"no video")
+    Path("mixed/000002.mp4").unlink()
+    assert avd("prepare", "mixed", "--captions", "mixed/captions.jsonl", "--model", "tiny", "--output", "few") == 0
+    said = capfd.readouterr().err
+    assert "kept 2 clips" in said and "skipped 1: unreadable" in said and "skipped 1: no such file" in said
+    skipped = [json.loads(line)["file"] for line in Path("few/skipped.jsonl").read_text().splitlines()]
+    assert skipped == ["000001.mp4", "000002.mp4"]
+    assert len(LatentCache("few")) == 2
+
+
+def test_preparation_goes_on_where_it_was_interrupted(
+    clips: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from avd.models.wan import VideoModel
+
+    def interrupt(self: VideoModel, frames: np.ndarray) -> None:
+        raise KeyboardInterrupt
+
+    command = ("prepare", clips, "--captions", clips / "captions.jsonl", "--model", "tiny", "--output", "halted")
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoModel, "encode_video", interrupt)
+        assert avd(*command) != 0
+    assert avd("distill", "small.yaml", "--data", "halted", "--output", "early") == 2  # the cache is unfinished
+    assert avd(*command) == 0
+    assert snapshot(Path("halted")) == snapshot(cache)
+
+
+def test_the_run_says_which_cache_it_learnt_from(student: Path, cache: Path) -> None:
+    assert f"cache: {cache}" in (student.parent / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("rate", ["--full-rate", "--half-rate"])
+def test_a_student_makes_videos(rate: str, student: Path, tmp_path: Path) -> None:
+    def generate(name: str, *options: object) -> list[np.ndarray]:
+        file = tmp_path / name / "video.mp4"
+        assert avd("generate", student, "--prompt", "one red ball", "--output", file, rate, *options) == 0
+        return [read_video(path).frames for path in sorted(file.parent.iterdir())]
+
+    (first,) = generate("first", "--seed", 1)
+    assert first.shape == (17, 16, 16, 3)
+    (again,) = generate("again", "--seed", 1)
+    np.testing.assert_array_equal(first, again)
+    series = generate("series", "--count", 3)
+    assert len(series) == 3 and np.array_equal(series[1], first) and not np.array_equal(series[0], first)
+
+
+def test_half_rate_is_another_path(student: Path, tmp_path: Path) -> None:
+    for rate in ("half-rate", "full-rate"):
+        assert avd("generate", student, "--prompt", "a ball", "--output", tmp_path / f"{rate}.mp4", f"--{rate}") == 0
+    assert avd("generate", student, "--prompt", "a ball", "--output", tmp_path / "own.mp4") == 0
+    half, full, own = ((tmp_path / f"{name}.mp4").read_bytes() for name in ("half-rate", "full-rate", "own"))
+    assert half != full and own == half  # what the student was trained on is its default
+
+
+def test_prompts_come_from_a_file_too(student: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red ball\n\na blue box\n")
+    assert avd("generate", student, "--prompts", tmp_path / "prompts.txt", "--output", tmp_path / "video.mp4") == 0
+    assert {path.name for path in tmp_path.glob("*.mp4")} == {"video-0.mp4", "video-1.mp4"}
+
+
+def test_a_student_is_measured(student: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert avd("evaluate", student, "--json", "rows/student.json", "--clips", 3, "--repeats", 2, "--name", "mine") == 0
+    row = only_row("rows/student.json")
+    assert (row.name, row.steps, row.network_calls, row.videos, row.seed) == ("mine", 4, 4, 3, 0)
+    assert row.recipe is not None and row.recipe["seed"] == 3
+    assert row.seconds_per_video is not None and row.seconds_per_video > 0 and row.diversity is not None
+    assert "mine" in capfd.readouterr().out
+    assert avd("table", "rows/student.json") == 0
+    assert "| mine" in capfd.readouterr().out
+
+
+def test_a_teacher_is_measured(place: Path) -> None:
+    assert avd("evaluate", "tiny", "--json", "teacher.json", "--clips", 2, "--repeats", 0, "--steps", 2) == 0
+    row = only_row("teacher.json")
+    assert (row.name, row.steps, row.network_calls, row.recipe, row.diversity) == ("tiny", 2, 4, None, None)
+
+
+def test_videos_made_elsewhere_are_measured(clips: Path) -> None:
+    assert avd("evaluate", clips, "--suite", "world", "--json", "clips.json", "--clips", 4) == 0
+    row = only_row("clips.json")
+    assert (row.name, row.steps, row.videos, row.seconds_per_video) == ("clips", 0, CLIPS, None)

@@ -1,0 +1,90 @@
+"""`avd train`: two updates of everything a model is made of, each result loaded by the next command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from avd.interpolation import FrameInterpolator
+from avd.models.wan import VideoModel
+from avd.training import teacher, vae
+from command import avd, snapshot
+
+UPDATES = ("--updates", 2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_clips(place: Path) -> Iterator[None]:
+    """What is measured at the end of a run is not what these tests are about."""
+    with pytest.MonkeyPatch.context() as patch:
+        whitening = vae.measure_whitening
+        patch.setattr(vae, "measure_whitening", lambda network, world, clips: whitening(network, world, clips=4))
+        patch.setattr(vae.VAETask, "validate", lambda task, n: {"heldout_psnr": 0.0})
+        patch.setattr(teacher.TeacherTask, "validate", lambda task, n: {"heldout_loss": 0.0})
+        patch.setattr(teacher.TeacherTask, "sample", lambda task, folder, n: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def vae_run(place: Path) -> Path:
+    assert avd("train", "vae", "--output", "vae", *UPDATES) == 0
+    return place / "vae"
+
+
+@pytest.fixture(scope="module")
+def teacher_run(place: Path, vae_run: Path) -> Path:
+    assert avd("train", "teacher", "--vae", "vae", "--clips", 4, "--output", "teacher", *UPDATES) == 0
+    return place / "teacher"
+
+
+@pytest.fixture(scope="module")
+def interpolator_run(place: Path) -> Path:
+    assert avd("train", "interpolator", "--model", "tiny", "--clips", 16, "--output", "interpolator", *UPDATES) == 0
+    return place / "interpolator"
+
+
+def test_a_run_logs_its_updates(vae_run: Path, teacher_run: Path, interpolator_run: Path) -> None:
+    for run in (vae_run, teacher_run, interpolator_run):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["update"] for line in lines] == [0, 1]
+        assert any(name.startswith("heldout") for name in lines[-1])
+
+
+def test_a_finished_run_is_refused_and_a_resumed_one_goes_on(
+    vae_run: Path, interpolator_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ("train", "interpolator", "--model", "tiny", "--clips", 16, "--output", interpolator_run)
+    before = snapshot(interpolator_run)
+    assert avd(*command, *UPDATES) == 2
+    assert "--resume" in capfd.readouterr().err
+    assert avd(*command, *UPDATES, "--resume", "--level", 1) == 2
+    assert "began with level = 0, now it is 1" in capfd.readouterr().err
+    assert avd(*command, *UPDATES, "--resume") == 0
+    assert snapshot(interpolator_run) == before
+    assert avd("train", "vae", "--output", vae_run, "--updates", 1, "--resume") == 2
+    assert "has 2 updates behind it" in capfd.readouterr().err
+
+
+def test_a_teacher_goes_on_with_the_latents_it_has(place: Path, teacher_run: Path) -> None:
+    latents = snapshot(teacher_run / "latents")
+    command = ("train", "teacher", "--vae", "vae", "--clips", 4, "--output", teacher_run, "--resume")
+    assert avd(*command, "--updates", 3) == 0
+    assert len((teacher_run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert snapshot(teacher_run / "latents") == latents
+
+
+def test_the_parts_are_packed_into_a_model_in_half_precision(
+    place: Path, teacher_run: Path, interpolator_run: Path
+) -> None:
+    parts = ("train", "pack", teacher_run / "teacher", "--interpolator", interpolator_run / "interpolator")
+    assert avd(*parts, "--output", "packed") == 0
+    model, whole = VideoModel.load("packed"), VideoModel.load(str(teacher_run / "teacher"))
+    assert model.settings == whole.settings and model.latent_shape() == (12, 5, 6, 6)
+    for name, weights in model.transformer.state_dict().items():
+        torch.testing.assert_close(weights, whole.transformer.state_dict()[name].half().float(), rtol=0, atol=0)
+    assert FrameInterpolator.load(Path("packed/interpolator")).config.channels == 12
+    assert avd("generate", "packed", "--steps", 1, "--prompt", "one ball", "--output", "ball.mp4") == 0
