@@ -45,6 +45,9 @@ def teacher(
     clips: Annotated[
         int | None, typer.Option("--clips", help="Clips to encode; default: the task's own.", min=1)
     ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Model whose weights training starts from; default: random ones.")
+    ] = None,
     updates: Updates = None,
     seed: Seed = 0,
     level: Level = 0,
@@ -54,7 +57,7 @@ def teacher(
 
     Example: avd train teacher --vae runs/vae --output runs/teacher
     """
-    from avd.models.wan import load_vae
+    from avd.models.wan import VideoModel, load_vae
     from avd.training.sources import world_latents_on_disk
     from avd.training.teacher import TeacherConfig, TeacherTask
     from avd.world import World
@@ -62,11 +65,12 @@ def teacher(
     config = _with_updates(TeacherConfig(seed=seed), updates)
     config = config if clips is None else replace(config, clips=clips)
     network, world = load_vae(vae), World(level)
-    folder = _open(output, {**asdict(config), "level": level, "vae": str(vae)}, resume)
+    began = None if start is None else VideoModel.load(start)
+    folder = _open(output, {**asdict(config), "level": level, "vae": str(vae), "from": start}, resume)
     folder.claim()
     with ui.bars() as bar:
         latents = world_latents_on_disk(output / "latents", network, world, config.clips, bar("encoding clips"))
-    _train("teacher", TeacherTask(config, world, network, latents), folder, config.updates)
+    _train("teacher", TeacherTask(config, world, network, latents, began), folder, config.updates)
 
 
 @app.command()

@@ -55,14 +55,27 @@ class _Networks(nn.Module):
 
 
 class TeacherTask:
-    """See `training.loop.Task`. `latents` are (N, C, F, H, W) of the first N training clips of `world`."""
+    """See `training.loop.Task`. `latents` are (N, C, F, H, W) of the first N training clips of `world`.
 
-    def __init__(self, config: TeacherConfig, world: World, vae: AutoencoderKLWan, latents: Tensor) -> None:
+    The weights start at random, or at those of `start`, a miniature trained before on latents of the same VAE.
+    """
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        world: World,
+        vae: AutoencoderKLWan,
+        latents: Tensor,
+        start: VideoModel | None = None,
+    ) -> None:
         self.config, self.world, self.vae, self.latents = config, world, vae, latents
         torch.manual_seed(derive_seed(config.seed, "teacher", "weights"))
         self.tokenizer = mini.build_tokenizer(vocabulary())
         text_encoder = mini.build_text_encoder(len(self.tokenizer))
         self.networks = _Networks(WanVelocity(mini.build_transformer()), text_encoder).train()
+        if start is not None:
+            self.networks.velocity.transformer.load_state_dict(start.transformer.state_dict())
+            self.networks.text_encoder.load_state_dict(start.text_encoder.state_dict())
         self.ema = EMA(self.networks, config.ema)
         matrices = [p for p in self.networks.parameters() if p.ndim >= 2]
         vectors = [p for p in self.networks.parameters() if p.ndim < 2]

@@ -166,7 +166,12 @@ def _shape_sums(
     z = (x - centre[region, 0]) + 1j * (y - centre[region, 1])
     r2 = np.abs(z) ** 2
     r3, r4, z3, z4 = r2**1.5, r2 * r2, z**3, z**4
-    third = np.hypot(total(z3.real), total(z3.imag)) / total(r3)
-    fourth = total(z4.real) / total(r4)
-    spread = total(r4) * area / total(r2) ** 2
+    third = _ratio(np.hypot(total(z3.real), total(z3.imag)), total(r3))
+    fourth = _ratio(total(z4.real), total(r4))
+    spread = _ratio(total(r4) * area, total(r2) ** 2)
     return area, centre, np.stack([spread, third, fourth], axis=1)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below, 0 where a region is too small to have such a moment."""
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
