@@ -157,3 +157,11 @@ def test_summary() -> None:
 def test_what_is_not_a_clip_of_the_world_is_refused(video: np.ndarray, level: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_clip(video, level)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_clip_of_nothing_and_a_clip_of_noise_are_judged_too() -> None:
+    blank = np.full((17, 48, 48, 3), 200, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, blank.shape, dtype=np.uint8)
+    for video in (blank, noise):
+        assert not judge_clip(video, read_promises("one red ball"), 0).instance_preserved

@@ -174,4 +174,4 @@ def _shape_sums(
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """above / below, 0 where a region is too small to have such a moment."""
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return np.divide(above, below, out=np.zeros(above.shape), where=below > 0)
