@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 
 from rich.console import Console
 from rich.progress import (
@@ -25,6 +26,8 @@ out = Console()
 err = Console(stderr=True)
 """Progress and errors."""
 
+_FIGURES = 4
+"""Figures shown beside a bar; the metrics file has them all."""
 _LINE_EVERY = 15.0
 """Seconds between lines where the terminal cannot draw a bar."""
 
@@ -36,6 +39,7 @@ class Bar:
         self.title, self._progress = title, progress
         self._task: TaskID | None = None
         self._began = self._spoke = math.nan
+        self._done_before = 0
 
     def __call__(
         self, done: int, total: int, figures: Mapping[str, float] | None = None, left: float | None = None
@@ -43,12 +47,12 @@ class Bar:
         """`left` is the seconds left, estimated from the pace so far if not given."""
         now = time.monotonic()
         if math.isnan(self._began):  # the bar appears with its first call
-            self._began, self._spoke = now, now - _LINE_EVERY
+            self._began, self._spoke, self._done_before = now, now - _LINE_EVERY, done
             if self._progress is not None:
                 self._task = self._progress.add_task(self.title, note="", left=None)
-        if left is None and done:
-            left = (now - self._began) / done * (total - done)
-        note = "  ".join(f"{k} {v:.4g}" for k, v in (figures or {}).items())
+        if left is None and done > self._done_before:
+            left = (now - self._began) / (done - self._done_before) * (total - done)
+        note = "  ".join(f"{k} {v:.4g}" for k, v in islice((figures or {}).items(), _FIGURES))
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, note=note, left=left)
         elif now - self._spoke >= _LINE_EVERY or done == total:

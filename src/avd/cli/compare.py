@@ -61,7 +61,8 @@ def compare(
         rows.append(_measured(suite, name, sampler, file, seed, values))
         if seed == 0:
             shown.append((name, list(suite.preview(sampler, _SHOWN, seed))))
-    rows.sort(key=lambda row: [each.name for each in rows].index(row.name))
+    first_place = {row.name: i for i, row in reversed(list(enumerate(rows)))}
+    rows.sort(key=lambda row: first_place[row.name])  # all seeds of a name together
     contact_sheet(output / "sheet.png", shown, captions=suite.captions()[:_SHOWN])
     write_results(output / "results.json", Results(rows=rows, meta={"suite": "world", "level": suite.world.level}))
     ui.out.print(terminal_table([row for row in rows if row.seed == 0]))
