@@ -225,7 +225,8 @@ def test_warmup_counts_steps_taken() -> None:
         cycle.run(poisoned(batch, "video") if spoil else batch, torch.Generator().manual_seed(n))
         rates.append(cycle.roles.student.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-5, 2e-5, 2e-5, 3e-5, 4e-5, 4e-5])
-    assert cycle.roles.fake_score.optimizer.param_groups[0]["lr"] == 1e-4
+    unwarmed = cycle.recipe.fake_score.optimizer.learning_rate
+    assert cycle.roles.fake_score.optimizer.param_groups[0]["lr"] == unwarmed
 
 
 def test_the_gradient_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
