@@ -29,7 +29,7 @@ class UniformGrid(FlowMatchEulerDiscreteScheduler):
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> WanPipeline:
-    pipeline = WanPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -184,7 +184,7 @@ def test_the_student_is_the_averaged_one_and_says_how_to_sample_it(straight: tup
 
 
 def test_stock_diffusers_runs_the_student(straight: tuple[Path, DistillTask]) -> None:
-    pipeline = WanPipeline.from_pretrained(straight[0] / "student", torch_dtype=torch.float32)
+    pipeline = WanPipeline.from_pretrained(straight[0] / "student", dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     arguments = {"num_inference_steps": 2, "guidance_scale": 1.0, "max_sequence_length": 32, "output_type": "np"}
     frames = pipeline("a red square", height=16, width=16, num_frames=17, **arguments).frames
