@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,7 @@ class Suite:
 
     def reference_speed(self) -> float:
         """Mean speed of the truth, in sides per frame."""
-        speed = summarise(self.judge(self.rendered(), self.captions()))["speed"]
-        assert speed is not None
-        return speed
+        return _reference_speed(self)
 
     def row_of_truth(self, name: str = "rendered clips") -> tuple[Row, np.ndarray]:
         """The row any sampler aims at, and its videos."""
@@ -127,6 +126,14 @@ class Suite:
             machine=machine(),
             **shown,
         )
+
+
+@cache
+def _reference_speed(suite: Suite) -> float:
+    """Once a process: every row of a comparison asks for it."""
+    speed = summarise(suite.judge(suite.rendered(), suite.captions()))["speed"]
+    assert speed is not None
+    return speed
 
 
 def _by_caption(captions: list[str], scores: list[ClipScores]) -> dict[str, list[ClipScores]]:
