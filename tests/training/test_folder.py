@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -145,3 +148,27 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "student") as folder:
         assert list(folder.iterdir()) == []
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_run_that_another_process_writes_is_refused_until_it_ends(taken: Path) -> None:
+    holding = (
+        "import sys; from pathlib import Path; from avd.training.folder import RunFolder\n"
+        f"held = RunFolder(Path({str(taken)!r}), resume=True, recipe_text='seed: 1\\n')\n"
+        "held.claim()\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", holding], stdin=PIPE, stdout=PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        before = snapshot(taken)
+        with pytest.raises(UserError, match="another process is writing"):
+            claimed(taken, resume=True, recipe="seed: 1\n")
+        assert snapshot(taken) == before
+        other.kill()
+    claimed(taken, resume=True, recipe="seed: 1\n").release()
+
+
+def test_a_released_folder_can_be_claimed_again(taken: Path) -> None:
+    first = claimed(taken, resume=True, recipe="seed: 1\n")
+    first.claim()
+    first.release()
+    claimed(taken, resume=True, recipe="seed: 1\n").release()

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from avd.data.files import check_can_make
 from avd.types import UserError
 
 RECIPE_FILE = "recipe.yaml"
 _WRITING = ".writing"
+_LOCK = ".lock"
 _SCHEDULE = ("updates", "checkpoint_every", "keep_checkpoints", "sample_every")
 _MAY_CHANGE = {"updates"} | {f"training.{key}" for key in _SCHEDULE}
 
@@ -26,20 +28,22 @@ class RunFolder:
     """`recipe.yaml`, `metrics.jsonl`, `checkpoints/`, `samples/`, and at the end the result's folder.
 
     A folder that holds anything is taken: it is only opened with `resume`, and then only if it holds a run that began
-    with the same recipe. Opening changes nothing on disk; `claim` lays the folder out.
+    with the same recipe. Opening changes nothing on disk; `claim` lays the folder out and holds it until `release` or
+    the process's end, however it ends.
 
-    Raises UserError for a folder that cannot be opened.
+    Raises UserError for a folder that cannot be opened, or that another process holds.
     """
 
     def __init__(self, path: Path, *, resume: bool, recipe_text: str) -> None:
         self.path, self._recipe_text = path, recipe_text
+        self._lock = FileLock(path / _LOCK, timeout=0)
         recipe = path / RECIPE_FILE
         check_can_make(path)
         if resume and not path.exists():
             raise UserError(f"there is no run {path} to resume: check the name, or leave --resume out to begin one")
         if path.exists() and not path.is_dir():
             raise UserError(f"output {path} is a file: name a folder")
-        taken = path.exists() and any(not part.name.endswith(_WRITING) for part in path.iterdir())
+        taken = path.exists() and any(not part.name.endswith((_WRITING, _LOCK)) for part in path.iterdir())
         if taken and not recipe.exists():
             raise UserError(f"output folder {path} holds files that are not a run of avd: name another folder")
         if taken and not resume:
@@ -50,9 +54,17 @@ class RunFolder:
     def claim(self) -> None:
         """Lay the folder out, or, in a run that is resumed, note its recipe anew. Doing it twice does no harm."""
         self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(f"another process is writing into run {self.path}: wait for it or end it") from None
         write_text(self.path / RECIPE_FILE, self._recipe_text)
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
+
+    def release(self) -> None:
+        """Let another process claim the folder."""
+        self._lock.release(force=True)
 
     @property
     def checkpoints(self) -> Path:

@@ -68,8 +68,16 @@ Progress = Callable[[int, int, Mapping[str, float], float | None], None]
 
 def run(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress) -> None:
     """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export."""
-    done = _restore(task, folder)
     folder.claim()
+    try:
+        _train(task, folder, schedule, progress)
+        task.export(folder.path)
+    finally:
+        folder.release()
+
+
+def _train(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress) -> None:
+    done = _restore(task, folder)
     folder.rewind_metrics(done)
     pace = Pace()
     for n in range(done, schedule.updates):
@@ -85,7 +93,6 @@ def run(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress) -
             save_checkpoint(folder.checkpoints, n + 1, task.tensors(), task.state(), schedule.keep_checkpoints)
         pace.add(seconds)
         progress(n + 1, schedule.updates, figures, pace.left(schedule.updates - n - 1))
-    task.export(folder.path)
 
 
 def _restore(task: Task, folder: RunFolder) -> int:
