@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ PROMPT = '--prompt "a red square"'
 CHECKPOINT = Path("checkpoints/step-0000002")
 
 MISTAKES = {
+    # the command line itself
+    "unknown command": ("distil avd -o new", "No such command 'distil'", "Did you mean 'distill'?", "`avd --help`"),
+    "unknown option": ("distill avd -o new --sed 3", "No such option: --sed", "`avd distill --help`"),
+    "missing argument": ("distill -o new", "Missing argument 'recipe'", "`avd distill --help`"),
+    "no number": ("distill avd -o new --seed three", "Invalid value for '--seed'", "integer"),
+    "unknown suite": ("evaluate student --json new.json --suite moon", "'moon' is not one of 'world'"),
     # recipes
     "unknown recipe": ("distill avdd -o new", "no recipe avdd", "did you mean avd?"),
     "recipe in a folder": ("distill tiny -o new", "recipe tiny cannot be read"),
@@ -44,6 +51,11 @@ MISTAKES = {
     "weights of another size": (f"generate mixed {PROMPT} -o new.mp4", "mixed cannot be loaded"),
     "damaged settings": (f"generate cut-settings {PROMPT} -o new.mp4", "avd.json is no settings file"),
     "damaged interpolator": ("distill small.yaml -o new --set model=cut-interpolator", "interpolator", "is damaged"),
+    "model whose clips the world cannot draw": (
+        "distill small.yaml -o new --set model=wide",
+        "wide makes clips of 48 x 80",
+        "--data CACHE",
+    ),
     # run folders
     "run there already": ("distill small.yaml -o run", "run already holds a run", "--resume"),
     "somebody's folder": ("distill small.yaml -o clips", "clips holds files that are not a run"),
@@ -116,6 +128,9 @@ def workshop(place: Path) -> Path:
     """Everything that mistakes are made with."""
     tiny_model().save(place / "plain")
     tiny_model(seed=1).save(place / "other")
+    wide = tiny_model()
+    wide.settings = replace(wide.settings, height=48, width=80)
+    wide.save(place / "wide")
     assert avd("world", "render", "--output", "clips", "--count", 2, "--size", 16) == 0
     assert avd("prepare", "clips", "--captions", "clips/captions.jsonl", "--model", "tiny", "--output", "cache") == 0
     assert avd("distill", "small.yaml", "--output", "run") == 0

@@ -50,11 +50,22 @@ app.add_typer(data.world_app, name="world")
 def main() -> None:
     """Run the command line; what a user can mend is one line on stderr and exit code 2."""
     try:
-        app()
+        sys.exit(app(prog_name="avd", standalone_mode=False))
+    except typer.TyperException as error:
+        _explain_usage(error)
     except UserError as error:
         _fail(str(error))
     except OSError as error:  # a full disk, a folder that may not be written to
         _fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
+
+
+def _explain_usage(error: typer.TyperException) -> NoReturn:
+    """What is wrong with the command line itself. A group called without a command has shown its help already."""
+    if error.format_message():
+        context = getattr(error, "ctx", None)
+        command = "avd" if context is None else context.command_path
+        _fail(f"{error.format_message().rstrip('.')}: see `{command} --help`")
+    sys.exit(2)
 
 
 def _fail(message: str) -> NoReturn:

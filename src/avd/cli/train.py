@@ -92,16 +92,18 @@ def interpolator(
     """
     from avd.models.wan import VideoModel
     from avd.training.interpolator import InterpolatorTask, InterpolatorTrainingConfig
-    from avd.training.sources import Window, encode_world, open_cache
-    from avd.world import World
+    from avd.training.sources import Window, encode_world, open_cache, world_of
 
     config = _with_updates(InterpolatorTrainingConfig(seed=seed), updates)
-    video_model, world = VideoModel.load(model), World(level)
+    video_model = VideoModel.load(model)
     cache = None if data is None else open_cache(data, video_model)
+    if cache is None:  # refused now, before there is a folder
+        world_of(video_model, level)
     recorded = {**asdict(config), "level": level, "model": model, "data": data and str(data), "clips": clips}
     folder = _open(output, recorded, resume)
     with ui.bars() as bar:
-        source = cache or encode_world(video_model, world, clips, progress=bar("encoding clips"))
+        encoding = bar("encoding clips")
+        source = cache or encode_world(video_model, world_of(video_model, level), clips, progress=encoding)
     kept = len(source) - max(len(source) // 20, 1)  # the last clips are held out
     heldout = source.latents(range(kept, len(source)))
     _train("interpolator", InterpolatorTask(config, Window(source, 0, kept), heldout), folder, config.updates)

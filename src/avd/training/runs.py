@@ -17,9 +17,8 @@ from avd.training.distill import DistillTask, check_half_rate
 from avd.training.folder import RECIPE_FILE, RunFolder
 from avd.training.loop import Progress, Schedule, run
 from avd.training.sources import Progress as EncodingProgress
-from avd.training.sources import encode_world, open_cache
+from avd.training.sources import encode_world, open_cache, world_of
 from avd.types import UserError
-from avd.world import World
 
 
 def distill_run(recipe: Recipe, output: Path, *, resume: bool, encoding: EncodingProgress, progress: Progress) -> Path:
@@ -29,16 +28,17 @@ def distill_run(recipe: Recipe, output: Path, *, resume: bool, encoding: Encodin
     checkpoint; none of them changes what is there.
     """
     model, data, training = VideoModel.load(recipe.model), recipe.data, recipe.training
-    interpolator, world = load_interpolator(model), World(data.world_level)
+    interpolator = load_interpolator(model)
     cache = None if data.cache is None else open_cache(Path(data.cache), model)
     if cache is not None:  # the student makes clips of the size it was distilled on
         model.settings = replace(model.settings, **asdict(cache.geometry))
-    frames = model.latent_shape(world.frames)[1] if cache is None else cache.latent_shape[1]
-    check_half_rate(recipe, frames, interpolator)
+    else:  # refused now, before there is a folder
+        world_of(model, data.world_level)
+    check_half_rate(recipe, model.latent_shape()[1], interpolator)
     folder = RunFolder(output, resume=resume, recipe_text=recipe.to_yaml())
     check_newest(folder.checkpoints, training.updates)
     folder.claim()
-    source = encode_world(model, world, data.world_clips, progress=encoding) if cache is None else cache
+    source = cache or encode_world(model, world_of(model, data.world_level), data.world_clips, progress=encoding)
     task = DistillTask(recipe, model, source, interpolator)
     schedule = Schedule(
         training.updates,

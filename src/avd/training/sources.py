@@ -32,6 +32,20 @@ def open_cache(path: Path, model: VideoModel) -> LatentCache:
     return cache
 
 
+def world_of(model: VideoModel, level: int) -> World:
+    """The built-in world with clips of the size, length and frame rate that `model` makes.
+
+    Raises UserError for a model whose clips are not square: the world draws no others.
+    """
+    settings = model.settings
+    if settings.height != settings.width:
+        raise UserError(
+            f"model {model.folder} makes clips of {settings.height} x {settings.width} and the built-in world draws "
+            "squares: give videos of your own with --data CACHE"
+        )
+    return World(level, settings.height, settings.frames, settings.fps)
+
+
 def encode_world(
     model: VideoModel, world: World, count: int, split: Split = "train", progress: Progress | None = None
 ) -> MemoryLatents:
