@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from avd.data import CaptionedFile, LatentCache, Summary, prepare, write_captions, write_video
+from avd.data import CaptionedFile, LatentCache, Summary, prepare, read_captions, write_captions, write_video
 from avd.types import UserError
 
 
@@ -173,3 +173,18 @@ def test_impossible_runs_are_refused(folder: Path) -> None:
         )
     with pytest.raises(UserError, match="holds other files"):
         run(folder, FakeEncoder(), "videos")
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_captions_are_looked_for_in_the_folder_of_videos(folder: Path, beside: bool) -> None:
+    videos, given = folder / "videos", folder / "captions.jsonl"
+    if beside:
+        for entry in read_captions(given):
+            (videos / entry.file).with_suffix(".txt").write_text(entry.caption)
+        given.unlink()
+    else:
+        given.rename(videos / "captions.jsonl")
+    settings = {"frames": 5, "fps": 8, "height": 16, "width": 24}
+    summary = prepare(videos, None, FakeEncoder(), folder / "cache", **settings)  # type: ignore[arg-type]
+    cache = LatentCache(folder / "cache")
+    assert summary.kept == len(GOOD) and sorted(cache.captions) == sorted(f"{i} caption" for i in GOOD)

@@ -13,9 +13,22 @@ world_app = typer.Typer(help="The built-in world: procedural clips of which ever
 
 
 def prepare(
-    videos: Annotated[Path, typer.Argument(help="Folder of MP4 files.")],
-    captions: Annotated[Path, typer.Option("--captions", help="JSONL with `file` and `caption` a line.")],
+    videos: Annotated[Path, typer.Argument(help="Folder of video files.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the cache.")],
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            "--captions",
+            help="Table of files and captions: JSONL, CSV, TSV or Parquet; default: captions.jsonl in the folder, "
+            "or else a .txt beside each video.",
+        ),
+    ] = None,
+    file_column: Annotated[
+        str | None, typer.Option("--file-column", help="Column of the file names; default: found by its usual names.")
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option("--caption-column", help="Column of the captions; default: likewise.")
+    ] = None,
     model: Annotated[str, typer.Option("--model", help="Model that will be distilled.")] = "wan-mini",
     frames: Annotated[int | None, typer.Option("--frames", help="Frames a clip, 4n + 1; default: the model's.")] = None,
     fps: Annotated[float | None, typer.Option("--fps", help="Frame rate; default: the model's.")] = None,
@@ -38,6 +51,8 @@ def prepare(
             captions,
             encoder,
             output,
+            file_column=file_column,
+            caption_column=caption_column,
             frames=frames or own.frames,
             fps=fps or own.fps,
             height=height or own.height,

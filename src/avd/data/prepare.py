@@ -13,10 +13,11 @@ from torch import Tensor
 
 from avd.data.cache import Geometry, Item
 from avd.data.cache_writer import CacheWriter
-from avd.data.captions import CaptionedFile, read_captions
+from avd.data.captions import CaptionedFile, captions_beside, read_captions
 from avd.data.video import VideoError, read_video
 from avd.types import UserError
 
+CAPTIONS_FILE = "captions.jsonl"
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 
 
@@ -51,10 +52,12 @@ class Summary:
 
 def prepare(
     videos: Path,
-    captions: Path,
+    captions: Path | None,
     encoder: Encoder,
     output: Path,
     *,
+    file_column: str | None = None,
+    caption_column: str | None = None,
     frames: int,
     fps: float,
     height: int,
@@ -66,6 +69,8 @@ def prepare(
 ) -> Summary:
     """Encode the captioned files of the folder `videos` into a latent cache at `output`.
 
+    `captions` is a table (see `read_captions`); None takes `captions.jsonl` in the folder, or else the text file beside
+    each video.
     The first `frames` frames of each file, at `fps` and cropped to `height` x `width`, make one clip; see `read_video`.
     Files that cannot be used are skipped. `progress` is called with the number of captions done and of all captions.
 
@@ -75,14 +80,18 @@ def prepare(
     Raises `UserError` for a captions file that cannot be read, a missing folder, an output folder in use by anything
     else, captions that have changed since the cache was begun, and if no file can be used at all.
     """
-    entries = read_captions(captions)
     if not videos.is_dir():
         raise UserError(f"no videos at {videos}: there is no such folder")
+    captions = captions or _table_in(videos)
+    if captions is None:
+        entries = captions_beside(videos, _files_in(videos))
+    else:
+        entries = read_captions(captions, file_column=file_column, caption_column=caption_column)
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}: at least 1 is needed")
     geometry = Geometry(frames, height, width, float(fps))
     writer = CacheWriter(output, identity=encoder.identity, geometry=geometry, shard_size=shard_size, dtype=dtype)
-    _refuse_other_captions(writer, entries, captions)
+    _refuse_other_captions(writer, entries, captions or videos)
     if not writer.finished:
         _encode_all(writer, entries, videos, encoder, geometry, batch_size, progress)
         _skip_uncaptioned(writer, entries, videos)
@@ -162,9 +171,20 @@ def _encode_all(
 
 def _skip_uncaptioned(writer: CacheWriter, entries: list[CaptionedFile], videos: Path) -> None:
     known = {entry.file for entry in entries} | _settled(writer)
-    found = {path.relative_to(videos).as_posix() for path in videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES}
-    for file in sorted(found - known):
-        writer.skip(file, "no caption", "the captions file does not name it")
+    for file in _files_in(videos):
+        if file not in known:
+            writer.skip(file, "no caption", "no caption names it")
+
+
+def _table_in(videos: Path) -> Path | None:
+    table = videos / CAPTIONS_FILE
+    return table if table.is_file() else None
+
+
+def _files_in(videos: Path) -> list[str]:
+    """The video files anywhere under a folder, relative to it, sorted."""
+    found = (path for path in videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    return sorted(path.relative_to(videos).as_posix() for path in found)
 
 
 def _settled(writer: CacheWriter) -> set[str]:
