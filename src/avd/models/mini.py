@@ -16,7 +16,7 @@ LATENT_CHANNELS = 12
 TEXT_LENGTH = 32
 """Tokens a prompt is padded or cut to; pass it to diffusers' `WanPipeline` as `max_sequence_length`."""
 TEXT_WIDTH = 64
-GUIDANCE = 4.0
+GUIDANCE = 2.0
 SHIFT = 2.0
 """How the miniature teacher is sampled."""
 

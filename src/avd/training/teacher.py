@@ -35,8 +35,8 @@ class TeacherConfig:
     """Share of the updates, at the end, over which the learning rate falls to zero."""
     caption_dropout: float = 0.1
     """Share of the samples trained on the empty prompt, for classifier-free guidance."""
-    sigma_mean: float = 0.3
-    sigma_std: float = 1.2
+    sigma_mean: float = 1.5
+    sigma_std: float = 1.0
     """Training noise levels are sigmoid(N(mean, std)), logit-normal as in SD3 (arXiv 2403.03206) ..."""
     sigma_uniform: float = 0.15
     """... except for this share, drawn uniformly from (0, 1], so that sigma = 1 is learnt too."""
