@@ -89,6 +89,9 @@ MISTAKES = {
         "16 x 20",
         "multiples of 16",
     ),
+    "nothing to inspect": ("inspect clips", "clips is not a latent cache"),
+    "sheet without a model": ("inspect cache --sheet new.png", "--sheet needs --model"),
+    "inspected with another model": ("inspect cache --model other --no-verify", "another model"),
     # generate
     "no prompt": ("generate student -o new.mp4", "--prompt TEXT"),
     "missing prompt file": ("generate student --prompts none.txt -o new.mp4", "none.txt"),

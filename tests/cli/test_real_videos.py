@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from avd.data import LatentCache, read_video
 from avd.evaluation.rows import Row, read_results
@@ -63,6 +64,27 @@ def test_the_cache_holds_the_clips(cache: Path, clips: Path) -> None:
     before = snapshot(cache)
     assert avd("prepare", clips, "--captions", clips / "captions.jsonl", "--model", "tiny", "--output", cache) == 0
     assert snapshot(cache) == before
+
+
+def test_the_cache_is_described_and_shown(cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    assert avd("inspect", cache, "--model", "tiny", "--sheet", "sheet.png") == 0
+    told = capfd.readouterr().out
+    for words in ("4 clips", "17 frames of 16 x 16 at 8 fps", "12 x 5 x 2 x 2", "checksums right", "skipped   none"):
+        assert words in told
+    assert LatentCache(cache).captions[0] in told and "saturation" in told
+    assert Image.open("sheet.png").width > 16
+
+
+def test_a_changed_byte_is_found(cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(cache, "changed")
+    shard = Path("changed/shard-00000.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    assert avd("inspect", "changed") == 2
+    assert "shard-00000.safetensors has changed" in capfd.readouterr().err
+    assert avd("inspect", "changed", "--no-verify") == 0
 
 
 def test_bad_files_are_skipped_and_named(clips: Path, capfd: pytest.CaptureFixture[str]) -> None:

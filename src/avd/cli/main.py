@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from avd import __version__
-from avd.cli import compare, data, demo, distill, evaluate, generate, train
+from avd.cli import compare, data, demo, distill, evaluate, generate, inspect, train
 from avd.types import UserError
 from avd.ui import err
 
@@ -43,6 +43,7 @@ app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("table")(evaluate.table)
 app.command("prepare")(data.prepare)
+app.command("inspect")(inspect.inspect)
 app.add_typer(train.app, name="train")
 app.add_typer(data.world_app, name="world")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from avd.data.batches import BatchOrder
 from avd.data.cache import Geometry, Item, LatentCache, LatentSource, MemoryLatents
-from avd.data.cache_writer import CacheWriter, Skip
+from avd.data.cache_writer import CacheWriter, Skip, read_skipped
 from avd.data.captions import CaptionedFile, read_captions, read_prompts, write_captions
 from avd.data.prepare import Encoder, Summary, prepare
 from avd.data.video import Video, VideoError, read_video, video_bytes, write_video
@@ -26,6 +26,7 @@ __all__ = [
     "prepare",
     "read_captions",
     "read_prompts",
+    "read_skipped",
     "read_video",
     "video_bytes",
     "write_captions",

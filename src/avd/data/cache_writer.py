@@ -165,9 +165,7 @@ class CacheWriter:
         self._refuse_to_mix(manifest)
         # A crash between writing the manifest and removing the journal leaves both.
         (self.path / JOURNAL).unlink(missing_ok=True)
-        if (self.path / SKIPPED).exists():
-            lines = read_text(self.path / SKIPPED).split("\n")
-            self.skipped = [Skip(**json.loads(line)) for line in lines if line]
+        self.skipped = read_skipped(self.path)
         self._take([ShardRecord(**record) for record in manifest["shards"]])
 
     def _take(self, shards: list[ShardRecord]) -> None:
@@ -202,6 +200,17 @@ class CacheWriter:
             journal.write(_line(event))
             journal.flush()
             os.fsync(journal.fileno())
+
+
+def read_skipped(cache: Path) -> list[Skip]:
+    """The files that a finished cache leaves out."""
+    path = cache / SKIPPED
+    if not path.exists():
+        return []
+    try:
+        return [Skip(**json.loads(line)) for line in read_text(path).split("\n") if line]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: prepare the cache again") from error
 
 
 def _line(record: dict[str, Any]) -> str:

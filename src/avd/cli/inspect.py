@@ -1,0 +1,83 @@
+"""`avd inspect`: look at a latent cache before training on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avd import ui
+
+_DECODED = 16
+_EXAMPLES = 5
+
+
+def inspect(
+    cache: Annotated[Path, typer.Argument(help="A cache written by `avd prepare`.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model it was made with: decodes some clips and measures colours.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="PNG to write with frames of the decoded clips; needs --model.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Read everything and compare checksums.")] = True,
+) -> None:
+    """Say what a latent cache holds, check that it is whole, and show some of its clips.
+
+    Example: avd inspect runs/cache --model wan-mini --sheet runs/cache.png
+    """
+    from avd.data import LatentCache
+    from avd.evaluation.cache_report import report_on
+    from avd.types import UserError
+
+    if sheet is not None and model is None:
+        raise UserError("--sheet needs --model, the model that the cache was made with")
+    opened = LatentCache(cache)
+    if verify:
+        opened.verify()
+    report, geometry = report_on(opened), opened.geometry
+    size = sum(entry.stat().st_size for entry in cache.iterdir())
+    fewest, most = report.words
+    examples = sorted(set(opened.captions), key=opened.captions.index)[:_EXAMPLES]
+    _tell("cache", f"{cache}: {report.clips} clips, {report.seconds:,.0f} s of video, {size / 1e6:,.1f} MB")
+    _tell("model", opened.identity)
+    _tell("clips", f"{geometry.frames} frames of {geometry.height} x {geometry.width} at {geometry.fps:g} fps")
+    _tell("latents", f"{_shape(opened.latent_shape)}; prompts {_shape(opened.prompt_shape)}")
+    _tell("checksums", "right" if verify else "not compared")
+    _tell("skipped", ", ".join(f"{n} {reason}" for reason, n in report.skipped.items()) or "none")
+    _tell("captions", f"{report.different_captions} different ones, of {fewest} to {most} words, such as")
+    for caption in examples:
+        _tell("", caption)
+    _tell("values", f"mean {report.latent_mean:+.2f}, standard deviation {report.latent_std:.2f} (usual: 0 and 1)")
+    _tell("motion", f"{report.still_share:.0%} of clips nearly still; temporal loss {report.temporal_loss:.2f}")
+    if model is not None:
+        _show_pixels(cache, model, sheet)
+
+
+def _show_pixels(cache: Path, model: str, sheet: Path | None) -> None:
+    """Decode some clips with the model, say how they look, and write the sheet."""
+    from avd.evaluation.cache_report import decode_some, report_on_pixels
+    from avd.models.wan import VideoModel
+    from avd.report import contact_sheet
+    from avd.training.sources import open_cache
+
+    network = VideoModel.load(model)
+    videos, captions = decode_some(open_cache(cache, network), network, _DECODED)
+    pixels = report_on_pixels(videos)
+    _tell(
+        "colours",
+        f"saturation {pixels.saturation:.3f}, brightness {pixels.brightness:.3f}, contrast {pixels.contrast:.3f}; "
+        f"change between frames {pixels.change:.4f} (of {len(videos)} clips)",
+    )
+    if sheet is not None:
+        contact_sheet(sheet, [(caption, [video]) for caption, video in zip(captions, videos, strict=True)])
+        _tell("sheet", str(sheet))
+
+
+def _tell(what: str, text: str) -> None:
+    ui.out.print(f"{what:<10}{text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,94 @@
+"""What a latent cache holds, in figures: is it the data one meant to train on, and does the model's VAE fit it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from avd.data import LatentCache, read_skipped
+from avd.models.wan import VideoModel
+from avd.objectives.temporal import frame_variance, temporal_regularization
+
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """Figures of the latents are over `sampled` clips, evenly spread over the cache."""
+
+    clips: int
+    seconds: float
+    sampled: int
+    different_captions: int
+    words: tuple[int, int]
+    """Fewest and most words of a caption."""
+    skipped: dict[str, int]
+    """Files left out, by reason."""
+    latent_mean: float
+    latent_std: float
+    """About 0 and 1 if the videos are like those that the VAE's statistics come from."""
+    still_share: float
+    """Share of clips whose latents hardly change: variance over frames below a tenth of the median."""
+    temporal_loss: float
+    """The temporal regularization's loss of these latents: what `truncation: data` means."""
+
+
+def report_on(cache: LatentCache, sample: int = 256) -> CacheReport:
+    """Read `sample` clips of a cache, or all if it has fewer, and describe it."""
+    latents = torch.cat(
+        [cache.latents(part.tolist()) for part in torch.tensor(spread(len(cache), sample)).split(_BATCH)]
+    )
+    variance = frame_variance(latents)
+    words = [len(caption.split()) for caption in cache.captions]
+    return CacheReport(
+        clips=len(cache),
+        seconds=len(cache) * cache.geometry.frames / cache.geometry.fps,
+        sampled=len(latents),
+        different_captions=len(set(cache.captions)),
+        words=(min(words), max(words)),
+        skipped=dict(Counter(skip.reason for skip in read_skipped(cache.path)).most_common()),
+        latent_mean=latents.mean().item(),
+        latent_std=latents.std().item(),
+        still_share=(variance < 0.1 * variance.median()).float().mean().item(),
+        temporal_loss=temporal_regularization(latents).per_sample_B[0].item(),
+    )
+
+
+@dataclass(frozen=True)
+class PixelReport:
+    """Means over decoded clips, in shares of the full range."""
+
+    saturation: float
+    """HSV saturation."""
+    brightness: float
+    contrast: float
+    """Standard deviation of the brightness within a frame."""
+    change: float
+    """Absolute difference between neighbouring frames."""
+
+
+def decode_some(cache: LatentCache, model: VideoModel, count: int) -> tuple[np.ndarray, list[str]]:
+    """`count` clips spread over the cache, decoded to uint8 videos (B, F, H, W, 3), and their captions."""
+    indices = spread(len(cache), count)
+    return model.decode_video(cache.latents(indices)), [cache.captions[i] for i in indices]
+
+
+def report_on_pixels(videos: np.ndarray) -> PixelReport:
+    """Of uint8 videos (B, F, H, W, 3)."""
+    pixels = videos.astype(np.float32) / 255
+    high, low = pixels.max(-1), pixels.min(-1)
+    brightness = pixels.mean(-1)
+    return PixelReport(
+        saturation=float(((high - low) / np.maximum(high, 1e-6)).mean()),
+        brightness=float(brightness.mean()),
+        contrast=float(brightness.std(axis=(2, 3)).mean()),
+        change=float(np.abs(np.diff(pixels, axis=1)).mean()) if videos.shape[1] > 1 else 0.0,
+    )
+
+
+def spread(count: int, sample: int) -> list[int]:
+    """`sample` indices below `count`, evenly spaced, or all of them."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(sample, count))})

@@ -1,0 +1,53 @@
+"""A cache described: known latents and pictures give known figures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avd.data import CacheWriter, Geometry, Item, LatentCache
+from avd.evaluation.cache_report import report_on, report_on_pixels, spread
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> LatentCache:
+    """Eight clips of two latent frames: two of them 0 and 0 (still), six -1 and +1, so variance over frames is 1."""
+    writer = CacheWriter(tmp_path / "cache", identity="x", geometry=Geometry(5, 8, 8, 10.0), shard_size=3)
+    writer.skip("a.mp4", "unreadable", "cannot be decoded")
+    for i in range(8):
+        latent = torch.zeros(2, 2, 2, 2) if i < 2 else torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1).expand(2, 2, 2, 2)
+        writer.add(latent, torch.zeros(3, 4), Item("a red ball" if i % 2 else "one", f"{i}.mp4"))
+    writer.finish()
+    return LatentCache(tmp_path / "cache")
+
+
+def test_the_figures_are_those_of_the_latents(cache: LatentCache) -> None:
+    report = report_on(cache)
+    assert (report.clips, report.sampled, report.seconds) == (8, 8, 4.0)
+    assert (report.different_captions, report.words) == (2, (1, 3))
+    assert report.skipped == {"unreadable": 1}
+    assert report.still_share == 0.25
+    assert report.latent_mean == 0.0
+    assert report.latent_std == pytest.approx(math.sqrt(0.75 * 128 / 127))
+    assert report.temporal_loss == pytest.approx(-math.log(0.75), abs=1e-5)
+    assert report_on(cache, sample=4).sampled == 4
+
+
+@pytest.mark.parametrize(("count", "sample", "indices"), [(10, 4, [0, 3, 6, 9]), (3, 9, [0, 1, 2]), (5, 1, [0])])
+def test_indices_are_spread_over_the_cache(count: int, sample: int, indices: list[int]) -> None:
+    assert spread(count, sample) == indices
+
+
+def test_pixels_of_a_plain_clip() -> None:
+    red = np.zeros((1, 2, 4, 4, 3), np.uint8)
+    red[..., 0], red[:, 1, ..., 1:] = 255, 255  # a red frame, then a white one
+    report = report_on_pixels(red)
+    assert report.saturation == pytest.approx(0.5)
+    assert report.brightness == pytest.approx((1 / 3 + 1) / 2)
+    assert report.contrast == pytest.approx(0.0, abs=1e-6)
+    assert report.change == pytest.approx(2 / 3)
+    assert report_on_pixels(red[:, :1]).change == 0.0
