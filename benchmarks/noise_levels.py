@@ -1,0 +1,76 @@
+"""From which noise level on a teacher loses the clip: where its training should spend its time.
+
+Rendered held-out clips of the built-in world are noised to a level and denoised by the teacher with their captions and
+its own guidance; the oracle judges what comes back. At level 0 only the VAE is judged, at level 1 the whole teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from avd.evaluation.rows import Row
+from avd.evaluation.world_suite import Suite
+from avd.flow import add_noise, integrate, many_step_sigmas
+from avd.models.wan import VideoModel
+from avd.sampling.teacher import guided
+from avd.types import UserError
+from avd.world import World
+
+
+@torch.no_grad()
+def denoised_from(level: float, latents: Tensor, model: VideoModel, captions: Sequence[str]) -> Tensor:
+    """Latents noised to `level` and taken back to 0 on the part of the teacher's own grid that lies below."""
+    settings, network = model.settings, model.velocity()
+    grid = many_step_sigmas(settings.steps, settings.shift)
+    sigmas = torch.cat([torch.tensor([level], dtype=grid.dtype), grid[grid < level]])
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    prompt, null_prompt = model.encode_prompts(list(captions)), model.encode_prompts([""])
+    return integrate(
+        lambda x, sigma: guided(network, x, sigma, prompt, null_prompt, settings.guidance),
+        add_noise(latents, noise, torch.full((len(latents),), level)),
+        sigmas,
+    )
+
+
+def measure(model: VideoModel, suite: Suite, levels: Sequence[float]) -> list[Row]:
+    captions, speed = suite.captions(), suite.reference_speed()
+    latents = model.encode_video(suite.rendered())
+    rows = []
+    for level in levels:
+        back = denoised_from(level, latents, model, captions) if level else latents
+        rows.append(suite.row_of_videos(f"{level:.2f}", model.decode_video(back), captions, speed))
+    return rows
+
+
+def print_table(model: str, rows: Sequence[Row]) -> None:
+    print(f"{model}, {rows[0].videos} clips\n")
+    print("| noised to | instance preservation | caption accuracy | dynamic degree | saturation error |")
+    print("|---|---|---|---|---|")
+    for row in rows:
+        shares = (row.instance_preservation, row.caption_accuracy, row.dynamic_degree)
+        cells = ["–" if share is None else f"{share:.1%}" for share in shares]
+        cells.append("–" if row.saturation_error is None else f"{row.saturation_error:.3f}")
+        print(f"| {row.name} | {' | '.join(cells)} |")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="wan-mini", help="a shipped model or a diffusers folder")
+    parser.add_argument("--clips", type=int, default=64, help="held-out clips")
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.0, 0.4, 0.6, 0.8, 0.9, 1.0], metavar="SIGMA")
+    options = parser.parse_args(arguments)
+    if not all(0 <= level <= 1 for level in options.levels):
+        parser.error(f"levels are {options.levels}: they must lie in [0, 1]")
+    try:
+        rows = measure(VideoModel.load(options.model), Suite(World(), options.clips), options.levels)
+    except UserError as error:
+        parser.error(str(error))
+    print_table(options.model, rows)
+
+
+if __name__ == "__main__":
+    main()
