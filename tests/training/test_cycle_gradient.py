@@ -54,7 +54,7 @@ def reference_gradient(cycle: Cycle, batch: Batch, g: torch.Generator) -> list[T
     losses = (v - (eps - x0)).square().mean((1, 2, 3, 4))
     weights = 1 - torch.sigmoid(3.0 * (losses.detach() - cycle.means.mean_S[index].float()))
 
-    total = kl + 2.0 * (weights * losses).mean() + objective.temporal.weight * temporal
+    total = kl + objective.regression.weight * (weights * losses).mean() + objective.temporal.weight * temporal
     return list(torch.autograd.grad(total, list(student.parameters())))
 
 

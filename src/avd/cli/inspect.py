@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from avd import ui
+
+if TYPE_CHECKING:
+    from avd.data import LatentCache
+    from avd.models.wan import VideoModel
 
 _DECODED = 16
 _EXAMPLES = 5
@@ -29,11 +33,14 @@ def inspect(
     """
     from avd.data import LatentCache
     from avd.evaluation.cache_report import report_on
+    from avd.models.wan import VideoModel
+    from avd.training.sources import open_cache
     from avd.types import UserError
 
     if sheet is not None and model is None:
         raise UserError("--sheet needs --model, the model that the cache was made with")
-    opened = LatentCache(cache)
+    network = None if model is None else VideoModel.load(model)
+    opened = LatentCache(cache) if network is None else open_cache(cache, network)
     if verify:
         opened.verify()
     report, geometry = report_on(opened), opened.geometry
@@ -51,19 +58,16 @@ def inspect(
         _tell("", caption)
     _tell("values", f"mean {report.latent_mean:+.2f}, standard deviation {report.latent_std:.2f} (usual: 0 and 1)")
     _tell("motion", f"{report.still_share:.0%} of clips nearly still; temporal loss {report.temporal_loss:.2f}")
-    if model is not None:
-        _show_pixels(cache, model, sheet)
+    if network is not None:
+        _show_pixels(opened, network, sheet)
 
 
-def _show_pixels(cache: Path, model: str, sheet: Path | None) -> None:
+def _show_pixels(cache: LatentCache, model: VideoModel, sheet: Path | None) -> None:
     """Decode some clips with the model, say how they look, and write the sheet."""
     from avd.evaluation.cache_report import decode_some, report_on_pixels
-    from avd.models.wan import VideoModel
     from avd.report import contact_sheet
-    from avd.training.sources import open_cache
 
-    network = VideoModel.load(model)
-    videos, captions = decode_some(open_cache(cache, network), network, _DECODED)
+    videos, captions = decode_some(cache, model, _DECODED)
     pixels = report_on_pixels(videos)
     _tell(
         "colours",
