@@ -139,8 +139,10 @@ def test_half_rate_is_another_path(student: Path, tmp_path: Path) -> None:
     for rate in ("half-rate", "full-rate"):
         assert avd("generate", student, "--prompt", "a ball", "--output", tmp_path / f"{rate}.mp4", f"--{rate}") == 0
     assert avd("generate", student, "--prompt", "a ball", "--output", tmp_path / "own.mp4") == 0
-    half, full, own = ((tmp_path / f"{name}.mp4").read_bytes() for name in ("half-rate", "full-rate", "own"))
-    assert half != full and own == half  # what the student was trained on is its default
+    names = ("half-rate", "full-rate", "own")
+    half, full, own = (read_video(tmp_path / f"{name}.mp4").frames.astype(float) for name in names)
+    # What the student was trained on is its default. Two runs need not agree in a pixel's last bit.
+    assert np.abs(own - half).mean() < 0.1 * np.abs(full - half).mean()
 
 
 def test_prompts_come_from_a_file_too(student: Path, tmp_path: Path) -> None:
