@@ -6,13 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from avd.data import LatentCache, read_skipped
 from avd.models.wan import VideoModel
 from avd.objectives.temporal import frame_variance, temporal_regularization
-
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,7 @@ class CacheReport:
 
 def report_on(cache: LatentCache, sample: int = 256) -> CacheReport:
     """Read `sample` clips of a cache, or all if it has fewer, and describe it."""
-    latents = torch.cat(
-        [cache.latents(part.tolist()) for part in torch.tensor(spread(len(cache), sample)).split(_BATCH)]
-    )
+    latents = cache.latents(spread(len(cache), sample))
     variance = frame_variance(latents)
     words = [len(caption.split()) for caption in cache.captions]
     return CacheReport(
