@@ -120,8 +120,23 @@ class ObjectiveRecipe(_Section):
     temporal: TemporalRecipe = TemporalRecipe()
 
 
+class AdaptersRecipe(_Section):
+    """LoRA of the student and of the fake score, used with `roles: adapters`."""
+
+    rank: int = Field(64, ge=1)
+    alpha: float = Field(64.0, gt=0)
+    """The adapter's output is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+    """Endings of the names of the linear layers that get an adapter."""
+    merge: bool = True
+    """Export the student as a whole model; false: as a LoRA file beside it for its base."""
+
+
 class OptimizerRecipe(_Section):
     """AdamW."""
+
+    bits: Literal[32, 8] = 32
+    """8: block-wise quantised moments, from bitsandbytes (extra `8bit`); CUDA only."""
 
     learning_rate: float = Field(2e-6, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -143,11 +158,31 @@ class StudentRecipe(_Section):
     ema: float = Field(0.99, ge=0, lt=1)
 
 
+class ComputeRecipe(_Section):
+    """How a run is computed. None of it changes what is learnt, except by rounding."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks' arithmetic. Trained weights, their optimizers and all maths on the flow stay in float32."""
+    microbatch: int | None = Field(None, ge=1)
+    """Clips that go through a network at once on a rank; gradients of several are gathered. None: all of them."""
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """Blocks whose activations are computed again in the backward pass: none, every second one, all."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+    attention: str | None = None
+    """Attention backend by its name in diffusers, such as flash or _native_cudnn; None is diffusers' own choice."""
+    shard: int | None = Field(None, ge=1)
+    """Ranks that share one copy of the weights (FSDP); the groups replicate it (HSDP). None: all ranks."""
+
+
 class TrainingRecipe(_Section):
     """How long and how often, in student updates; 0 is never."""
 
     updates: int = Field(1000, ge=1)
     batch: int = Field(1, ge=1)
+    """Clips of an update, over all ranks."""
     checkpoint_every: int = Field(100, ge=0)
     keep_checkpoints: int = Field(2, ge=1)
     sample_every: int = Field(100, ge=0)
@@ -159,11 +194,15 @@ class Recipe(_Section):
     name: str
     model: str = "wan-mini"
     seed: int = Field(0, ge=0)
+    roles: Literal["full", "adapters"] = "full"
+    """full: three whole models; adapters: one frozen base, the student and the fake score its LoRA adapters."""
+    adapters: AdaptersRecipe = AdaptersRecipe()
     data: DataRecipe = DataRecipe()
     rollout: RolloutRecipe = RolloutRecipe()
     objective: ObjectiveRecipe = ObjectiveRecipe()
     fake_score: FakeScoreRecipe = FakeScoreRecipe()
     student: StudentRecipe = StudentRecipe()
+    compute: ComputeRecipe = ComputeRecipe()
     training: TrainingRecipe = TrainingRecipe()
 
     def to_yaml(self) -> str:
