@@ -9,6 +9,8 @@ from avd.config import Recipe, load_recipe
 from avd.flow import few_step_sigmas
 from avd.sampling.rollout import Rollout, make_stages
 from avd.training.cycle import Batch, Cycle
+from avd.training.distributed import ALONE, Ranks
+from avd.training.randomness import Draws
 from avd.training.roles import Roles
 from tiny import tiny_interpolator, tiny_model, tiny_source
 
@@ -19,12 +21,14 @@ TRUNCATION = -10.0
 """Far below the loss of random latents: the temporal term acts."""
 
 
-def make_cycle(*overrides: str) -> Cycle:
+def make_cycle(*overrides: str, together: bool = False, ranks: Ranks = ALONE) -> Cycle:
+    """A cycle whose networks have parted ways, or are all the teacher, together, as at the start of a run."""
     recipe = load_recipe("avd", [f"training.batch={BATCH}", *overrides])
     stages = make_stages(few_step_sigmas(recipe.rollout.timesteps), recipe.rollout.half_rate_stages)
-    roles = Roles(MODEL, recipe)
-    _part_ways(roles)
-    return Cycle(recipe, roles, Rollout(stages, INTERPOLATOR), MODEL.encode_prompts([""]), TRUNCATION)
+    roles = Roles(tiny_model(), recipe, ranks)
+    if not together:
+        _part_ways(roles)
+    return Cycle(recipe, roles, Rollout(stages, INTERPOLATOR), MODEL.encode_prompts([""]), TRUNCATION, ranks)
 
 
 def _part_ways(roles: Roles) -> None:
@@ -54,7 +58,10 @@ def make_batch(recipe: Recipe) -> Batch:
     return Batch(source.latents(range(BATCH)), source.prompts(range(BATCH)), prompts)
 
 
-def seeded_for_exit(stage: int, stages: int = 4) -> torch.Generator:
-    """A generator whose first draw sends a rollout to `stage`."""
-    draws = (int(torch.randint(stages, (), generator=torch.Generator().manual_seed(seed))) for seed in range(1000))
-    return torch.Generator().manual_seed(next(seed for seed, draw in enumerate(draws) if draw == stage))
+def draws(update: int = 0, seed: int = 0, count: int = BATCH) -> Draws:
+    return Draws(seed, update, range(count))
+
+
+def draws_for_exit(stage: int, stages: int = 4) -> Draws:
+    """Draws that send a rollout to `stage`."""
+    return next(d for d in map(draws, range(1000)) if d.shared_integer("rollout", 0, "exit", high=stages) == stage)

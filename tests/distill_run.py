@@ -20,6 +20,7 @@ import torch
 
 from avd.config import Recipe, load_recipe
 from avd.training.distill import DistillTask
+from avd.training.distributed import ALONE, Ranks
 from avd.training.folder import RunFolder
 from avd.training.loop import Schedule, run
 from tiny import tiny_interpolator, tiny_model, tiny_source
@@ -30,19 +31,20 @@ def small_recipe(*overrides: str) -> Recipe:
     return load_recipe("avd", [*small, *overrides])
 
 
-def small_task(recipe: Recipe) -> DistillTask:
+def small_task(recipe: Recipe, ranks: Ranks = ALONE) -> DistillTask:
     model = tiny_model()
-    return DistillTask(recipe, model, tiny_source(model), tiny_interpolator())
+    return DistillTask(recipe, model, tiny_source(model), tiny_interpolator(), ranks)
 
 
-def distill(path: Path, updates: int, *, resume: bool = False, task: DistillTask | None = None) -> DistillTask:
-    """Run to `updates`; returns the task."""
-    recipe = small_recipe() if task is None else task.recipe
-    task = small_task(recipe) if task is None else task
-    folder = RunFolder(path, resume=resume, recipe_text=recipe.to_yaml())
-    every = recipe.training
+def distill(
+    path: Path, updates: int, *, resume: bool = False, task: DistillTask | None = None, recipe: Recipe | None = None
+) -> DistillTask:
+    """Run `task`, or a small one of `recipe`, to `updates`; returns the task."""
+    task = task or small_task(recipe or small_recipe())
+    folder = RunFolder(path, resume=resume, recipe_text=task.recipe.to_yaml(), owner=task.ranks.first)
+    every = task.recipe.training
     schedule = Schedule(updates, every.checkpoint_every, every.keep_checkpoints, sample_every=every.sample_every)
-    run(task, folder, schedule, _silent)
+    run(task, folder, schedule, _silent, task.ranks)
     return task
 
 

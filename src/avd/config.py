@@ -205,6 +205,15 @@ class Recipe(_Section):
     compute: ComputeRecipe = ComputeRecipe()
     training: TrainingRecipe = TrainingRecipe()
 
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.compute.microbatch is not None and self.objective.regression.order == "update_first":
+            raise ValueError(
+                "compute.microbatch must be null where regression.order is update_first: the loss means "
+                "take their step before a batch is weighed, so it must come in one piece"
+            )
+        return self
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 

@@ -29,6 +29,14 @@ class UserError(ValueError):
     """
 
 
+class Stopped(Exception):
+    """A run that ended early, on purpose and with its state saved. The command line prints it and exits with `code`."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Velocity(Protocol):
     """A network seen as the maths sees it: the velocity v = eps - x0 that it predicts at a noise level.
 

@@ -174,7 +174,7 @@ def damage_models(place: Path) -> None:
 def damage_runs(place: Path) -> None:
     for name in ("cut-run", "cut-state"):
         shutil.copytree("run", name)
-    cut(place / "cut-run" / CHECKPOINT / "tensors.safetensors")
+    cut(place / "cut-run" / CHECKPOINT / "tensors-00000-of-00001.safetensors")
     cut(place / "cut-state" / CHECKPOINT / "state.json")
 
 
@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_model_is_told_by_its_name(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree("run", run)
-    shutil.copyfile("tiny/interpolator/model.safetensors", run / CHECKPOINT / "tensors.safetensors")
+    shutil.copyfile("tiny/interpolator/model.safetensors", run / CHECKPOINT / "tensors-00000-of-00001.safetensors")
     before = snapshot(run)
     assert avd("distill", "small.yaml", "--output", run, "--resume") == 2
     assert f"avd: checkpoint {run / CHECKPOINT} does not fit the model" in capfd.readouterr().err

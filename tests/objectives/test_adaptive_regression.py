@@ -18,7 +18,14 @@ def sigmoid(z: float) -> float:
 
 
 def weigh_all(means: LossMeans, losses: list[float], timesteps: list[int]) -> Tensor:
-    return means.weigh(torch.tensor(losses, dtype=torch.float64), torch.tensor(timesteps))
+    """A whole batch."""
+    return weigh(means, torch.tensor(losses, dtype=torch.float64), torch.tensor(timesteps))
+
+
+def weigh(means: LossMeans, losses: Tensor, timesteps: Tensor) -> Tensor:
+    weights = means.weigh(losses, timesteps)
+    means.commit()
+    return weights
 
 
 def by_hand(losses: list[float], omega: float, k: float, order: Order) -> tuple[list[float], float]:
@@ -64,13 +71,30 @@ def test_the_order_of_samples_in_a_batch_does_not_matter(order: list[int]) -> No
     torch.testing.assert_close(permuted.mean_S, plain.mean_S)
 
 
-@pytest.mark.parametrize("order", ["weight_first", "update_first"])
-def test_the_first_samples_of_a_timestep_are_their_own_mean(order: Order) -> None:
-    means = LossMeans(2, order=order)
+def test_the_first_samples_of_a_timestep_are_their_own_mean() -> None:
+    means = LossMeans(2)
     assert weigh_all(means, [7.0], [0]).item() == 0.5
-    found = weigh_all(means, [1.0, 3.0], [1, 1])
+    assert weigh_all(means, [1.0, 3.0], [1, 1]).tolist() == [0.5, 0.5]
     assert means.mean_S.tolist() == [7.0, 2.0]
+
+
+def test_weighed_after_the_update_the_first_samples_meet_their_mean() -> None:
+    means = LossMeans(2, order="update_first")
+    found = weigh_all(means, [1.0, 3.0], [1, 1])
     assert found.tolist() == pytest.approx([1 - sigmoid(-3), 1 - sigmoid(3)])
+    assert means.mean_S.tolist() == [0.0, 2.0]
+
+
+@given(st.integers(0, 5))
+def test_a_batch_in_two_parts_is_the_batch(cut: int) -> None:
+    losses, timesteps = torch.tensor([0.5, 0.9, 2.0, 0.1, 0.4]).double(), torch.tensor([0, 1, 1, 0, 0])
+    whole, parts = LossMeans(2), LossMeans(2)
+    for _ in range(3):
+        expected = weigh(whole, losses, timesteps)
+        found = torch.cat([parts.weigh(losses[:cut], timesteps[:cut]), parts.weigh(losses[cut:], timesteps[cut:])])
+        parts.commit()
+        assert torch.equal(found, expected)
+        torch.testing.assert_close(parts.mean_S, whole.mean_S)
 
 
 def test_weights_fall_with_the_loss_and_are_a_half_at_the_mean() -> None:
@@ -88,7 +112,7 @@ def test_a_state_continues_where_it_was_saved() -> None:
     for _ in range(3):
         losses = torch.rand(4, dtype=torch.float64)
         timesteps = torch.tensor([0, 1, 1, 0])
-        assert torch.equal(means.weigh(losses, timesteps), resumed.weigh(losses, timesteps))
+        assert torch.equal(weigh(means, losses, timesteps), weigh(resumed, losses, timesteps))
     assert torch.equal(means.mean_S, resumed.mean_S) and torch.equal(means.seen_S, resumed.seen_S)
 
 
@@ -111,8 +135,8 @@ def test_ranks_that_share_sums_hold_the_cache_of_the_whole_batch() -> None:
     together = LossMeans(3)
     ranks = [LossMeans(3, reduce=totals(1 - rank).add) for rank in range(2)]
     for _ in range(2):
-        expected = together.weigh(losses.flatten(), timesteps.flatten())
-        found = torch.cat([ranks[rank].weigh(losses[rank], timesteps[rank]) for rank in range(2)])
+        expected = weigh(together, losses.flatten(), timesteps.flatten())
+        found = torch.cat([weigh(ranks[rank], losses[rank], timesteps[rank]) for rank in range(2)])
         torch.testing.assert_close(found, expected)
         for rank in ranks:
             torch.testing.assert_close(rank.mean_S, together.mean_S)

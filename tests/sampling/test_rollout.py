@@ -54,13 +54,20 @@ class Midpoints(nn.Module):
         return torch.cat([paired, x[:, :, -1:]], dim=2)
 
 
-def seed(n: int = 3) -> torch.Generator:
-    return torch.Generator().manual_seed(n)
+def renoise(stage: int) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(stage))
+
+
+def leave_at(
+    rollout: Rollout, student: GaussianStudent, stage: int, *, gradient: bool = False, noise: Tensor | None = None
+) -> Tensor:
+    """What a rollout predicts at `stage`."""
+    x = rollout.approach(student, torch.randn(SHAPE) if noise is None else noise, PROMPT, renoise, stage)
+    return rollout.predict(student, x, PROMPT, stage, gradient=gradient)
 
 
 def reference(student: GaussianStudent, noise: Tensor, half_rate_stages: int, interpolate: Interpolate) -> Tensor:
     """x0 = x - sigma v, then x = (1 - sigma') x0 + sigma' eps; written without the code under test."""
-    generator = seed()
     every = torch.arange(noise.shape[2])
     strides = [2 if i < half_rate_stages else 1 for i in range(len(SIGMAS))]
     x0 = noise  # only its place is needed: the first stage starts from pure noise
@@ -70,7 +77,7 @@ def reference(student: GaussianStudent, noise: Tensor, half_rate_stages: int, in
         else:
             if x0.shape[2] < noise.shape[2] and stride == 1:
                 x0 = interpolate(x0)
-            eps = torch.randn(noise.shape, generator=generator)[:, :, ::stride]
+            eps = renoise(i)[:, :, ::stride]
             x = (1 - sigma) * x0 + sigma * eps
         x0 = x - sigma * student.velocity(x, sigma, every[::stride].view(1, 1, -1, 1, 1))
     return x0
@@ -79,14 +86,14 @@ def reference(student: GaussianStudent, noise: Tensor, half_rate_stages: int, in
 @pytest.mark.parametrize("half_rate_stages", [0, 1, 2, 3])
 def test_steps_match_a_reference_written_by_hand(half_rate_stages: int) -> None:
     student, interpolate, noise = GaussianStudent(), Midpoints(), torch.randn(SHAPE)
-    found = Rollout(make_stages(SIGMAS, half_rate_stages), interpolate)(student, noise, PROMPT, seed())
+    found = Rollout(make_stages(SIGMAS, half_rate_stages), interpolate)(student, noise, PROMPT, renoise)
     torch.testing.assert_close(found, reference(student, noise, half_rate_stages, interpolate).detach())
     assert found.shape == noise.shape and not found.requires_grad
 
 
 def test_one_stage_is_one_prediction() -> None:
     student, noise = GaussianStudent(), torch.randn(SHAPE)
-    found = Rollout(make_stages((1.0,)))(student, noise, PROMPT, seed())
+    found = Rollout(make_stages((1.0,)))(student, noise, PROMPT, renoise)
     position = torch.arange(5).view(1, 1, -1, 1, 1)
     torch.testing.assert_close(found, noise - student.velocity(noise, 1.0, position).detach())
     assert len(student.calls) == 1
@@ -94,7 +101,7 @@ def test_one_stage_is_one_prediction() -> None:
 
 def test_a_point_mass_is_reached_in_any_number_of_steps() -> None:
     """Data without spread: every prediction is the data itself."""
-    found = Rollout(make_stages(SIGMAS))(GaussianStudent(std=0.0, slope=0.0), torch.randn(SHAPE), PROMPT, seed())
+    found = Rollout(make_stages(SIGMAS))(GaussianStudent(std=0.0, slope=0.0), torch.randn(SHAPE), PROMPT, renoise)
     torch.testing.assert_close(found, torch.ones(SHAPE))
 
 
@@ -103,7 +110,7 @@ def test_a_point_mass_is_reached_in_any_number_of_steps() -> None:
 def test_stages_past_the_exit_are_not_run(exit_stage: int, half_rate_stages: int) -> None:
     student, interpolate = GaussianStudent(), Midpoints()
     rollout = Rollout(make_stages(SIGMAS, half_rate_stages), interpolate)
-    found = rollout(student, torch.randn(SHAPE), PROMPT, seed(), exit_stage=exit_stage)
+    found = leave_at(rollout, student, exit_stage)
     half, full = (2, 3), (1, 5)  # (stride, frames)
     expected = [(sigma, *(half if i < half_rate_stages else full)) for i, sigma in enumerate(SIGMAS)]
     assert student.calls == expected[: exit_stage + 1]
@@ -117,7 +124,7 @@ def test_gradient_goes_through_the_exit_stage_alone(exit_stage: int, half_rate_s
     """d x0 / d mean of the last prediction only, its input held constant."""
     student, interpolate = GaussianStudent(), Midpoints()
     rollout = Rollout(make_stages(SIGMAS, half_rate_stages), interpolate)
-    found = rollout(student, torch.randn(SHAPE), PROMPT, seed(), exit_stage=exit_stage, gradient=True)
+    found = leave_at(rollout, student, exit_stage, gradient=True)
     assert student.with_gradient == [False] * exit_stage + [True]
     (gradient,) = torch.autograd.grad(found.mean(), student.mean)
     sigma = SIGMAS[exit_stage]
@@ -128,7 +135,7 @@ def test_gradient_goes_through_the_exit_stage_alone(exit_stage: int, half_rate_s
 def test_gradient_flows_through_the_interpolator_at_a_half_rate_exit() -> None:
     student, interpolate = GaussianStudent(), Midpoints()
     rollout = Rollout(make_stages(SIGMAS, 2), interpolate)
-    found = rollout(student, torch.randn(SHAPE), PROMPT, seed(), exit_stage=1, gradient=True)
+    found = leave_at(rollout, student, 1, gradient=True)
     between = torch.autograd.grad(found[:, :, 1::2].mean(), student.mean)[0]
     assert between.item() > 0
 
@@ -136,22 +143,22 @@ def test_gradient_flows_through_the_interpolator_at_a_half_rate_exit() -> None:
 @pytest.mark.parametrize("exit_stage", [1, 3])
 def test_without_gradient_not_even_the_interpolator_has_one(exit_stage: int) -> None:
     rollout = Rollout(make_stages(SIGMAS, 2), Midpoints())
-    assert not rollout(GaussianStudent(), torch.randn(SHAPE), PROMPT, seed(), exit_stage=exit_stage).requires_grad
+    assert not leave_at(rollout, GaussianStudent(), exit_stage).requires_grad
 
 
 def test_an_earlier_fill_carries_no_gradient() -> None:
     """An interpolator that is itself trainable gets none from a later, full-rate exit."""
     interpolate = Midpoints()
     rollout = Rollout(make_stages(SIGMAS, 2), interpolate)
-    rollout(GaussianStudent(), torch.randn(SHAPE), PROMPT, seed(), gradient=True).sum().backward()
+    leave_at(rollout, GaussianStudent(), 3, gradient=True).sum().backward()
     assert interpolate.factor.grad is None
 
 
 def test_half_rate_stages_see_every_second_frame_of_the_same_noise() -> None:
     noise = torch.randn(SHAPE)
     full, half = GaussianStudent(std=0.0, slope=0.0), GaussianStudent(std=0.0, slope=0.0)
-    Rollout(make_stages(SIGMAS))(full, noise, PROMPT, seed())
-    Rollout(make_stages(SIGMAS, 2), Midpoints())(half, noise, PROMPT, seed())
+    Rollout(make_stages(SIGMAS))(full, noise, PROMPT, renoise)
+    Rollout(make_stages(SIGMAS, 2), Midpoints())(half, noise, PROMPT, renoise)
     assert torch.equal(half.inputs[0], noise[:, :, [0, 2, 4]])
     for stage in (1, 2, 3):  # a point mass predicts the same x0 at either rate, so inputs differ only by their noise
         seen = full.inputs[stage][:, :, ::2] if stage < 2 else full.inputs[stage]
@@ -160,7 +167,7 @@ def test_half_rate_stages_see_every_second_frame_of_the_same_noise() -> None:
 
 def test_the_missing_frames_are_filled_once_before_the_first_full_rate_stage() -> None:
     student, interpolate = GaussianStudent(), Midpoints()
-    Rollout(make_stages(SIGMAS, 2), interpolate)(student, torch.randn(SHAPE), PROMPT, seed())
+    Rollout(make_stages(SIGMAS, 2), interpolate)(student, torch.randn(SHAPE), PROMPT, renoise)
     (given,) = interpolate.inputs
     position = torch.tensor([0, 2, 4]).view(1, 1, -1, 1, 1)
     x = student.inputs[1]
@@ -170,16 +177,19 @@ def test_the_missing_frames_are_filled_once_before_the_first_full_rate_stage() -
 def test_exits_share_their_first_stages() -> None:
     early, late, noise = GaussianStudent(), GaussianStudent(), torch.randn(SHAPE)
     rollout = Rollout(make_stages(SIGMAS))
-    rollout(early, noise, PROMPT, seed(), exit_stage=1)
-    rollout(late, noise, PROMPT, seed(), exit_stage=3)
+    leave_at(rollout, early, 1, noise=noise)
+    leave_at(rollout, late, 3, noise=noise)
     assert all(torch.equal(a, b) for a, b in zip(early.inputs, late.inputs[:2], strict=True))
 
 
 def test_half_rate_needs_an_odd_number_of_latent_frames() -> None:
     with pytest.raises(ValueError, match="4 latent frames"):
-        Rollout(make_stages(SIGMAS, 2), Midpoints())(GaussianStudent(), torch.randn(2, 3, 4, 2, 2), PROMPT, seed())
+        Rollout(make_stages(SIGMAS, 2), Midpoints())(GaussianStudent(), torch.randn(2, 3, 4, 2, 2), PROMPT, renoise)
     even = torch.randn(2, 3, 4, 2, 2)
-    assert Rollout(make_stages(SIGMAS))(GaussianStudent(), even, PROMPT, seed()).shape == even.shape
+    assert (
+        Rollout(make_stages(SIGMAS))(GaussianStudent(), even, PROMPT, lambda _: torch.randn_like(even)).shape
+        == even.shape
+    )
 
 
 def test_half_rate_needs_an_interpolator() -> None:

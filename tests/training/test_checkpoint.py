@@ -17,12 +17,9 @@ from avd.training import checkpoint
 from avd.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
-    pack_module,
-    pack_optimizer,
     save_checkpoint,
-    unpack_module,
-    unpack_optimizer,
 )
+from avd.training.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.types import UserError
 
 
@@ -99,7 +96,7 @@ def garble(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, garble, Path.unlink, lambda path: path.write_text("{}")])
-@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["tensors-00000-of-00001.safetensors", "state.json"])
 def test_damage_is_one_line_that_says_where(tmp_path: Path, file: str, damage: Callable[[Path], object]) -> None:
     save(tmp_path, 4)
     path = tmp_path / "step-0000004"

@@ -19,8 +19,8 @@ from avd.data import MemoryLatents, read_video
 from avd.interpolation import FrameInterpolator
 from avd.models.wan import VideoModel
 from avd.objectives.temporal import temporal_regularization
-from avd.training import loop
 from avd.training.distill import DistillTask, falls_in_share
+from avd.training.saving import Saver
 from avd.types import UserError
 from distill_run import distill, small_recipe, small_task
 from tiny import tiny_interpolator, tiny_model, tiny_source
@@ -101,7 +101,7 @@ def test_a_killed_and_resumed_run_gives_the_same_bytes(
         "first update": (task, "update"),
         "middle of a cycle": (task.cycle, "_update_fake_score"),
         "sample": (task.model, "decode_video"),
-        "checkpoint": (loop, "save_checkpoint"),
+        "checkpoint": (Saver, "save"),
         "export": (task.model, "save"),
     }[place]
     with monkeypatch.context() as patch:
@@ -142,7 +142,7 @@ def test_a_finished_run_is_left_alone(straight: tuple[Path, DistillTask]) -> Non
 def test_seed_and_update_decide_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     def noise(seed: int, update: int) -> float:
         task = small_task(small_recipe(f"seed={seed}"))
-        monkeypatch.setattr(task.cycle, "run", lambda batch, generator: torch.rand((), generator=generator).item())
+        monkeypatch.setattr(task.cycle, "run", lambda batch, draws: draws.uniform("noise").sum().item())
         return task.update(update)  # type: ignore[return-value]
 
     assert noise(0, 0) == noise(0, 0)
@@ -223,7 +223,7 @@ def test_fresh_rollouts_read_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> N
     for shared, count in ((True, 1), (False, 5)):
         task = small_task(small_recipe(f"rollout.shared={str(shared).lower()}"))
         seen: list[Any] = []
-        monkeypatch.setattr(task.cycle, "run", lambda batch, generator, seen=seen: seen.append(batch) or {})
+        monkeypatch.setattr(task.cycle, "run", lambda batch, draws, seen=seen: seen.append(batch) or {})
         task.update(0)
         (batch,) = seen
         assert len(batch.rollout_prompts) == count

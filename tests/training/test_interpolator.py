@@ -76,7 +76,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path) -> None:
     for file in (
         "interpolator/model.safetensors",
         "interpolator/config.json",
-        "checkpoints/step-0000006/tensors.safetensors",
+        "checkpoints/step-0000006/tensors-00000-of-00001.safetensors",
         "checkpoints/step-0000006/state.json",
     ):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()

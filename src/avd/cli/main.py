@@ -9,7 +9,7 @@ import typer
 
 from avd import __version__
 from avd.cli import compare, data, demo, distill, evaluate, generate, inspect, train
-from avd.types import UserError
+from avd.types import Stopped, UserError
 from avd.ui import err
 
 app = typer.Typer(
@@ -54,6 +54,8 @@ def main() -> None:
         sys.exit(app(prog_name="avd", standalone_mode=False))
     except typer.TyperException as error:
         _explain_usage(error)
+    except Stopped as error:
+        _fail(str(error), error.code)
     except UserError as error:
         _fail(str(error))
     except OSError as error:  # a full disk, a folder that may not be written to
@@ -69,6 +71,6 @@ def _explain_usage(error: typer.TyperException) -> NoReturn:
     sys.exit(2)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     err.print("avd: " + " ".join(message.split()), style="red", highlight=False, markup=False, soft_wrap=True)
-    sys.exit(2)
+    sys.exit(code)

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,11 @@ class WanVelocity(nn.Module):
         if not isinstance(transformer.rope, StridedRotary):
             transformer.rope = StridedRotary(transformer.rope)
         self.transformer = transformer
+        self.compute_dtype: torch.dtype | None = None
+        """Of its arithmetic; None is that of its weights."""
 
     def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
-        dtype = self.transformer.dtype
+        dtype = self.compute_dtype or self.transformer.dtype
         self.transformer.rope.frame_stride = frame_stride
         try:
             (velocity,) = self.transformer(
@@ -72,7 +75,15 @@ class WanVelocity(nn.Module):
             )
         finally:
             self.transformer.rope.frame_stride = 1
-        return velocity.float()
+        return velocity.float().clone()  # a sharded module must not return a view
+
+
+def store_frozen(transformer: WanTransformer3DModel, dtype: torch.dtype) -> None:
+    """Store the frozen weights in `dtype`, in place, but for those that diffusers keeps in float32 when it loads."""
+    precise = set(transformer._keep_in_fp32_modules or ())
+    for name, parameter in transformer.named_parameters():
+        if not parameter.requires_grad and precise.isdisjoint(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
 
 
 class VideoModel:
@@ -178,18 +189,27 @@ class VideoModel:
             module.half()
         return self
 
-    def save(self, folder: Path, *, transformer: WanTransformer3DModel | None = None, **settings: Any) -> None:
-        """Write a diffusers folder, with `transformer` in place of the model's own and changed `settings`."""
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None, **settings: Any) -> None:
+        """Write a diffusers folder, with `weights` in place of the transformer's own and changed `settings`."""
+        transformer = self.transformer if weights is None else _with_weights(self.transformer, weights)
         pipeline = WanPipeline(
             tokenizer=self.tokenizer,
             text_encoder=self.text_encoder,
             vae=self.vae,
-            transformer=self.transformer if transformer is None else transformer,
+            transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=self.settings.shift),
         )
         pipeline.save_pretrained(folder)
         _forget_paths(folder)
         (folder / SETTINGS_FILE).write_text(json.dumps({**asdict(self.settings), **settings}, indent=2) + "\n")
+
+
+def _with_weights(transformer: WanTransformer3DModel, weights: Mapping[str, Tensor]) -> WanTransformer3DModel:
+    """A transformer of the same config that holds `weights`, without a copy of them."""
+    with torch.device("meta"):
+        other = WanTransformer3DModel.from_config(transformer.config)
+    other.load_state_dict(weights, assign=True)
+    return other
 
 
 def encode_prompts(

@@ -29,13 +29,14 @@ Reduce = Callable[[Tensor], Tensor]
 class LossMeans:
     """The cache of Eq. 6: one running mean a student timestep, and the weights it gives (Eq. 7).
 
-    A batch may mix timesteps: each sample is weighed against its own timestep's mean, and each timestep's mean takes
-    one step of Eq. 6 with the average loss of the samples that were there. The first samples of a timestep are their
-    own mean. With several ranks, sums and counts are added over ranks with `reduce` before the step, so all hold one
-    cache. A loss that is not finite leaves no trace in the cache: the step it spoils is skipped, the run goes on.
+    A batch may mix timesteps, come in several parts, and be spread over ranks. Each sample is weighed against its own
+    timestep's mean; `commit`, once a batch, lets each timestep's mean take one step of Eq. 6 with the average loss of
+    the samples that were there. `reduce` adds sums and counts over ranks before the step, so all hold one cache. The
+    first samples of a timestep are their own mean: their weight is 1/2. A loss that is not finite leaves no trace in
+    the cache: the step it spoils is skipped, the run goes on.
 
     `order` is the paper's "weight_first" (weigh by the mean before this batch) or "update_first", as the authors'
-    released code does it.
+    released code does it: there `weigh` commits first, so a batch must come in one part.
     """
 
     def __init__(
@@ -52,24 +53,31 @@ class LossMeans:
         self.omega, self.k, self.order, self.reduce = omega, k, order, reduce
         self.mean_S = torch.zeros(timesteps, dtype=torch.float64)
         self.seen_S = torch.zeros(timesteps, dtype=torch.bool)
+        self._gathered = torch.zeros(2, timesteps, dtype=torch.float64)
+        """Sums and counts of the losses weighed since the last commit."""
 
     @torch.no_grad()
     def weigh(self, loss_B: Tensor, timestep_B: Tensor) -> Tensor:
-        """Weights in (0, 1) of losses at timesteps given by index, and one step of the cache."""
+        """Weights in (0, 1) of losses at timesteps given by index."""
         loss, index = loss_B.detach().double().cpu(), timestep_B.cpu()
-        totals = torch.zeros(2, len(self.mean_S), dtype=torch.float64)
         finite = loss.isfinite()
-        totals[0].index_add_(0, index, loss.where(finite, 0.0))
-        totals[1].index_add_(0, index, finite.double())
-        sum_S, count_S = self.reduce(totals)
+        self._gathered[0].index_add_(0, index, loss.where(finite, 0.0))
+        self._gathered[1].index_add_(0, index, finite.double())
+        if self.order == "update_first":
+            self.commit()
+        reference_B = torch.where(self.seen_S[index], self.mean_S[index], loss)
+        return (1 - torch.sigmoid(self.k * (loss - reference_B))).to(loss_B)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """One step of Eq. 6 with what was weighed since the last."""
+        sum_S, count_S = self.reduce(self._gathered)
         here_S = count_S > 0
-        batch_mean_S = sum_S / count_S.clamp_min(1)
-        before_S = torch.where(self.seen_S, self.mean_S, batch_mean_S)
-        after_S = torch.where(here_S, self.omega * before_S + (1 - self.omega) * batch_mean_S, self.mean_S)
-        reference_S = before_S if self.order == "weight_first" else after_S
-        self.mean_S, self.seen_S = after_S, self.seen_S | here_S
-        weight = 1 - torch.sigmoid(self.k * (loss - reference_S[index]))
-        return weight.to(loss_B)
+        loss_S = sum_S / count_S.clamp_min(1)
+        before_S = torch.where(self.seen_S, self.mean_S, loss_S)
+        self.mean_S = torch.where(here_S, self.omega * before_S + (1 - self.omega) * loss_S, self.mean_S)
+        self.seen_S = self.seen_S | here_S
+        self._gathered = torch.zeros_like(self._gathered)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"mean": self.mean_S, "seen": self.seen_S}
@@ -90,7 +98,8 @@ def regression(
     """Weighted loss of real latents at the student's timesteps; gradient reaches only the student.
 
     `student(x, sigma_B)` predicts the velocity; `sigma_B` are the noise levels of the timesteps whose indices are
-    `timestep_B`. Without `means` every weight is 1: plain regression.
+    `timestep_B`. Without `means` every weight is 1: plain regression. With them, `means.commit()` is the caller's,
+    once the whole batch has been through.
     """
     velocity = student(add_noise(x0_BCFHW, eps_BCFHW, sigma_B), sigma_B)
     loss_B = (velocity - velocity_of(x0_BCFHW, eps_BCFHW)).square().flatten(1).mean(1)

@@ -9,7 +9,9 @@ acting once it has fallen below it: the motion is there, and more of it would ma
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from avd.types import LossTerm
@@ -20,12 +22,19 @@ def frame_variance(x_BCFHW: Tensor) -> Tensor:
     return x_BCFHW.float().var(dim=2, correction=0).flatten(1).mean(1)
 
 
-def temporal_regularization(x_BCFHW: Tensor, *, truncation: float = -math.inf, eps: float = 1e-6) -> LossTerm:
+def temporal_regularization(
+    x_BCFHW: Tensor,
+    *,
+    truncation: float = -math.inf,
+    eps: float = 1e-6,
+    expectation: Callable[[Tensor], Tensor] = torch.mean,
+) -> LossTerm:
     """The loss of a batch, the same value for each of its samples, as the expectation stands inside the logarithm.
 
-    Below `truncation` the loss is constant and its gradient zero.
+    Below `truncation` the loss is constant and its gradient zero. `expectation` takes the mean of a (B,) tensor; where
+    a batch is spread over ranks, over all of them.
     """
-    variance = frame_variance(x_BCFHW).mean()
+    variance = expectation(frame_variance(x_BCFHW))
     loss = -(variance + eps).log()
     figures = {"temporal_variance": variance.item(), "temporal_plain": loss.item()}
     return LossTerm("temporal", loss.clamp_min(truncation).expand(len(x_BCFHW)), figures)

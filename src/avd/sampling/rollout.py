@@ -23,6 +23,8 @@ from avd.types import Velocity
 
 Interpolate = Callable[[Tensor], Tensor]
 """Clean latents (B, C, F, H, W) at half rate to (B, C, 2F - 1, H, W)."""
+Renoise = Callable[[int], Tensor]
+"""Standard normal noise, (B, C, F, H, W) at full rate, that stage i > 0 begins with."""
 
 
 @dataclass(frozen=True)
@@ -52,37 +54,39 @@ class Rollout:
             raise ValueError("half-rate stages need an interpolator: give one, or use full-rate stages only")
         self.stages, self._interpolate = stages, interpolate
 
-    def __call__(
-        self,
-        student: Velocity,
-        noise_BCFHW: Tensor,
-        prompt_BLD: Tensor,
-        generator: torch.Generator,
-        *,
-        exit_stage: int | None = None,
-        gradient: bool = False,
-    ) -> Tensor:
-        """The clean video predicted at `exit_stage` (default: the last), at full rate, of the shape of the noise.
+    def __call__(self, student: Velocity, noise_BCFHW: Tensor, prompt_BLD: Tensor, renoise: Renoise) -> Tensor:
+        """The clean video of the last stage, of the shape of the noise."""
+        last = len(self.stages) - 1
+        x = self.approach(student, noise_BCFHW, prompt_BLD, renoise, last)
+        return self.predict(student, x, prompt_BLD, last)
 
-        Stages past the exit are not run. With `gradient`, the exit stage's prediction carries it; the stages before
-        never do. Re-noising draws from `generator`, at full rate whatever the stride, so that the same generator
-        gives full-rate and half-rate rollouts the same noise. At half rate the number of frames must be odd.
+    def approach(
+        self, student: Velocity, noise_BCFHW: Tensor, prompt_BLD: Tensor, renoise: Renoise, stage: int
+    ) -> Tensor:
+        """The noisy video that `stage` begins with, at that stage's stride, without gradient.
+
+        Stages from this one on are not run. Noise is taken at full rate whatever the stride, so that full-rate and
+        half-rate rollouts can share it. At half rate the number of frames must be odd.
         """
-        last = len(self.stages) - 1 if exit_stage is None else exit_stage
         frames = noise_BCFHW.shape[2]
         if frames % 2 == 0 and self.stages[0].frame_stride > 1:
             raise ValueError(f"{frames} latent frames: half-rate stages need an odd number")
-        stage = self.stages[0]
-        x = noise_BCFHW.float()[:, :, :: stage.frame_stride]
-        x0 = self._predict(student, x, stage, prompt_BLD, gradient and last == 0)
-        for i in range(1, last + 1):
-            before, stage = stage, self.stages[i]
-            if before.frame_stride > stage.frame_stride:
+        x = noise_BCFHW.float()[:, :, :: self.stages[0].frame_stride]
+        for i in range(1, stage + 1):
+            before, here = self.stages[i - 1], self.stages[i]
+            x0 = self._predict(student, x, before, prompt_BLD, gradient=False)
+            if before.frame_stride > here.frame_stride:
                 x0 = self._fill(x0, gradient=False)
-            eps = torch.randn(noise_BCFHW.shape, generator=generator, device=x0.device)
-            x = add_noise(x0, eps[:, :, :: stage.frame_stride], stage.sigma)
-            x0 = self._predict(student, x, stage, prompt_BLD, gradient and i == last)
-        return x0 if stage.frame_stride == 1 else self._fill(x0, gradient)
+            x = add_noise(x0, renoise(i)[:, :, :: here.frame_stride], here.sigma)
+        return x
+
+    def predict(
+        self, student: Velocity, x_BCFHW: Tensor, prompt_BLD: Tensor, stage: int, *, gradient: bool = False
+    ) -> Tensor:
+        """The clean video, at full rate, that `stage` makes of its noisy one; with `gradient`, it carries it."""
+        here = self.stages[stage]
+        x0 = self._predict(student, x_BCFHW, here, prompt_BLD, gradient)
+        return x0 if here.frame_stride == 1 else self._fill(x0, gradient)
 
     def _predict(self, student: Velocity, x: Tensor, stage: Stage, prompt: Tensor, gradient: bool) -> Tensor:
         with torch.set_grad_enabled(gradient):

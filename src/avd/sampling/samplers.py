@@ -77,7 +77,8 @@ class FewSteps:
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
         rollout = Rollout(make_stages(few_step_sigmas(self.timesteps), self.half_rate_stages), self.interpolator)
         noise = _noise(self.model, len(prompts), generator)
-        return rollout(self.model.velocity(), noise, self.model.encode_prompts(prompts), generator)
+        prompt = self.model.encode_prompts(prompts)
+        return rollout(self.model.velocity(), noise, prompt, lambda _: torch.randn(noise.shape, generator=generator))
 
 
 def _noise(model: VideoModel, count: int, generator: torch.Generator) -> Tensor:

@@ -1,44 +1,78 @@
 """Checkpoints: tensors in safetensors, the rest in JSON, written whole or not at all.
 
-A checkpoint is a folder `step-0000120` with `tensors.safetensors` and `state.json`. It is written beside its place and
-renamed, so a process killed at any moment leaves either the old set of checkpoints or the new one.
+A checkpoint is a folder `step-0000120` with a `state.json` and a `tensors-<rank>-of-<ranks>.safetensors` of each rank.
+A rank writes its own shards of sharded tensors, with their places in the header; the first rank also writes what all
+have. Any number of ranks can read what any number wrote. The folder is written beside its place and renamed, so
+processes killed at any moment leave either the old set of checkpoints or the new one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from avd.types import UserError
 
-_PREFIX = "step-"
-_TENSORS, _STATE = "tensors.safetensors", "state.json"
+_PREFIX, _WRITING = "step-", ".writing-"
+_STATE = "state.json"
+_PARTS = re.compile(r"tensors-(\d{5})-of-(\d{5})\.safetensors")
 
 
-def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
-) -> None:
-    """Write checkpoint `step` under `folder` and remove all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".writing-*"):
-        shutil.rmtree(stale)
-    writing = folder / f".writing-{step}"
-    writing.mkdir()
-    save_file(_own_memory(tensors), writing / _TENSORS)
+@dataclass(frozen=True)
+class Piece:
+    """What one rank writes of a tensor: a copy in memory of its own, on the CPU, and its place in the whole."""
+
+    values: Tensor
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+
+
+def copy_pieces(tensors: Mapping[str, Tensor], *, first: bool) -> dict[str, Piece]:
+    """This rank's pieces of `tensors`, as they are now. What is not sharded is the first rank's to write."""
+    pieces = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            piece = _own_shard(tensor)
+            if piece is not None:
+                pieces[name] = piece
+        elif first:
+            shape = tuple(tensor.shape)
+            pieces[name] = Piece(_copy(tensor), shape, (0,) * len(shape))
+    return pieces
+
+
+def write_pieces(folder: Path, step: int, pieces: Mapping[str, Piece], rank: int = 0, ranks: int = 1) -> None:
+    """Write one rank's part of checkpoint `step`, beside its place."""
+    writing = folder / f"{_WRITING}{step}"
+    writing.mkdir(parents=True, exist_ok=True)
+    path = writing / f"tensors-{rank:05d}-of-{ranks:05d}.safetensors"
+    places = {name: {"shape": piece.shape, "offset": piece.offset} for name, piece in pieces.items()}
+    # A single metadata entry: safetensors does not keep the order of several.
+    save_file(
+        {name: piece.values for name, piece in pieces.items()}, path, {"places": json.dumps(places, sort_keys=True)}
+    )
+    _sync(path)
+
+
+def publish(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
+    """Make checkpoint `step`, whose parts are all written, one of those under `folder`, the newest `keep` of them."""
+    writing, final = folder / f"{_WRITING}{step}", folder / f"{_PREFIX}{step:07d}"
     (writing / _STATE).write_text(json.dumps({"step": step, **state}))
-    for part in writing.iterdir():
-        _sync(part)
-    final = folder / f"{_PREFIX}{step:07d}"
+    _sync(writing / _STATE)
     if final.exists():  # the same step again, after a resume from an older one
         shutil.rmtree(final)
     os.replace(writing, final)
@@ -47,15 +81,87 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a write cut short has left."""
+    for stale in folder.glob(f"{_WRITING}*"):
+        shutil.rmtree(stale)
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
+) -> None:
+    """Write checkpoint `step` of a run of one process under `folder` and remove all but the newest `keep`."""
+    clear_unfinished(folder)
+    write_pieces(folder, step, copy_pieces(tensors, first=True))
+    publish(folder, step, state, keep)
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints under `folder`, oldest first."""
     return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir())
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+class SavedTensors(Mapping[str, Tensor]):
+    """The tensors of a checkpoint, read from disk as they are asked for.
+
+    Raises ValueError or what safetensors raises if a part is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        parts = sorted(path.glob("tensors-*.safetensors"))
+        matches = [_PARTS.fullmatch(part.name) for part in parts]
+        if not parts or any(m is None or int(m[1]) != i or int(m[2]) != len(parts) for i, m in enumerate(matches)):
+            raise ValueError(f"holds {len(parts)} files of tensors that do not belong together")
+        self._pieces: dict[str, list[tuple[Path, tuple[int, ...]]]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for part in parts:
+            with safe_open(part, framework="pt") as file:
+                places = json.loads((file.metadata() or {})["places"])
+                if places.keys() != set(file.keys()):
+                    raise ValueError(f"{part.name} does not hold what it says")
+            for name, place in places.items():
+                self._shapes[name] = tuple(place["shape"])
+                self._pieces.setdefault(name, []).append((part, tuple(place["offset"])))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.region(name, (0,) * len(self._shapes[name]), self._shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def region(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+        """The values from `offset` on, of this shape, put together from whichever pieces hold them."""
+        found: Tensor | None = None
+        for path, start in self._pieces[name]:
+            with safe_open(path, framework="pt") as file:
+                stored = file.get_slice(name)
+                stop = [a + n for a, n in zip(start, stored.get_shape(), strict=True)]
+                low = [max(a, b) for a, b in zip(start, offset, strict=True)]
+                high = [min(a, b + n) for a, b, n in zip(stop, offset, shape, strict=True)]
+                if any(a >= b for a, b in zip(low, high, strict=True)):
+                    continue
+                values = (
+                    stored[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))]
+                    if shape
+                    else file.get_tensor(name)
+                )
+                if tuple(values.shape) == shape:
+                    return values
+                found = torch.empty(shape, dtype=values.dtype) if found is None else found
+                found[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))] = values
+        return torch.empty(shape) if found is None else found
+
+
+def load_checkpoint(path: Path) -> tuple[SavedTensors, dict[str, Any]]:
     """Tensors and state of one checkpoint. Raises UserError if it is damaged."""
     with _naming_damage(path):
-        return load_file(path / _TENSORS), _read_state(path)
+        return SavedTensors(path), _read_state(path)
 
 
 def check_newest(folder: Path, updates: int) -> None:
@@ -64,8 +170,7 @@ def check_newest(folder: Path, updates: int) -> None:
     Raises UserError if it is past `updates`, or damaged as far as can be seen without reading its tensors.
     """
     for path in list_checkpoints(folder)[-1:]:
-        with _naming_damage(path), safe_open(path / _TENSORS, framework="pt"):
-            done = _read_state(path)["step"]
+        done = load_checkpoint(path)[1]["step"]
         if done > updates:
             raise UserError(
                 f"{folder.parent} has {done} updates behind it: resume with at least so many, not {updates}"
@@ -76,7 +181,7 @@ def check_newest(folder: Path, updates: int) -> None:
 def _naming_damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"checkpoint {path} is damaged ({error}): move it away and resume again to go on from the one before it"
         ) from error
@@ -89,42 +194,21 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def pack_module(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
-    return {f"{prefix}.{k}": v for k, v in module.state_dict().items()}
+def _own_shard(tensor: DTensor) -> Piece | None:
+    """This rank's shard; None if another rank holds the same, or if it is empty."""
+    mesh, placements = tensor.device_mesh, tensor.placements
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None
+    copies = [at for at, placement in zip(coordinate, placements, strict=True) if not isinstance(placement, Shard)]
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    if any(copies) or 0 in shape:
+        return None
+    return Piece(_copy(tensor.to_local()), tuple(tensor.shape), tuple(offset))
 
 
-def unpack_module(prefix: str, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    module.load_state_dict(_under(prefix, tensors))
-
-
-def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The per-parameter state, flat, named by the parameter's index. Learning rates belong to the recipe, not here."""
-    state = optimizer.state_dict()["state"]
-    return {f"{prefix}.{i}.{k}": torch.as_tensor(v) for i, slots in state.items() for k, v in slots.items()}
-
-
-def unpack_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in _under(prefix, tensors).items():
-        index, slot = key.split(".", 1)
-        state.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix + "."): v for k, v in tensors.items() if k.startswith(prefix + ".")}
-
-
-def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, no two in the same memory: safetensors refuses tied weights, as a UMT5 has them."""
-    own: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        memory = value.untyped_storage().data_ptr()
-        own[name] = value.clone() if memory in taken else value
-        taken.add(memory)
-    return own
+def _copy(tensor: Tensor) -> Tensor:
+    """In memory of its own: training goes on while it is written, and safetensors refuses tied weights."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _sync(path: Path) -> None:

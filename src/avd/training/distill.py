@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from avd.interpolation import FrameInterpolator
 from avd.models.wan import VideoModel
 from avd.objectives.temporal import temporal_regularization
 from avd.sampling.rollout import Rollout, make_stages
-from avd.training.checkpoint import pack_module, unpack_module
 from avd.training.cycle import Batch, Cycle
+from avd.training.distributed import ALONE, Ranks
 from avd.training.folder import whole_folder
+from avd.training.packing import pack_weights, unpack_weights
 from avd.training.preview import write_preview
-from avd.training.randomness import generator_for
+from avd.training.randomness import Draws, derive_seed
 from avd.training.roles import Roles
 from avd.types import UserError
 
@@ -32,35 +34,44 @@ class DistillTask:
     """See `training.loop.Task`. One update is one cycle (`training.cycle`).
 
     `source` holds real latents with their prompts; both the regression branch and the rollouts' prompts come from it,
-    each in its own shuffled order. `interpolator` is needed for half-rate stages.
+    each in its own shuffled order. `interpolator` is needed for half-rate stages. Every rank has the whole source and
+    reads its own samples of each batch.
     """
 
     def __init__(
-        self, recipe: Recipe, model: VideoModel, source: LatentSource, interpolator: FrameInterpolator | None
+        self,
+        recipe: Recipe,
+        model: VideoModel,
+        source: LatentSource,
+        interpolator: FrameInterpolator | None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.recipe, self.model, self.source, self.interpolator = recipe, model, source, interpolator
-        self.roles = Roles(model, recipe)
+        self.ranks, self.rows = ranks, ranks.rows(recipe.training.batch)
+        null_prompt = model.encode_prompts([""]).to(ranks.device)
+        self.roles = Roles(model, recipe, ranks)
         if interpolator is not None:
-            interpolator.eval().requires_grad_(False)
+            interpolator.eval().requires_grad_(False).to(ranks.device)
         sigmas = few_step_sigmas(recipe.rollout.timesteps)
         self.full_rate = Rollout(make_stages(sigmas))
         check_half_rate(recipe, source.latents([0]).shape[2], interpolator)
         self.rollout = Rollout(make_stages(sigmas, recipe.rollout.half_rate_stages), interpolator)
-        self.cycle = Cycle(recipe, self.roles, self.rollout, model.encode_prompts([""]), self._truncation())
-        batch = recipe.training.batch
-        self.video_order = BatchOrder(len(source), batch, recipe.seed)
-        self.prompt_order = BatchOrder(len(source), batch, recipe.seed + 1)
+        self.cycle = Cycle(recipe, self.roles, self.rollout, null_prompt, self._truncation(), ranks)
+        self.video_order, self.prompt_order = (
+            BatchOrder(len(source), len(self.rows), recipe.seed + i, rank=ranks.rank, world_size=ranks.size)
+            for i in range(2)
+        )
 
     def update(self, n: int) -> dict[str, float]:
         self.cycle.rollout = self.rollout if falls_in_share(n, self.recipe.rollout.half_rate_share) else self.full_rate
         rollouts = 1 if self.recipe.rollout.shared else self.recipe.fake_score.updates
-        videos = self.video_order.next()
+        videos, device = self.video_order.next(), self.ranks.device
         batch = Batch(
-            self.source.latents(videos),
-            self.source.prompts(videos),
-            tuple(self.source.prompts(self.prompt_order.next()) for _ in range(rollouts)),
+            self.source.latents(videos).to(device),
+            self.source.prompts(videos).to(device),
+            tuple(self.source.prompts(self.prompt_order.next()).to(device) for _ in range(rollouts)),
         )
-        return self.cycle.run(batch, generator_for(self.recipe.seed, "cycle", n))
+        return self.cycle.run(batch, Draws(self.recipe.seed, n, self.rows, device))
 
     def validate(self, n: int) -> dict[str, float]:
         return {}
@@ -68,18 +79,18 @@ class DistillTask:
     @torch.no_grad()
     def sample(self, folder: Path, n: int) -> None:
         """The averaged student on the first prompts of the source, from fixed noise, side by side in one video."""
-        count = min(_PREVIEWS, len(self.source))
-        generator = generator_for(self.recipe.seed, "preview")
-        shape = self.source.latents([0]).shape[1:]
-        noise = torch.randn(count, *shape, generator=generator)
-        prompts = self.source.prompts(list(range(count)))
-        latents = self.rollout(self.roles.average.module, noise, prompts, generator)
-        videos = self.model.decode_video(latents)
-        write_preview(folder / f"update-{n:06d}.mp4", videos, self.model.settings.fps)
+        count, shape = min(_PREVIEWS, len(self.source)), self.source.latents([0]).shape[1:]
+        draws = Draws(derive_seed(self.recipe.seed, "preview"), 0, range(count), self.ranks.device)
+        normal = partial(draws.normal, shape=shape)
+        prompts = self.source.prompts(list(range(count))).to(self.ranks.device)
+        latents = self.rollout(self.roles.average.module, normal("start"), prompts, normal)
+        if self.ranks.first:
+            videos = self.model.decode_video(latents.cpu())
+            write_preview(folder / f"update-{n:06d}.mp4", videos, self.model.settings.fps)
 
     def tensors(self) -> dict[str, Tensor]:
         means = {f"loss_means.{k}": v for k, v in self.cycle.means.state_dict().items()}
-        average = pack_module("average", self.roles.average.module)
+        average = pack_weights("average", self.roles.average.module)
         return self.roles.student.tensors() | self.roles.fake_score.tensors() | average | means
 
     def state(self) -> dict[str, Any]:
@@ -93,17 +104,20 @@ class DistillTask:
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.roles.student.load(tensors, state["student"])
         self.roles.fake_score.load(tensors, state["fake_score"])
-        unpack_module("average", self.roles.average.module, tensors)
+        unpack_weights("average", self.roles.average.module, tensors)
         self.cycle.means.load_state_dict({k: tensors[f"loss_means.{k}"] for k in ("mean", "seen")})
         self.video_order.load_state_dict(state["video_order"])
         self.prompt_order.load_state_dict(state["prompt_order"])
 
     def export(self, folder: Path) -> None:
         """`student/`: a diffusers folder of the averaged student, with how it is to be sampled."""
+        weights = self.roles.export_average()
+        if not self.ranks.first:
+            return
         with whole_folder(folder / "student") as student:
             self.model.save(
                 student,
-                transformer=self.roles.average.module.transformer,
+                weights,
                 student_timesteps=self.recipe.rollout.timesteps,
                 half_rate_stages=self.recipe.rollout.half_rate_stages,
             )

@@ -21,7 +21,8 @@ RECIPE_FILE = "recipe.yaml"
 _WRITING = ".writing"
 _LOCK = ".lock"
 _SCHEDULE = ("updates", "checkpoint_every", "keep_checkpoints", "sample_every")
-_MAY_CHANGE = {"updates"} | {f"training.{key}" for key in _SCHEDULE}
+_COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "shard")
+_MAY_CHANGE = {"updates", *(f"training.{key}" for key in _SCHEDULE), *(f"compute.{key}" for key in _COMPUTE)}
 
 
 class RunFolder:
@@ -31,12 +32,19 @@ class RunFolder:
     with the same recipe. Opening changes nothing on disk; `claim` lays the folder out and holds it until `release` or
     the process's end, however it ends.
 
-    Raises UserError for a folder that cannot be opened, or that another process holds.
+    Of several processes of one run, one is the `owner`; in the others nothing here is checked or written.
+
+    Raises UserError for a folder that cannot be opened, or that another run holds.
     """
 
-    def __init__(self, path: Path, *, resume: bool, recipe_text: str) -> None:
-        self.path, self._recipe_text = path, recipe_text
+    def __init__(self, path: Path, *, resume: bool, recipe_text: str, owner: bool = True) -> None:
+        self.path, self._recipe_text, self._owner = path, recipe_text, owner
         self._lock = FileLock(path / _LOCK, timeout=0)
+        if owner:
+            self._check(resume)
+
+    def _check(self, resume: bool) -> None:
+        path = self.path
         recipe = path / RECIPE_FILE
         check_can_make(path)
         if resume and not path.exists():
@@ -49,10 +57,12 @@ class RunFolder:
         if taken and not resume:
             raise UserError(f"output folder {path} already holds a run: add --resume to continue it, or name another")
         if taken:
-            _refuse_other_recipe(recipe, recipe_text)
+            _refuse_other_recipe(recipe, self._recipe_text)
 
     def claim(self) -> None:
         """Lay the folder out, or, in a run that is resumed, note its recipe anew. Doing it twice does no harm."""
+        if not self._owner:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
@@ -80,7 +90,7 @@ class RunFolder:
 
     def rewind_metrics(self, updates: int) -> None:
         """Drop the lines of updates at or past `updates`, and a last line that a crash cut in two."""
-        if not self.metrics.exists():
+        if not self._owner or not self.metrics.exists():
             return
         kept = []
         for line in self.metrics.read_text().splitlines():
@@ -93,6 +103,8 @@ class RunFolder:
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
         """Append a line. A figure that is not finite becomes null: JSON has no other word for it."""
+        if not self._owner:
+            return
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         with self.metrics.open("a") as file:
             file.write(json.dumps({"update": update, **finite}, allow_nan=False) + "\n")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from avd.interpolation.unet import FrameInterpolator, InterpolatorConfig
-from avd.training.checkpoint import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.training.ema import EMA
 from avd.training.folder import whole_folder
+from avd.training.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.training.randomness import derive_seed, generator_for
 from avd.training.schedules import trapezoid
 from avd.types import UserError

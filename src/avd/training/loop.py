@@ -1,8 +1,8 @@
 """The one training loop: VAE, teacher, interpolator and student all run in it.
 
-A task knows what an update is; the loop knows when to checkpoint, validate, sample and stop. Tasks draw their
-randomness from `randomness.generator_for(seed, ..., update)`, so a checkpoint after update n is all that update n + 1
-depends on.
+A task knows what an update is; the loop knows when to checkpoint, validate, sample and stop, on every rank alike.
+Tasks draw their randomness from `training.randomness`, so a checkpoint after update n is all that update n + 1 depends
+on.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from avd.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from avd.training.checkpoint import list_checkpoints, load_checkpoint
+from avd.training.distributed import ALONE, Ranks
 from avd.training.folder import RunFolder
-from avd.types import UserError
+from avd.training.saving import Saver, StopRequest, stop_requests
+from avd.types import Stopped, UserError
 
 
 class Task(Protocol):
@@ -66,19 +69,27 @@ Progress = Callable[[int, int, Mapping[str, float], float | None], None]
 """Called with (updates done, updates in all, figures of the last one, seconds left or None)."""
 
 
-def run(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress) -> None:
-    """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export."""
+def run(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress, ranks: Ranks = ALONE) -> None:
+    """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export.
+
+    Every rank runs it, on a folder that all see; the first one writes. Raises Stopped, with a checkpoint saved, if any
+    rank is asked to end by SIGTERM or Ctrl-C.
+    """
     folder.claim()
     try:
-        _train(task, folder, schedule, progress)
+        with stop_requests() as stop:
+            _train(task, folder, schedule, progress, ranks, stop)
         task.export(folder.path)
     finally:
         folder.release()
 
 
-def _train(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress) -> None:
+def _train(
+    task: Task, folder: RunFolder, schedule: Schedule, progress: Progress, ranks: Ranks, stop: StopRequest
+) -> None:
     done = _restore(task, folder)
     folder.rewind_metrics(done)
+    saver = Saver(folder.checkpoints, schedule.keep_checkpoints, ranks)
     pace = Pace()
     for n in range(done, schedule.updates):
         started = time.perf_counter()
@@ -89,10 +100,19 @@ def _train(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress
         folder.log(n, {**figures, "seconds": round(seconds, 4)})
         if _due(n + 1, schedule.sample_every, schedule.updates):
             task.sample(folder.samples, n + 1)
-        if _due(n + 1, schedule.checkpoint_every, schedule.updates):
-            save_checkpoint(folder.checkpoints, n + 1, task.tensors(), task.state(), schedule.keep_checkpoints)
+        stopping = ranks.any(bool(stop))
+        if stopping or _due(n + 1, schedule.checkpoint_every, schedule.updates):
+            saver.save(n + 1, task.tensors(), task.state())
+        saver.poll()
         pace.add(seconds)
         progress(n + 1, schedule.updates, figures, pace.left(schedule.updates - n - 1))
+        if stopping:
+            saver.finish()
+            signal = stop.signal or SIGTERM
+            raise Stopped(
+                f"stopped by {signal.name} after update {n + 1}, which is saved: go on with --resume", 128 + signal
+            )
+    saver.finish()
 
 
 def _restore(task: Task, folder: RunFolder) -> int:
@@ -102,7 +122,7 @@ def _restore(task: Task, folder: RunFolder) -> int:
     tensors, state = load_checkpoint(saved[-1])
     try:
         task.load(tensors, state)
-    except (KeyError, RuntimeError, ValueError) as error:  # as `load_state_dict` and its like raise them
+    except (LookupError, RuntimeError, ValueError) as error:  # as `load_state_dict` and its like raise them
         raise UserError(
             f"checkpoint {saved[-1]} does not fit the model: resume with the model it began with"
         ) from error

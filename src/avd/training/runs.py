@@ -14,39 +14,45 @@ from avd.models.wan import VideoModel
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
 from avd.training.checkpoint import check_newest
 from avd.training.distill import DistillTask, check_half_rate
+from avd.training.distributed import joined
 from avd.training.folder import RECIPE_FILE, RunFolder
 from avd.training.loop import Progress, Schedule, run
+from avd.training.optimizers import check_optimizer
 from avd.training.sources import Progress as EncodingProgress
 from avd.training.sources import encode_world, open_cache, world_of
 from avd.types import UserError
 
 
 def distill_run(recipe: Recipe, output: Path, *, resume: bool, encoding: EncodingProgress, progress: Progress) -> Path:
-    """Distil as `recipe` says in the folder `output`; returns the student's folder.
+    """Distil as `recipe` says in the folder `output`, with as many processes as torchrun started; the student's folder.
 
     Raises UserError for a folder that is taken, a model or cache that is missing or does not fit, or a damaged
-    checkpoint; none of them changes what is there.
+    checkpoint; none of them changes what is there. Raises Stopped if it was asked to end.
     """
-    model, data, training = VideoModel.load(recipe.model), recipe.data, recipe.training
-    interpolator = load_interpolator(model)
-    cache = None if data.cache is None else open_cache(Path(data.cache), model)
-    if cache is not None:  # the student makes clips of the size it was distilled on
-        model.settings = replace(model.settings, **asdict(cache.geometry))
-    else:  # refused now, before there is a folder
-        world_of(model, data.world_level)
-    check_half_rate(recipe, model.latent_shape()[1], interpolator)
-    folder = RunFolder(output, resume=resume, recipe_text=recipe.to_yaml())
-    check_newest(folder.checkpoints, training.updates)
-    folder.claim()
-    source = cache or encode_world(model, world_of(model, data.world_level), data.world_clips, progress=encoding)
-    task = DistillTask(recipe, model, source, interpolator)
-    schedule = Schedule(
-        training.updates,
-        checkpoint_every=training.checkpoint_every,
-        keep_checkpoints=training.keep_checkpoints,
-        sample_every=training.sample_every,
-    )
-    run(task, folder, schedule, progress)
+    with joined(recipe.compute) as ranks:
+        ranks.rows(recipe.training.batch)
+        for role in (recipe.student, recipe.fake_score):
+            check_optimizer(role.optimizer)
+        model, data, training = VideoModel.load(recipe.model), recipe.data, recipe.training
+        interpolator = load_interpolator(model)
+        cache = None if data.cache is None else open_cache(Path(data.cache), model)
+        if cache is not None:  # the student makes clips of the size it was distilled on
+            model.settings = replace(model.settings, **asdict(cache.geometry))
+        else:  # refused now, before there is a folder
+            world_of(model, data.world_level)
+        check_half_rate(recipe, model.latent_shape()[1], interpolator)
+        folder = RunFolder(output, resume=resume, recipe_text=recipe.to_yaml(), owner=ranks.first)
+        check_newest(folder.checkpoints, training.updates)
+        folder.claim()
+        source = cache or encode_world(model, world_of(model, data.world_level), data.world_clips, progress=encoding)
+        task = DistillTask(recipe, model, source, interpolator, ranks)
+        schedule = Schedule(
+            training.updates,
+            checkpoint_every=training.checkpoint_every,
+            keep_checkpoints=training.keep_checkpoints,
+            sample_every=training.sample_every,
+        )
+        run(task, folder, schedule, progress, ranks)
     return output / "student"
 
 

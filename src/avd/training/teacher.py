@@ -16,9 +16,9 @@ from avd.models import mini
 from avd.models.codec import AutoencoderKLWan
 from avd.models.wan import Settings, VideoModel, WanVelocity, encode_prompts
 from avd.sampling.teacher import sample_teacher
-from avd.training.checkpoint import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.training.ema import EMA
 from avd.training.folder import whole_folder
+from avd.training.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.training.preview import write_preview
 from avd.training.randomness import derive_seed, generator_for
 from avd.training.schedules import trapezoid

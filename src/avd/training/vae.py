@@ -15,9 +15,9 @@ from torch import Tensor
 from avd.models.codec import AutoencoderKLWan, to_signed
 from avd.models.mini import build_vae
 from avd.models.vae_init import initialise
-from avd.training.checkpoint import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.training.ema import EMA
 from avd.training.folder import whole_folder
+from avd.training.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.training.randomness import derive_seed, generator_for
 from avd.training.schedules import warm_cosine
 from avd.world import World

@@ -1,0 +1,114 @@
+"""Several networks in one: a frozen transformer and LoRA adapters on it (arXiv 2106.09685), each seen as a network.
+
+An adapted linear layer computes W x + (alpha / rank) B A x. B starts at zero, so an adapter begins as its base.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from diffusers import WanTransformer3DModel
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from avd.models.wan import WanVelocity
+from avd.types import UserError
+
+Whole = Callable[[Tensor], Tensor]
+"""A tensor that may be sharded, gathered on the CPU."""
+
+
+class AdapterVelocity:
+    """A base with one of its adapters switched on, or with none, as an `avd.types.Velocity`."""
+
+    def __init__(self, base: WanVelocity, adapter: str | None) -> None:
+        self.base, self.adapter = base, adapter
+
+    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
+        with switched(self.base.transformer, self.adapter):
+            return self.base(x_BCFHW, sigma_B, prompt_BLD, frame_stride=frame_stride)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The adapter's own; the base's are nobody's."""
+        mark = f".{self.adapter}."
+        return ((name, p) for name, p in self.base.named_parameters() if "lora_" in name and mark in name)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return (p for _, p in self.named_parameters())
+
+
+def add_adapters(
+    transformer: WanTransformer3DModel, names: tuple[str, ...], *, rank: int, alpha: float, targets: tuple[str, ...]
+) -> None:
+    """Freeze a transformer and give it adapters of these names, in place, all of them beginning alike.
+
+    `targets` are endings of the names of linear layers. The first matrices are drawn from torch's global generator.
+    Raises UserError for a target that names no layer.
+    """
+    modules = [name for name, _ in transformer.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in modules):
+            raise UserError(f"adapters.targets names {target!r}, and the model has no such layer: see docs/recipes.md")
+    transformer.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
+    with warnings.catch_warnings(action="ignore"):  # of there being several adapters
+        for name in names:
+            inject_adapter_in_model(config, transformer, adapter_name=name)
+    for layer in _layers(transformer):
+        for name in names:  # peft makes them of the base's type; they are trained, so in float32
+            layer.lora_A[name].float().load_state_dict(layer.lora_A[names[0]].state_dict())
+            layer.lora_B[name].float()
+
+
+@contextmanager
+def switched(transformer: WanTransformer3DModel, adapter: str | None) -> Iterator[None]:
+    """With this adapter on, or none, for the duration of a block.
+
+    peft's own switch also freezes every adapter that is off, which would cut a graph that still waits for its backward
+    pass; gradients here reach whatever was on when the graph was made.
+    """
+    layers = _layers(transformer)
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        layer._active_adapter, layer._disable_adapters = [adapter or "none"], adapter is None
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def switched_as_now(transformer: WanTransformer3DModel) -> Callable[[], AbstractContextManager[None]]:
+    """Makes contexts in which the same adapter is on as at this moment: for a forward that is run again later."""
+    layers = _layers(transformer)
+    adapter = None if not layers or layers[0]._disable_adapters else layers[0]._active_adapter[0]
+    return lambda: switched(transformer, adapter)
+
+
+def merged_weights(transformer: WanTransformer3DModel, adapter: str, whole: Whole) -> dict[str, Tensor]:
+    """The state dict of a plain transformer that is the base with the adapter in it: W + (alpha / rank) B A."""
+    merged = {
+        name.replace(".base_layer", ""): whole(p).clone()
+        for name, p in transformer.named_parameters()
+        if "lora_" not in name
+    }
+    for name, layer in transformer.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = merged[f"{name}.weight"]
+            down, up = whole(layer.lora_A[adapter].weight), whole(layer.lora_B[adapter].weight)
+            weight += (layer.scaling[adapter] * (up.float() @ down.float())).to(weight.dtype)
+    return merged
+
+
+def adapter_weights(transformer: WanTransformer3DModel, adapter: str, whole: Whole) -> dict[str, Tensor]:
+    """The adapter by itself, under the names that peft and diffusers give a LoRA of a transformer."""
+    tensors = get_peft_model_state_dict(transformer, adapter_name=adapter)
+    return {name: whole(tensor) for name, tensor in tensors.items()}
+
+
+def _layers(transformer: WanTransformer3DModel) -> list[LoraLayer]:
+    return [module for module in transformer.modules() if isinstance(module, LoraLayer)]

@@ -1,0 +1,50 @@
+"""How a transformer's blocks compute: what they keep for the backward pass, whether compiled, with which attention."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Literal
+
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import AttentionBackendName
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from avd.models.adapters import switched_as_now
+from avd.types import UserError
+
+
+def recompute_blocks(transformer: WanTransformer3DModel, which: Literal["none", "selective", "full"]) -> None:
+    """Keep only the inputs of all blocks ("full") or of every second one for the backward pass, which then computes
+    their activations again."""
+    if which == "none":
+        return
+    chosen = set(transformer.blocks[:: 1 if which == "full" else 2])
+    transformer.enable_gradient_checkpointing(partial(_run_block, transformer, chosen))
+
+
+def _run_block(transformer: WanTransformer3DModel, chosen: set[nn.Module], block: nn.Module, *inputs: Any) -> Any:
+    if block not in chosen:
+        return block(*inputs)
+    # By the time of the backward pass another adapter is on; blocks hold no randomness, so there is none to restore.
+    again = switched_as_now(transformer)
+    return checkpoint(
+        block,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), again()),
+    )
+
+
+def use_attention(transformer: WanTransformer3DModel, backend: str | None) -> None:
+    """Choose diffusers' attention backend; None is its own choice. Raises UserError for one that cannot be used."""
+    if backend is None:
+        return
+    try:
+        transformer.set_attention_backend(backend)
+    except (ValueError, RuntimeError, ImportError) as error:
+        known = ", ".join(sorted(name.value for name in AttentionBackendName))
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"compute.attention is {backend!r}: {reason}; diffusers knows {known}") from error

@@ -1,0 +1,157 @@
+"""Processes that train together: who is who, what they share, and how weights are spread over them.
+
+Started by `torchrun`, each process is one rank. Weights of every role are sharded block by block (FSDP2): a block's are
+gathered just before it computes and let go after. Gradients are averaged over ranks. A process that is alone and
+computes in float32 is the same code with nothing to spread and nobody to ask.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from avd.config import ComputeRecipe
+from avd.models.wan import WanVelocity
+from avd.types import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `size` of them. `mesh` is None where weights are not sharded."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (a device is a constant)
+    mesh: DeviceMesh | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether it is this rank that writes."""
+        return self.rank == 0
+
+    def rows(self, batch: int) -> range:
+        """The samples of a batch that are this rank's. Raises UserError unless all ranks get as many."""
+        if batch % self.size:
+            raise UserError(
+                f"training.batch is {batch}, over {self.size} processes: choose a multiple of {self.size}, or fewer"
+            )
+        share = batch // self.size
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over ranks, on the CPU."""
+        if self.size == 1:
+            return values
+        summed = values.detach().cpu().clone()
+        dist.all_reduce(summed)
+        return summed
+
+    def expectation(self, value_B: Tensor) -> Tensor:
+        """The mean over the samples of all ranks. Its gradient is that of this rank's own samples, times the number
+        of ranks: averaged over ranks, it is the gradient of the whole mean."""
+        own = value_B.mean()
+        whole = (self.total(own.detach()) / self.size).to(own.device)
+        return own + (whole - own.detach())
+
+    def means(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Figures of the same names on all ranks, averaged."""
+        values = self.total(torch.tensor(list(figures.values()), dtype=torch.float64)) / self.size
+        return dict(zip(figures, values.tolist(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on any rank."""
+        return bool(self.total(torch.tensor(float(flag))) > 0)
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        self.any(False)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A tensor that may be sharded, gathered, on the CPU. All ranks must ask."""
+        full = getattr(tensor, "full_tensor", None)
+        return (tensor if full is None else full()).detach().cpu()
+
+
+ALONE = Ranks()
+"""One process on the CPU."""
+
+
+@contextmanager
+def joined(compute: ComputeRecipe) -> Iterator[Ranks]:
+    """The ranks that `torchrun` started with this process, or this one alone.
+
+    A process group that is there already is joined and left as it is. Raises UserError for a GPU that is asked for and
+    not there, and for a shard size that does not divide the ranks.
+    """
+    rank, size, local = (int(os.environ.get(key, d)) for key, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    device = device_for(compute.device, local)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size == 1 and compute.dtype == "float32":
+        if compute.shard not in (None, 1):
+            raise UserError(f"compute.shard is {compute.shard}, with 1 process: start as many with torchrun")
+        yield Ranks(device=device)
+        return
+    shard = compute.shard or size
+    if size % shard:
+        raise UserError(f"compute.shard is {shard}, with {size} processes: choose a divisor of {size}")
+    ours = not dist.is_initialized()
+    if ours:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        if shard == size:
+            mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+        else:
+            mesh = init_device_mesh(device.type, (size // shard, shard), mesh_dim_names=("replicate", "shard"))
+        yield Ranks(rank, size, device, mesh)
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def device_for(name: str, local: int = 0) -> torch.device:
+    """The device that `compute.device` names, for the `local`-th process on this machine.
+
+    Raises UserError if there is no such GPU.
+    """
+    gpus = torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not gpus):
+        return torch.device("cpu")
+    if local >= gpus:
+        raise UserError(
+            f"process {local} of this machine finds {gpus} GPUs: start one process a GPU, or set compute.device=cpu"
+        )
+    return torch.device("cuda", local)
+
+
+def spread(network: WanVelocity, ranks: Ranks, dtype: torch.dtype) -> None:
+    """Put a network on its device; with a mesh, shard it block by block and let it compute in `dtype`, in place.
+
+    Parameters stay what they are stored in and gradients are reduced in float32. The embedding of the noise level
+    computes in float32 throughout: in bfloat16, neighbouring timesteps would be one.
+    """
+    if ranks.mesh is None:
+        network.to(ranks.device)
+        return
+    mesh, transformer = ranks.mesh, network.transformer
+    precise = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # The root too lets go of its weights after use: a network that is only run forward, like the average, would go on
+    # with those it gathered the first time.
+    fully_shard(transformer.condition_embedder.time_embedder, mesh=mesh, mp_policy=precise, reshard_after_forward=True)
+    for block in transformer.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    network.compute_dtype = dtype
