@@ -136,7 +136,7 @@ class OptimizerRecipe(_Section):
     """AdamW."""
 
     bits: Literal[32, 8] = 32
-    """8: block-wise quantised moments, from bitsandbytes (extra `8bit`); CUDA only."""
+    """8: block-wise quantised moments, from torchao (extra `8bit`); a resumed run quantises them anew."""
 
     learning_rate: float = Field(2e-6, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)

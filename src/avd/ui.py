@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,13 +22,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
-out = Console()
+_OTHERS = int(os.environ.get("RANK", "0")) > 0
+"""Of the processes that torchrun started, the first speaks for all."""
+out = Console(quiet=_OTHERS)
 """Results."""
-err = Console(stderr=True)
+err = Console(stderr=True, quiet=_OTHERS)
 """Progress and errors."""
 
 _FIGURES = 4
 """Figures shown beside a bar; the metrics file has them all."""
+_PATIENCE = 2.0
+"""Seconds that torchrun takes at most to end all processes after one has failed."""
 _LINE_EVERY = 15.0
 """Seconds between lines where the terminal cannot draw a bar."""
 
@@ -87,6 +92,17 @@ def bars() -> Iterator[Callable[[str], Bar]]:
 def say(text: str) -> None:
     """A line about what is going on."""
     err.print(text, highlight=False, soft_wrap=True)
+
+
+def fail(message: str) -> None:
+    """Say in one line why the command ends.
+
+    Another process than the first says it too, if the first has not ended them all meanwhile by failing alike.
+    """
+    if _OTHERS:
+        time.sleep(_PATIENCE)
+    line = "avd: " + " ".join(message.split())
+    Console(stderr=True).print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def _clock(seconds: float | None) -> str:

@@ -7,10 +7,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from avd import __version__
+from avd import __version__, ui
 from avd.cli import compare, data, demo, distill, evaluate, generate, inspect, train
 from avd.types import Stopped, UserError
-from avd.ui import err
 
 app = typer.Typer(
     name="avd",
@@ -72,5 +71,5 @@ def _explain_usage(error: typer.TyperException) -> NoReturn:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    err.print("avd: " + " ".join(message.split()), style="red", highlight=False, markup=False, soft_wrap=True)
+    ui.fail(message)
     sys.exit(code)

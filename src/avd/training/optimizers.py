@@ -21,6 +21,14 @@ def make_optimizer(parameters: list[nn.Parameter], recipe: OptimizerRecipe) -> t
     return AdamW8bit(parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):  # as torchao has it, so that no rate is compiled in
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 def check_optimizer(recipe: OptimizerRecipe) -> None:
     """Raise UserError if the optimizer needs a package that is not there."""
     if recipe.bits == 8:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +45,12 @@ def unpack_weights(prefix: str, network: Weights, tensors: Mapping[str, Tensor])
 
 
 def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The per-parameter state, flat, named by the parameter's index. Learning rates belong to the recipe, not here."""
+    """The per-parameter state, flat, named by the parameter's index. Learning rates belong to the recipe, not here.
+
+    Moments of 8 bits are packed as the numbers they stand for, to be quantised anew: blocks end where shards do.
+    """
     state = optimizer.state_dict()["state"]
-    return {f"{prefix}.{i}.{k}": torch.as_tensor(v) for i, slots in state.items() for k, v in slots.items()}
+    return {f"{prefix}.{i}.{k}": _numbers(v) for i, slots in state.items() for k, v in slots.items()}
 
 
 def unpack_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -59,10 +62,29 @@ def unpack_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Map
         value = _read_like(tensors, f"{prefix}.{key}", parameters[int(index)])
         state.setdefault(int(index), {})[slot] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    new_buffer = getattr(optimizer, "_new_buffer", None)  # torchao's, of as many bits as the optimizer keeps
+    if new_buffer is not None:
+        for parameter, slots in optimizer.state.items():
+            for slot in ("exp_avg", "exp_avg_sq"):
+                slots[slot] = new_buffer(parameter, slot == "exp_avg").copy_(slots[slot])
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> list[str]:
     return [k.removeprefix(prefix + ".") for k in tensors if k.startswith(prefix + ".")]
+
+
+def _numbers(value: Any) -> Tensor:
+    """A state as a plain tensor, or a sharded plain one."""
+    local = value.to_local() if isinstance(value, DTensor) else torch.as_tensor(value)
+    if not hasattr(local, "codes"):  # what torchao's quantised states hold
+        return torch.as_tensor(value)
+    return _shard_like(value, local.dequantize()) if isinstance(value, DTensor) else local.dequantize()
+
+
+def _shard_like(like: DTensor, local: Tensor) -> DTensor:
+    return DTensor.from_local(
+        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def _read_like(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
@@ -70,7 +92,4 @@ def _read_like(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor
     if not (isinstance(like, DTensor) and isinstance(tensors, SavedTensors) and tensors.shape(name) == like.shape):
         return tensors[name]
     shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
-    local = tensors.region(name, tuple(offset), tuple(shape)).to(like.device)
-    return DTensor.from_local(
-        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
+    return _shard_like(like, tensors.region(name, tuple(offset), tuple(shape)).to(like.device))

@@ -18,7 +18,7 @@ from avd.models.blocks import recompute_blocks, use_attention
 from avd.models.wan import VideoModel, WanVelocity, store_frozen
 from avd.training.distributed import ALONE, Ranks, spread
 from avd.training.ema import EMA
-from avd.training.optimizers import make_optimizer
+from avd.training.optimizers import make_optimizer, set_learning_rate
 from avd.training.packing import pack_optimizer, pack_weights, unpack_optimizer, unpack_weights
 from avd.training.randomness import derive_seed
 from avd.types import Velocity
@@ -48,8 +48,7 @@ class Trained:
         Returns the norm before clipping, over all ranks.
         """
         warmup = self.recipe.warmup
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * min(1.0, (self.steps + 1) / max(warmup, 1))
+        set_learning_rate(self.optimizer, self.recipe.learning_rate * min(1.0, (self.steps + 1) / max(warmup, 1)))
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip).item()
         if norm < float("inf"):  # false for nan too
             self.optimizer.step()
