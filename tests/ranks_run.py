@@ -18,6 +18,7 @@ from distill_run import distill, small_recipe, small_task
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    torch.accelerator.device_count = lambda: 1  # diffusers divides by it where sequences are shared
     dist.init_process_group("gloo")  # once: a second group in one process would find the addresses of the first
     for line in sys.argv[1:]:
         folder, updates, *overrides = line.split()

@@ -60,10 +60,11 @@ def tiny_interpolator(seed: int = 0) -> FrameInterpolator:
     return interpolator
 
 
-def tiny_source(model: VideoModel, count: int = 6, seed: int = 0) -> MemoryLatents:
-    """Random latents, with captions of which the first 8 differ."""
+def tiny_source(model: VideoModel, count: int = 6, seed: int = 0, height: int = 2) -> MemoryLatents:
+    """Random latents of `LATENT_SHAPE`, or higher, with captions of which the first 8 differ."""
     generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(count, *LATENT_SHAPE, generator=generator)
+    channels, frames, _, width = LATENT_SHAPE
+    latents = torch.randn(count, channels, frames, height, width, generator=generator)
     captions = [f"a {colour} {shape} {motion}" for motion in MOTIONS for shape in SHAPES for colour in COLOURS]
     captions = [captions[i % len(captions)] for i in range(count)]
     return MemoryLatents(latents, model.encode_prompts(captions), captions)

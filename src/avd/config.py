@@ -175,6 +175,8 @@ class ComputeRecipe(_Section):
     """Attention backend by its name in diffusers, such as flash or _native_cudnn; None is diffusers' own choice."""
     shard: int | None = Field(None, ge=1)
     """Ranks that share one copy of the weights (FSDP); the groups replicate it (HSDP). None: all ranks."""
+    context: int = Field(1, ge=1)
+    """Ranks that share each clip, splitting its sequence between them (Ulysses, through diffusers)."""
 
 
 class TrainingRecipe(_Section):

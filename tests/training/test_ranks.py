@@ -20,6 +20,7 @@ from torch import Tensor
 
 import ranks_run
 from avd.training.checkpoint import list_checkpoints
+from avd.training.distill import check_sequences, sequence_lengths
 from avd.training.distributed import ALONE, Ranks, device_for, joined
 from avd.types import UserError
 from distill_run import distill, small_recipe
@@ -31,6 +32,7 @@ RUNS = {
     "adapters": ("roles=adapters", "adapters.rank=4"),
     "parts": ("compute.microbatch=1", "training.batch=4", "rollout.shared=false", "compute.checkpointing=full"),
     "replicated": ("compute.shard=1",),
+    "context": ("compute.context=2", "name=tall"),
 }
 
 
@@ -84,7 +86,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in one process."""
     folder = tmp_path_factory.mktemp("alone")
     for name, overrides in RUNS.items():
-        alone = [o for o in overrides if not o.startswith("compute.shard")]
+        alone = [o for o in overrides if not o.startswith(("compute.shard", "compute.context"))]
         distill(folder / name, UPDATES, recipe=small_recipe(*alone))
     return folder
 
@@ -183,16 +185,24 @@ def test_asked_to_end_two_processes_save_and_stop(tmp_path: Path) -> None:
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     assert Ranks(1, 2).rows(6) == range(3, 6)
-    with pytest.raises(UserError, match=r"training.batch is 5, over 2 processes"):
+    with pytest.raises(UserError, match=r"training.batch is 5, in 2 shares"):
         Ranks(1, 2).rows(5)
 
 
-def test_a_shard_size_needs_its_processes() -> None:
+@pytest.mark.parametrize("key", ["shard", "context"])
+def test_a_group_of_ranks_needs_its_processes(key: str) -> None:
     with (
-        pytest.raises(UserError, match=r"compute.shard is 2, with 1 process"),
-        joined(small_recipe("compute.shard=2").compute),
+        pytest.raises(UserError, match=rf"compute.{key} is 2, with 1 process"),
+        joined(small_recipe(f"compute.{key}=2").compute),
     ):
         pass
+
+
+def test_clips_that_ranks_cannot_share_are_refused() -> None:
+    assert sequence_lengths((12, 5, 4, 2), (1, 2, 2), (1, 2)) == {10, 6}
+    with pytest.raises(UserError, match=r"sequences of 5 and 3 tokens.*compute.context=2"):
+        check_sequences({3, 5}, 2)
+    check_sequences({10, 6}, 2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,4 +1,4 @@
-"""How a transformer's blocks compute: what they keep for the backward pass, whether compiled, with which attention."""
+"""How a transformer's blocks compute: what they keep for the backward pass, with which attention, by how many ranks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
-from diffusers import WanTransformer3DModel
+from diffusers import ContextParallelConfig, WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from avd.models.adapters import switched_as_now
@@ -48,3 +49,18 @@ def use_attention(transformer: WanTransformer3DModel, backend: str | None) -> No
         known = ", ".join(sorted(name.value for name in AttentionBackendName))
         reason = str(error).partition("\n")[0]
         raise UserError(f"compute.attention is {backend!r}: {reason}; diffusers knows {known}") from error
+
+
+def share_sequences(transformer: WanTransformer3DModel, mesh: DeviceMesh) -> None:
+    """Split each sequence over the ranks of the mesh's last dimension, "ulysses" (arXiv 2309.14509).
+
+    Every rank is given whole inputs and makes whole outputs; of a gradient each has a part, and their sum is it.
+    Raises UserError if the attention heads cannot be shared out.
+    """
+    ranks, heads = mesh.size(-1), transformer.config.num_attention_heads
+    if heads % ranks:
+        raise UserError(f"compute.context is {ranks}, and the model has {heads} attention heads: choose a divisor")
+    try:
+        transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=ranks, mesh=mesh))
+    except ValueError as error:  # of an attention backend that cannot do it
+        raise UserError(f"compute.context is {ranks}: {error}") from error

@@ -99,18 +99,18 @@ class Cycle:
                 self._distribution_matching(leaf, prompt[rows], draws.part(rows))
                 for leaf, rows in zip(leaves, parts, strict=True)
             )
-            figures |= _backward(terms, objective.distribution_matching.weight, parts)
+            figures |= self._backward(terms, objective.distribution_matching.weight, parts)
         if objective.temporal.weight:
             term = temporal_regularization(
                 torch.cat(leaves), truncation=self.truncation, expectation=self.ranks.expectation
             )
-            figures |= _backward([term], objective.temporal.weight, parts=[slice(0, len(draws.rows))])
+            figures |= self._backward([term], objective.temporal.weight, parts=[slice(0, len(draws.rows))])
         if judged:
             for i, leaf in enumerate(leaves):
                 (samples[i] if whole else predict(i, gradient=True)).backward(leaf.grad)
         if objective.regression.weight:
             regressions = (self._regression(batch, draws, rows) for rows in parts)
-            figures |= _backward(regressions, objective.regression.weight, parts)
+            figures |= self._backward(regressions, objective.regression.weight, parts)
             self.means.commit()
         norm = self.roles.student.step()
         if math.isfinite(norm):
@@ -129,7 +129,7 @@ class Cycle:
                 eps_BCFHW=here.normal("fake score", i, "noise", shape=sample.shape[1:]),
             )
 
-        figures = _backward((term(*each) for each in zip(samples, parts, strict=True)), 1.0, parts)
+        figures = self._backward((term(*each) for each in zip(samples, parts, strict=True)), 1.0, parts)
         return {**figures, "fake_score_grad_norm": self.roles.fake_score.step()}
 
     def _roll_out(self, batch: Batch, draws: Draws, i: int) -> list[Tensor]:
@@ -188,19 +188,18 @@ class Cycle:
         uniform = draws.uniform(*what, "sigma")
         return shift_sigma(recipe.sigma_min + (recipe.sigma_max - recipe.sigma_min) * uniform, recipe.shift)
 
+    def _backward(self, terms: Iterable[LossTerm], weight: float, parts: list[slice]) -> dict[str, float]:
+        """Backpropagate a term of a batch that comes in parts, each before the next is made; its mean, and figures."""
+        figures: dict[str, float] = {}
+        for term, rows in zip(terms, parts, strict=True):
+            share = (rows.stop - rows.start) / parts[-1].stop
+            loss = term.per_sample_B.mean() * share
+            # Ranks that share a clip have a part each of its gradient, and all gradients are averaged over ranks.
+            (self.ranks.sharers * weight * loss).backward()
+            for name, value in {term.name: loss.item(), **{k: v * share for k, v in term.figures.items()}}.items():
+                figures[name] = figures.get(name, 0.0) + value
+        return figures
+
 
 def _predict(network: Network, prompt: Tensor, x: Tensor, sigma: Tensor, *, frame_stride: int = 1) -> Tensor:
     return network(x, sigma, prompt, frame_stride=frame_stride)
-
-
-def _backward(terms: Iterable[LossTerm], weight: float, parts: list[slice]) -> dict[str, float]:
-    """Backpropagate a term of a batch that comes in parts, each before the next is made; its mean, and figures."""
-    count = parts[-1].stop
-    figures: dict[str, float] = {}
-    for term, rows in zip(terms, parts, strict=True):
-        share = (rows.stop - rows.start) / count
-        loss = term.per_sample_B.mean() * share
-        (weight * loss).backward()
-        for name, value in {term.name: loss.item(), **{k: v * share for k, v in term.figures.items()}}.items():
-            figures[name] = figures.get(name, 0.0) + value
-    return figures

@@ -48,18 +48,21 @@ class DistillTask:
     ) -> None:
         self.recipe, self.model, self.source, self.interpolator = recipe, model, source, interpolator
         self.ranks, self.rows = ranks, ranks.rows(recipe.training.batch)
+        shape = tuple(source.latents([0]).shape[1:])
+        strides = (1, 2) if recipe.rollout.half_rate_stages else (1,)
+        check_sequences(sequence_lengths(shape, model.transformer.config.patch_size, strides), ranks.sharers)
         null_prompt = model.encode_prompts([""]).to(ranks.device)
         self.roles = Roles(model, recipe, ranks)
         if interpolator is not None:
             interpolator.eval().requires_grad_(False).to(ranks.device)
         sigmas = few_step_sigmas(recipe.rollout.timesteps)
         self.full_rate = Rollout(make_stages(sigmas))
-        check_half_rate(recipe, source.latents([0]).shape[2], interpolator)
+        check_half_rate(recipe, shape[1], interpolator)
         self.rollout = Rollout(make_stages(sigmas, recipe.rollout.half_rate_stages), interpolator)
         self.cycle = Cycle(recipe, self.roles, self.rollout, null_prompt, self._truncation(), ranks)
+        own, shares = ranks.place
         self.video_order, self.prompt_order = (
-            BatchOrder(len(source), len(self.rows), recipe.seed + i, rank=ranks.rank, world_size=ranks.size)
-            for i in range(2)
+            BatchOrder(len(source), len(self.rows), recipe.seed + i, rank=own, world_size=shares) for i in range(2)
         )
 
     def update(self, n: int) -> dict[str, float]:
@@ -138,6 +141,24 @@ class DistillTask:
 def falls_in_share(n: int, share: float) -> bool:
     """Whether event `n` is one of an evenly spread `share` of all events; over n events they are floor(n share)."""
     return math.floor((n + 1) * share) > math.floor(n * share)
+
+
+def sequence_lengths(
+    latent_shape: tuple[int, ...], patch_size: tuple[int, int, int], strides: tuple[int, ...]
+) -> set[int]:
+    """Tokens of a clip of latents (C, F, H, W), at each frame stride."""
+    _, frames, height, width = latent_shape
+    time, *space = patch_size
+    return {len(range(0, frames, s)) // time * (height // space[0]) * (width // space[1]) for s in strides}
+
+
+def check_sequences(lengths: set[int], sharers: int) -> None:
+    """Raise UserError unless `sharers` ranks can share sequences of these lengths equally."""
+    if any(length % sharers for length in lengths):
+        told = " and ".join(str(length) for length in sorted(lengths, reverse=True))
+        raise UserError(
+            f"clips are sequences of {told} tokens, which compute.context={sharers} does not divide: choose another"
+        )
 
 
 def check_half_rate(recipe: Recipe, frames: int, interpolator: FrameInterpolator | None) -> None:

@@ -25,26 +25,41 @@ from avd.types import UserError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `size` of them. `mesh` is None where weights are not sharded."""
+    """This process among `size` of them. `mesh` is None where weights are not sharded.
+
+    Neighbours in `context` see the same clips, each a part of their sequences; None: every rank has clips of its own.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (a device is a constant)
     mesh: DeviceMesh | None = None
+    context: DeviceMesh | None = None
 
     @property
     def first(self) -> bool:
         """Whether it is this rank that writes."""
         return self.rank == 0
 
+    @property
+    def sharers(self) -> int:
+        """Ranks that see the same clips as this one, itself among them."""
+        return 1 if self.context is None else self.context.size(-1)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """This rank's clips: which of how many shares of a batch they are."""
+        return self.rank // self.sharers, self.size // self.sharers
+
     def rows(self, batch: int) -> range:
-        """The samples of a batch that are this rank's. Raises UserError unless all ranks get as many."""
-        if batch % self.size:
+        """The samples of a batch that are this rank's. Raises UserError unless all shares are as large."""
+        own, shares = self.place
+        if batch % shares:
             raise UserError(
-                f"training.batch is {batch}, over {self.size} processes: choose a multiple of {self.size}, or fewer"
+                f"training.batch is {batch}, in {shares} shares: choose a multiple of {shares}, or fewer processes"
             )
-        share = batch // self.size
-        return range(self.rank * share, (self.rank + 1) * share)
+        share = batch // shares
+        return range(own * share, (own + 1) * share)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over ranks, on the CPU."""
@@ -98,11 +113,15 @@ def joined(compute: ComputeRecipe) -> Iterator[Ranks]:
     if size == 1 and compute.dtype == "float32":
         if compute.shard not in (None, 1):
             raise UserError(f"compute.shard is {compute.shard}, with 1 process: start as many with torchrun")
+        if compute.context > 1:
+            raise UserError(f"compute.context is {compute.context}, with 1 process: start as many with torchrun")
         yield Ranks(device=device)
         return
     shard = compute.shard or size
     if size % shard:
         raise UserError(f"compute.shard is {shard}, with {size} processes: choose a divisor of {size}")
+    if size % compute.context:
+        raise UserError(f"compute.context is {compute.context}, with {size} processes: choose a divisor of {size}")
     ours = not dist.is_initialized()
     if ours:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -115,7 +134,11 @@ def joined(compute: ComputeRecipe) -> Iterator[Ranks]:
             mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
         else:
             mesh = init_device_mesh(device.type, (size // shard, shard), mesh_dim_names=("replicate", "shard"))
-        yield Ranks(rank, size, device, mesh)
+        context = None
+        if compute.context > 1:  # named as diffusers names them
+            shape = (size // compute.context, 1, compute.context)
+            context = init_device_mesh(device.type, shape, mesh_dim_names=("data", "ring", "ulysses"))
+        yield Ranks(rank, size, device, mesh, context)
     finally:
         if ours:
             dist.destroy_process_group()

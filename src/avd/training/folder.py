@@ -21,7 +21,7 @@ RECIPE_FILE = "recipe.yaml"
 _WRITING = ".writing"
 _LOCK = ".lock"
 _SCHEDULE = ("updates", "checkpoint_every", "keep_checkpoints", "sample_every")
-_COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "shard")
+_COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "shard", "context")
 _MAY_CHANGE = {"updates", *(f"training.{key}" for key in _SCHEDULE), *(f"compute.{key}" for key in _COMPUTE)}
 
 

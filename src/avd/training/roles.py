@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from avd.config import ComputeRecipe, OptimizerRecipe, Recipe
 from avd.models.adapters import AdapterVelocity, add_adapters, merged_weights
-from avd.models.blocks import recompute_blocks, use_attention
+from avd.models.blocks import recompute_blocks, share_sequences, use_attention
 from avd.models.wan import VideoModel, WanVelocity, store_frozen
 from avd.training.distributed import ALONE, Ranks, spread
 from avd.training.ema import EMA
@@ -119,6 +119,8 @@ def _set_up(network: WanVelocity, compute: ComputeRecipe, ranks: Ranks, *, froze
     """As `compute` says, in place. `frozen`: weights that no optimizer reads need no more precision than they get."""
     transformer, dtype = network.transformer, getattr(torch, compute.dtype)
     use_attention(transformer, compute.attention)
+    if ranks.context is not None:
+        share_sequences(transformer, ranks.context)
     recompute_blocks(transformer, compute.checkpointing)
     if frozen:
         store_frozen(transformer, dtype)
