@@ -276,7 +276,7 @@ def playlist(path: Path) -> None:
     ("make", "reasons"),
     [
         (lambda path: None, {"no such file"}),
-        (lambda path: path.mkdir(), {"no such file"}),
+        (lambda path: path.mkdir(), {"no pictures"}),
         (lambda path: path.touch(), {"empty file"}),
         (lambda path: path.write_text("this is a text\n" * 100), {"unreadable"}),
         (lambda path: path.write_bytes(bytes(5000)), {"unreadable"}),
