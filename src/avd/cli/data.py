@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -84,7 +85,7 @@ def prepare(
     encoder = VideoModel.load(model)
     own = encoder.settings
     encoder.check_clip(frames or own.frames, height or own.height, width or own.width)
-    with ui.bars() as bar:
+    with interruptible(), ui.bars() as bar:
         summary = prepare_cache(
             videos,
             captions,
@@ -105,6 +106,16 @@ def prepare(
             progress=with_rate(bar("encoding videos")),
         )
     _tell(summary, output)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """On Ctrl-C say that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        ui.say("interrupted: the same command goes on from here")
+        raise
 
 
 def with_rate(bar: ui.Bar) -> Callable[[int, int], None]:

@@ -86,7 +86,7 @@ def _in_folder(folder: Path, prefix: str, entered: set[tuple[int, int]]) -> Iter
         if not _is_text(name):
             yield Skip(_shown(prefix + name), "unreadable name", "its name is not UTF-8")
         elif os.path.isdir(path):
-            if suffix in VIDEO_SUFFIXES or _holds_pictures_only(path):
+            if _holds_pictures_only(path):
                 yield Found(Source(prefix + name, path), _beside(folder, prefix, name, names))
             yield from _in_folder(path, f"{prefix}{name}/", entered)
         elif suffix == SUFFIX:
