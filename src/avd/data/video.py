@@ -130,8 +130,8 @@ def read_windows(
                 _check_length(source, len(window), frames, fps)
             if len(window) < frames:
                 return
-            end = float((number + 1) * frames / rate)
-            yield Window(float(number * frames / rate), np.stack(window), max(footage.seconds, end))
+            start, end = (float(count * frames / rate) for count in (number, number + 1))
+            yield Window(start, np.stack(window), footage.seconds or end)
 
 
 def _check_length(source: Source, found: int, needed: int, fps: float) -> None:
@@ -156,7 +156,7 @@ def _opened(source: Source, picture_rate: Fraction | None) -> Iterator[_Footage]
                 yield _footage(source, container)
     except VideoError:
         raise
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise VideoError(source.name, "no such file", "no such file") from None
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
         cause = getattr(error, "strerror", None) or " ".join(str(error).split())
