@@ -63,7 +63,7 @@ def encode(
                 stream.codec_context.color_trc = transfer
             if degrees:
                 stream.set_display_rotation(degrees)
-        tone = add_sound(container) if sound else None
+        tone = container.add_stream("aac", rate=16000) if sound else None
         for index, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24" if frames.shape[3] == 3 else "rgba")
             frame.pts, frame.time_base = (index if times is None else times[index]), Fraction(1, rate)
@@ -73,10 +73,6 @@ def encode(
             container.mux(stream.encode(None))
         if tone is not None:
             write_sound(container, tone)
-
-
-def add_sound(container: Any) -> Any:
-    return container.add_stream("aac", rate=16000)
 
 
 def write_sound(container: Any, stream: Any) -> None:
@@ -126,7 +122,7 @@ def with_cover(path: Path) -> None:
     cover = io.BytesIO()
     Image.new("RGB", (32, 32), COLOR).save(cover, "JPEG")
     with av.open(str(path), "w", format="mp4") as container:
-        sound = add_sound(container)
+        sound = container.add_stream("aac", rate=16000)
         picture = container.add_stream("mjpeg", rate=1)
         picture.height = picture.width = 32
         picture.pix_fmt = "yuvj420p"
@@ -139,7 +135,7 @@ def with_cover(path: Path) -> None:
 
 def sound_only(path: Path) -> None:
     with av.open(str(path), "w", format="mp4") as container:
-        write_sound(container, add_sound(container))
+        write_sound(container, container.add_stream("aac", rate=16000))
 
 
 def gif(path: Path, mode: str = "P", transparency: bool = False) -> None:

@@ -85,6 +85,7 @@ def test_a_cache_reads_what_was_written(cache_path: Path) -> None:
     manifest = json.loads((cache_path / "manifest.json").read_text())
     assert [shard["items"] for shard in manifest["shards"]] == [3, 3, 2]
     assert sorted(contents(cache_path)) == ["manifest.json", *SHARDS, "skipped.jsonl"]
+    assert len({path.stat().st_mode for path in cache_path.iterdir()}) == 1
 
 
 SHARDS = [f"shard-0000{number}.safetensors" for number in range(3)]

@@ -23,7 +23,10 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(b"")
+        mode = partial.stat().st_mode  # that the umask grants; some libraries write files for the owner's eyes only
         yield partial
+        partial.chmod(mode)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from avd.data.cache import Skip
 from avd.data.captions import caption_beside, read_captions
 from avd.data.shards import SUFFIX
-from avd.data.sources import Found, Source, find, locate
+from avd.data.sources import VIDEO_SUFFIXES, Found, Source, find, locate
 from avd.types import UserError
 
 CAPTIONS_FILE = "captions.jsonl"
@@ -44,6 +44,8 @@ def plan(videos: Path, captions: Path | None, file_column: str | None, caption_c
         planned: list[Planned] = [Captioned(locate(folder, entry.file), entry.caption) for entry in entries]
         return planned + list(_unnamed(videos, {entry.file for entry in entries}))
     planned = [found if isinstance(found, Skip) else _with_sidecar(found) for found in find(videos)]
+    if not planned:
+        raise UserError(f"there are no videos in {videos}: {', '.join(sorted(VIDEO_SUFFIXES))} are looked for")
     if not any(isinstance(each, Captioned) or each.reason != "no caption" for each in planned):
         raise UserError(f"no video in {videos} has a caption: name a table with --captions, or put dog.txt by dog.mp4")
     return planned

@@ -36,6 +36,8 @@ def index_tar(path: Path) -> TarIndex:
     index = TarIndex()
     end = 0  # of what has been read so far
     try:
+        if not path.is_file():
+            raise OSError("it is a pipe or a device")
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             tar.ignore_zeros = True  # after a damaged header look for the next whole one
             for member in tar:

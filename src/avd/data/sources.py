@@ -65,9 +65,9 @@ def locate(folder: Path, name: str) -> Source:
     """The video that a table calls `name`; it need not exist."""
     for archive in PurePosixPath(name).parents:
         if archive.suffix.lower() == SUFFIX and (folder / archive).is_file():
-            member = PurePosixPath(name).relative_to(archive)
-            span = _cached_index(folder / archive).members.get(str(member))
-            return Source(name, folder / name if span is None else folder / archive, span)
+            path, member = folder / archive, PurePosixPath(name).relative_to(archive)
+            span = _cached_index(path, path.stat().st_mtime_ns).members.get(str(member))
+            return Source(name, folder / name if span is None else path, span)
     return Source(name, folder / name)
 
 
@@ -115,7 +115,7 @@ def _in_tar(path: Path, name: str) -> Iterator[Found | Skip]:
 
 
 @lru_cache(maxsize=2)  # a table mostly names the members of one archive after another
-def _cached_index(path: Path) -> TarIndex:
+def _cached_index(path: Path, changed: int) -> TarIndex:
     return index_tar(path)
 
 
