@@ -42,7 +42,9 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
 def test_each_is_kept_or_skipped_as_documented(odd: tuple[Path, Summary]) -> None:
     folder, _ = odd
     found = {skip["file"]: skip["reason"] for skip in map(json.loads, (folder / "cache/skipped.jsonl").open())}
-    found |= {item.file: "kept" for item in LatentCache(folder / "cache").items}
+    items = LatentCache(folder / "cache").items
+    assert {item.caption for item in items} == {"a caption"}
+    found |= {item.file: "kept" for item in items}
     expected = {name: "kept" for name in KEPT} | {name: reason for name, (_, reason) in SKIPPED.items()}
     assert found == expected
     assert len(expected) >= 60

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
@@ -261,7 +262,7 @@ def test_captions_that_are_also_judged_by_are_told(folder: Path) -> None:
     (folder / "clean.txt").write_text("another\n")
     said: list[str] = []
     run(folder, FakeEncoder(), heldout=[folder / "heldout.txt", folder / "clean.txt"], warn=said.append)
-    assert said == [f"2 different captions are prompts of {folder / 'heldout.txt'}, such as: 2 caption"]
+    assert said == [f"2 of 11 different captions are prompts of {folder / 'heldout.txt'}, such as: 2 caption"]
     assert LatentCache(folder / "cache").captions == [f"{index} caption" for index in GOOD]  # it warns and drops none
 
 
@@ -273,6 +274,39 @@ def test_names_that_are_not_text_are_skipped(folder: Path, name: bytes) -> None:
     else:
         os.mkdir(os.fsencode(videos) + b"/" + name)
     assert run(folder, FakeEncoder()).skipped["unreadable name"] == 1
+
+
+def test_a_place_without_captioned_videos_is_an_error(tmp_path: Path) -> None:
+    def message(videos: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            prepare(videos, None, FakeEncoder(), tmp_path / "cache", frames=5, fps=8, height=16, width=24)
+        assert not (tmp_path / "cache").exists()
+        return str(caught.value)
+
+    (tmp_path / "videos").mkdir()
+    assert "there are no videos in" in message(tmp_path / "videos")
+    write_video(tmp_path / "videos/a.mp4", np.full((9, 32, 32, 3), 90, np.uint8), 8)
+    assert "has a caption: name a table with --captions" in message(tmp_path / "videos")
+    assert "it is no .tar file" in message(tmp_path / "videos/a.mp4")
+
+
+def test_a_table_may_name_a_folder_of_pictures_and_files_of_any_suffix(folder: Path) -> None:
+    for number in range(5):
+        (folder / "videos/walk").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (90, 90, 90)).save(folder / f"videos/walk/{number}.png")
+    (folder / "videos/nothing").mkdir()
+    (folder / "videos/0.mp4").rename(folder / "videos/0.video")
+    names = ["walk/", "0.video", "nothing"]
+    write_captions(folder / "captions.jsonl", [CaptionedFile(name, "caption") for name in names])
+    assert run(folder, FakeEncoder()).skipped["no pictures"] == 1
+    assert [item.file for item in LatentCache(folder / "cache").items] == ["walk", "0.video"]
+
+
+def test_rates_that_make_no_sense_are_refused(folder: Path) -> None:
+    for change in ({"fps": 0}, {"picture_fps": 0}, {"picture_fps": float("nan")}):
+        with pytest.raises(UserError, match="fps is"):
+            run(folder, FakeEncoder(), **change)
+        assert not (folder / "cache").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

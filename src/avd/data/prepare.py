@@ -97,13 +97,12 @@ def prepare(
         raise UserError(
             f"{windows} windows, batch size {batch_size}, {workers} workers: at least 1, 1 and 0 are needed"
         )
-    exact_rate(fps), exact_rate(picture_fps or fps)
-    reading = Reading(frames, float(fps), (height, width), windows, float(picture_fps or fps))
+    rates = [fps, fps if picture_fps is None else picture_fps]
+    for rate in rates:
+        exact_rate(rate)  # now, and not at the first file
+    reading = Reading(frames, float(fps), (height, width), windows, float(rates[1]))
     planned = plan(videos, captions, file_column, caption_column)
-    for path in heldout:
-        shared = shared_prompts((each.caption for each in planned if isinstance(each, Captioned)), read_heldout(path))
-        if shared and warn is not None:
-            warn(f"{len(shared)} different captions are prompts of {path}, such as: {shared[0]}")
+    _warn_of_overlap(planned, heldout, warn or (lambda text: None))
     writer = CacheWriter(
         output,
         identity=encoder.identity,
@@ -119,6 +118,14 @@ def prepare(
             _give_up(writer, videos)
         writer.finish()
     return _summary(writer, frames / reading.fps)
+
+
+def _warn_of_overlap(planned: list[Planned], heldout: Sequence[Path], warn: Callable[[str], None]) -> None:
+    captions = {each.caption: None for each in planned if isinstance(each, Captioned)}
+    for path in heldout:
+        shared = shared_prompts(captions, read_heldout(path))
+        if shared:
+            warn(f"{len(shared)} of {len(captions)} different captions are prompts of {path}, such as: {shared[0]}")
 
 
 class _Batch:

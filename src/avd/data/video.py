@@ -121,7 +121,7 @@ def read_windows(
     Raises `VideoError` as `read_video` does, also between windows where the video turns out to be damaged.
     """
     rate = exact_rate(fps)
-    with _opened(source, exact_rate(picture_fps or fps)) as footage:
+    with _opened(source, rate if picture_fps is None else exact_rate(picture_fps)) as footage:
         chosen = islice(_resample(footage.timed, rate), first * frames, windows * frames)
         pictures = _pictures(source, chosen, size, footage.pixel_aspect)
         for number in range(first, windows):
