@@ -339,6 +339,7 @@ SKIPPED: dict[str, tuple[Make, str]] = {
     "call.mp4": (text("v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"), "unreadable"),
     "picture.mp4": (picture_file("PNG"), "unreadable"),
     "photo.mov": (picture_file("JPEG"), "unreadable"),
+    "unknown codec.mp4": (lambda path: path.write_bytes(as_bytes().replace(b"avc1", b"zzzz")), "unreadable"),
     "sound.mp4": (sound_only, "no video stream"),
     "sound with cover.m4v": (with_cover, "no video stream"),
     "one frame.mp4": (encoded(frames=pictures(1)), "too short"),

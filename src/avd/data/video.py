@@ -173,6 +173,8 @@ def _footage(source: Source, container: Any) -> _Footage:
     stream = next(streams, None)
     if stream is None:
         raise VideoError(source.name, "no video stream", "there is no video stream in this file")
+    if stream.codec_context is None:
+        raise VideoError(source.name, "unreadable", "cannot be decoded: there is no decoder for this kind of video")
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         raise VideoError(source.name, "no frames", "the video stream holds no frames")
