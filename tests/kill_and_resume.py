@@ -12,10 +12,9 @@ import os
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -24,26 +23,9 @@ from avd.training import checkpoint, distill
 from avd.training.cycle import Cycle
 from avd.training.folder import RunFolder
 from command import avd
+from killing import before, die, in_a_fork
 
 UPDATES = 4
-
-
-def die() -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("not reached")
-
-
-def before(owner: Any, name: str, call: int) -> None:
-    """Die as the `call`-th call (from 1) of `owner.name` begins."""
-    original: Callable[..., Any] = getattr(owner, name)
-    calls = 0
-
-    def counted(*args: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return die() if calls == call else original(*args, **options)
-
-    setattr(owner, name, counted)
 
 
 def half_written(call: int) -> None:
@@ -86,18 +68,6 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "export": lambda: before(VideoModel, "save", 1),
     "export's end": lambda: before(distill.FrameInterpolator, "save", 1),
 }
-
-
-def in_a_fork(work: Callable[[], int]) -> int:
-    """How a child that does `work` ended: its exit code, or minus the signal that killed it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(work())
-        except BaseException:
-            traceback.print_exc()
-            os._exit(70)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def kill_and_resume(run: Path, moment: Callable[[], None]) -> None:

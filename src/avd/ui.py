@@ -91,7 +91,7 @@ def bars() -> Iterator[Callable[[str], Bar]]:
 
 def say(text: str) -> None:
     """A line about what is going on."""
-    err.print(text, highlight=False, soft_wrap=True)
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def fail(message: str) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from avd.data import LatentCache, read_video
 from avd.evaluation.rows import Row, read_results
+from avd.models.wan import VideoModel
+from avd.training.sources import encode_world, world_of
 from command import avd, snapshot
 
 CLIPS = 4
@@ -70,7 +75,14 @@ def test_the_cache_is_described_and_shown(cache: Path, capfd: pytest.CaptureFixt
     capfd.readouterr()
     assert avd("inspect", cache, "--model", "tiny", "--sheet", "sheet.png") == 0
     told = capfd.readouterr().out
-    for words in ("4 clips", "17 frames of 16 x 16 at 8 fps", "12 x 5 x 2 x 2", "checksums right", "skipped   none"):
+    for words in (
+        "4 clips",
+        "17 frames of 16 x 16 at 8 fps",
+        "12 x 5 x 2 x 2",
+        "checksums right",
+        "skipped   none",
+        "4, 1 to 1 clips",
+    ):
         assert words in told
     assert LatentCache(cache).captions[0] in told and "saturation" in told
     assert Image.open("sheet.png").width > 16
@@ -93,27 +105,59 @@ def test_bad_files_are_skipped_and_named(clips: Path, capfd: pytest.CaptureFixtu
     Path("mixed/000002.mp4").unlink()
     assert avd("prepare", "mixed", "--captions", "mixed/captions.jsonl", "--model", "tiny", "--output", "few") == 0
     said = capfd.readouterr().err
-    assert "kept 2 clips" in said and "skipped 1: unreadable" in said and "skipped 1: no such file" in said
+    assert "kept 2 clips of 2 files: 4 s of their 4 s of video" in said
+    assert "skipped 1: unreadable, such as 000001.mp4: cannot be decoded" in said
+    assert "skipped 1: no such file, such as 000002.mp4" in said and "few/skipped.jsonl" in said
     skipped = [json.loads(line)["file"] for line in Path("few/skipped.jsonl").read_text().splitlines()]
     assert skipped == ["000001.mp4", "000002.mp4"]
     assert len(LatentCache("few")) == 2
 
 
 def test_preparation_goes_on_where_it_was_interrupted(
-    clips: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    clips: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from avd.models.wan import VideoModel
-
     def interrupt(self: VideoModel, frames: np.ndarray) -> None:
         raise KeyboardInterrupt
 
     command = ("prepare", clips, "--captions", clips / "captions.jsonl", "--model", "tiny", "--output", "halted")
     with monkeypatch.context() as patch:
         patch.setattr(VideoModel, "encode_video", interrupt)
-        assert avd(*command) != 0
+        assert avd(*command) == 130
+    assert "interrupted: the same command goes on from here" in capfd.readouterr().err
+    assert not multiprocessing.active_children()
     assert avd("distill", "small.yaml", "--data", "halted", "--output", "early") == 2  # the cache is unfinished
     assert avd(*command) == 0
     assert snapshot(Path("halted")) == snapshot(cache)
+
+
+def test_a_cache_is_close_to_what_is_encoded_in_memory(place: Path) -> None:
+    assert avd("world", "render", "--output", "large", "--count", 3) == 0
+    assert avd("prepare", "large", "--model", "wan-mini", "--output", "mini", "--workers", 0) == 0
+    model = VideoModel.load("wan-mini")
+    expected, held = encode_world(model, world_of(model, 0), 3), LatentCache("mini")
+    assert held.captions == list(expected.captions)
+    torch.testing.assert_close(held.prompts(range(3)), expected.prompts(range(3)), atol=1e-3, rtol=1e-3)
+    latents, truth = held.latents(range(3)), expected.latents(range(3))
+    # What H.264 and half precision change is little beside what the clips differ by.
+    assert (latents - truth).square().mean() < 0.01 * truth.var(dim=0).mean()
+
+
+def test_several_ways_in_give_the_same_clips(clips: Path, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    entries = [json.loads(line) for line in (clips / "captions.jsonl").read_text().splitlines()]
+    with tarfile.open("clips.tar", "w") as tar:
+        for entry in entries:
+            tar.add(clips / entry["file"], entry["file"])
+            Path("caption.txt").write_text(entry["caption"])
+            tar.add("caption.txt", str(Path(entry["file"]).with_suffix(".txt")))
+    Path("judged.txt").write_text(entries[1]["caption"].upper() + "!\n")
+    options = ("--dtype", "bfloat16", "--heldout", "judged.txt", "--workers", 2, "--windows", 3)
+    assert avd("prepare", "clips.tar", "--model", "tiny", "--output", "of-tar", *options) == 0
+    said = capfd.readouterr().err
+    assert f"warning: 1 of 4 different captions are prompts of judged.txt, such as: {entries[1]['caption']}" in said
+    held, expected = LatentCache("of-tar"), LatentCache(cache)
+    assert held.captions == expected.captions
+    everything = range(CLIPS)
+    torch.testing.assert_close(held.latents(everything), expected.latents(everything), atol=0.02, rtol=0.02)
 
 
 def test_the_run_says_which_cache_it_learnt_from(student: Path, cache: Path) -> None:

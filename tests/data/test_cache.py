@@ -85,6 +85,7 @@ def test_a_cache_reads_what_was_written(cache_path: Path) -> None:
     manifest = json.loads((cache_path / "manifest.json").read_text())
     assert [shard["items"] for shard in manifest["shards"]] == [3, 3, 2]
     assert sorted(contents(cache_path)) == ["manifest.json", *SHARDS, "skipped.jsonl"]
+    assert len({path.stat().st_mode for path in cache_path.iterdir()}) == 1
 
 
 SHARDS = [f"shard-0000{number}.safetensors" for number in range(3)]
@@ -208,8 +209,8 @@ def test_what_is_no_cache_does_not_open(tmp_path: Path, cache_path: Path) -> Non
     with pytest.raises(UserError, match="unfinished"):
         LatentCache(tmp_path / "unfinished")
     manifest = json.loads((cache_path / "manifest.json").read_text())
-    (cache_path / "manifest.json").write_text(json.dumps(manifest | {"version": 2}))
-    with pytest.raises(UserError, match="format version 2, this program reads 1"):
+    (cache_path / "manifest.json").write_text(json.dumps(manifest | {"version": 3}))
+    with pytest.raises(UserError, match="format version 3, this program reads 2"):
         LatentCache(cache_path)
     del manifest["shards"]
     (cache_path / "manifest.json").write_text(json.dumps(manifest))
@@ -227,7 +228,16 @@ def test_damaged_shards_are_named(cache_path: Path) -> None:
     shutil.copy(cache_path / SHARDS[2], shard)
     with pytest.raises(UserError, match=f"{SHARDS[1]} does not fit the manifest"):
         LatentCache(cache_path)
-    save_file({"latents": torch.zeros(3, 4, 3, 2, 3), "prompts": torch.zeros(3, 5, 6)}, shard)
+    tensors = {"latents": torch.zeros(3, 4, 3, 2, 3), "prompts": torch.zeros(3, 5, 6)}
+    save_file(tensors, shard)
+    with pytest.raises(UserError, match=f"{SHARDS[1]} holds no prompt_rows"):
+        LatentCache(cache_path)
+    rows = torch.tensor([0, 1, 3], dtype=torch.int32)
+    items = json.dumps([{"caption": "a", "file": f"{i}.mp4"} for i in range(3)])
+    save_file(tensors | {"prompt_rows": rows}, shard, {"items": items})
+    with pytest.raises(UserError, match=f"{SHARDS[1]} lacks prompts"):
+        LatentCache(cache_path)
+    save_file(tensors | {"prompt_rows": rows}, shard)
     with pytest.raises(UserError, match=f"{SHARDS[1]} names no clips"):
         LatentCache(cache_path)
     shard.unlink()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 from avd.data import CaptionedFile, LatentCache, Summary, prepare, read_captions, write_captions, write_video
@@ -68,6 +73,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+BRAIN = {"dtype": "bfloat16"}
 GOOD = [0, 2, 3, 6, 7, 9, 10]
 
 
@@ -78,7 +84,7 @@ def test_good_files_are_encoded_and_bad_ones_listed(folder: Path) -> None:
     assert summary.seconds == 7 * 5 / 8
     assert summary.skipped == {"empty file": 1, "unreadable": 1, "too short": 1, "no such file": 1, "no caption": 1}
     assert summary.size == sum(len(data) for data in contents(folder / "cache").values())
-    assert seen == [(done, 11) for done in range(1, 12)]
+    assert seen == [(done, 11) for done in range(12)]
 
     skipped = [json.loads(line) for line in (folder / "cache" / "skipped.jsonl").read_text().splitlines()]
     assert [(skip["file"], skip["reason"]) for skip in skipped] == [
@@ -165,7 +171,7 @@ def test_nothing_usable_is_an_error_and_can_be_mended(folder: Path) -> None:
 
 
 def test_impossible_runs_are_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match="batch size is 0"):
+    with pytest.raises(UserError, match="batch size 0"):
         run(folder, FakeEncoder(), batch_size=0)
     with pytest.raises(UserError, match="no such folder"):
         prepare(
@@ -173,6 +179,142 @@ def test_impossible_runs_are_refused(folder: Path) -> None:
         )
     with pytest.raises(UserError, match="holds other files"):
         run(folder, FakeEncoder(), "videos")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 20])
+def test_bytes_do_not_depend_on_the_number_of_processes(folder: Path, workers: int) -> None:
+    expected = run(folder, FakeEncoder(), "alone", windows=2)
+    assert run(folder, FakeEncoder(), windows=2, workers=workers) == expected
+    assert contents(folder / "cache") == contents(folder / "alone")
+    assert not multiprocessing.active_children()
+
+
+def test_an_interruption_ends_the_processes(folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, FakeEncoder(fail_at=1), workers=2)
+    assert not multiprocessing.active_children()
+    run(folder, FakeEncoder(), "alone")
+    run(folder, FakeEncoder(), workers=2)
+    assert contents(folder / "cache") == contents(folder / "alone")
+
+
+class Killer(FakeEncoder):
+    """Kills the decoding processes while the first batch is encoded."""
+
+    def encode_video(self, frames: np.ndarray) -> Tensor:
+        if self.calls == 0:
+            for process in multiprocessing.active_children():
+                process.kill()
+                process.join()
+        return super().encode_video(frames)
+
+
+def test_a_crashed_decoder_costs_its_file_only(folder: Path) -> None:
+    summary = run(folder, Killer(), workers=2)
+    assert 1 <= summary.skipped["crashed"] <= 2
+    assert summary.kept + summary.skipped["crashed"] >= 7
+    assert "crashed" in summary.examples["crashed"].detail
+    LatentCache(folder / "cache").verify()
+
+
+def test_long_files_give_several_windows(folder: Path) -> None:
+    summary = run(folder, FakeEncoder(), windows=2)
+    cache = LatentCache(folder / "cache")
+    # A file of 9 + n frames at 16 a second holds half as many at 8: a second window of 5 needs n = 10.
+    assert [(item.file, item.start) for item in cache.items][-2:] == [("10.mp4", 0.0), ("10.mp4", 5 / 8)]
+    assert (summary.kept, summary.files, summary.seconds) == (8, 7, 5.0)
+    assert summary.source_seconds == pytest.approx(sum(9 + n for n in GOOD) / 16)
+    torch.testing.assert_close(cache.prompts([6]), cache.prompts([7]))
+
+
+def test_a_prompt_is_stored_and_encoded_once_a_shard(tmp_path: Path) -> None:
+    captions = ["abc", "abc", "abc", "def", "abc", "abc", "def", "def"]
+    for index in range(len(captions)):
+        write_video(tmp_path / f"videos/{index}.mp4", np.full((6, 32, 32, 3), 90, np.uint8), 8)
+    write_captions(tmp_path / "captions.jsonl", [CaptionedFile(f"{i}.mp4", text) for i, text in enumerate(captions)])
+    asked: list[str] = []
+
+    class Listing(FakeEncoder):
+        def encode_prompts(self, prompts: list[str]) -> Tensor:
+            asked.extend(prompts)
+            return super().encode_prompts(prompts)
+
+    run(tmp_path, Listing(), shard_size=4)
+    assert asked == ["abc", "def", "abc", "def"]
+    expected = FakeEncoder().encode_prompts(captions)
+    torch.testing.assert_close(LatentCache(tmp_path / "cache").prompts([7, 3, 0, 4]), expected[[7, 3, 0, 4]])
+    with safe_open(tmp_path / "cache" / "shard-00000.safetensors", "pt") as shard:
+        assert shard.get_slice("prompts").get_shape() == [2, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [({"windows": 2}, "windows"), ({"picture_fps": 4}, "picture_fps"), ({"fps": 4}, "geometry"), (BRAIN, "dtype")],
+)
+def test_other_ways_of_cutting_are_not_mixed(folder: Path, change: dict[str, object], key: str) -> None:
+    run(folder, FakeEncoder())
+    with pytest.raises(UserError, match=f"was begun with {key}"):
+        run(folder, FakeEncoder(), **change)
+
+
+def test_captions_that_are_also_judged_by_are_told(folder: Path) -> None:
+    (folder / "heldout.txt").write_text("2 CAPTION!\nanother\n3  caption\n")
+    (folder / "clean.txt").write_text("another\n")
+    said: list[str] = []
+    run(folder, FakeEncoder(), heldout=[folder / "heldout.txt", folder / "clean.txt"], warn=said.append)
+    assert said == [f"2 of 11 different captions are prompts of {folder / 'heldout.txt'}, such as: 2 caption"]
+    assert LatentCache(folder / "cache").captions == [f"{index} caption" for index in GOOD]  # it warns and drops none
+
+
+@pytest.mark.parametrize("name", [b"bad\xff.mp4", b"bad\xff"])
+def test_names_that_are_not_text_are_skipped(folder: Path, name: bytes) -> None:
+    videos = folder / "videos"
+    if name.endswith(b"mp4"):
+        shutil.copy(videos / "0.mp4", os.fsdecode(os.fsencode(videos) + b"/" + name))
+    else:
+        os.mkdir(os.fsencode(videos) + b"/" + name)
+    assert run(folder, FakeEncoder()).skipped["unreadable name"] == 1
+
+
+def test_a_place_without_captioned_videos_is_an_error(tmp_path: Path) -> None:
+    def message(videos: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            prepare(videos, None, FakeEncoder(), tmp_path / "cache", frames=5, fps=8, height=16, width=24)
+        assert not (tmp_path / "cache").exists()
+        return str(caught.value)
+
+    (tmp_path / "videos").mkdir()
+    assert "there are no videos in" in message(tmp_path / "videos")
+    write_video(tmp_path / "videos/a.mp4", np.full((9, 32, 32, 3), 90, np.uint8), 8)
+    assert "has a caption: name a table with --captions" in message(tmp_path / "videos")
+    assert "it is no .tar file" in message(tmp_path / "videos/a.mp4")
+
+
+def test_a_table_may_name_a_folder_of_pictures_and_files_of_any_suffix(folder: Path) -> None:
+    for number in range(5):
+        (folder / "videos/walk").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (90, 90, 90)).save(folder / f"videos/walk/{number}.png")
+    (folder / "videos/nothing").mkdir()
+    (folder / "videos/0.mp4").rename(folder / "videos/0.video")
+    names = ["walk/", "0.video", "nothing"]
+    write_captions(folder / "captions.jsonl", [CaptionedFile(name, "caption") for name in names])
+    assert run(folder, FakeEncoder()).skipped["no pictures"] == 1
+    assert [item.file for item in LatentCache(folder / "cache").items] == ["walk", "0.video"]
+
+
+def test_rates_that_make_no_sense_are_refused(folder: Path) -> None:
+    for change in ({"fps": 0}, {"picture_fps": 0}, {"picture_fps": float("nan")}):
+        with pytest.raises(UserError, match="fps is"):
+            run(folder, FakeEncoder(), **change)
+        assert not (folder / "cache").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_skipped(folder: Path) -> None:
+    (folder / "videos/0.mp4").chmod(0)
+    (folder / "videos/secret").mkdir(mode=0)
+    skipped = run(folder, FakeEncoder()).skipped
+    assert skipped["unreadable"] == 3
 
 
 @pytest.mark.parametrize("beside", [False, True])

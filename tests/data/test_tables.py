@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from avd.data import CaptionedFile, read_captions
-from avd.data.captions import captions_beside
 from avd.types import UserError
 
 ENTRIES = [CaptionedFile("a/1.mp4", 'a "red" ball, rising'), CaptionedFile("2.mp4", "zwei Bälle\nim Wind")]
@@ -77,13 +76,3 @@ def test_a_file_that_is_no_parquet_is_one_line(tmp_path: Path) -> None:
     path.write_text("file,caption\n")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         read_captions(path)
-
-
-def test_captions_may_stand_beside_the_videos(tmp_path: Path) -> None:
-    (tmp_path / "part").mkdir()
-    (tmp_path / "part" / "dog.txt").write_text("a dog\nruns\n")
-    (tmp_path / "cat.txt").write_text(" \n")
-    files = ["bird.mp4", "cat.mp4", "part/dog.mov"]
-    assert captions_beside(tmp_path, files) == [CaptionedFile("part/dog.mov", "a dog runs")]
-    with pytest.raises(UserError, match=r"no video in .* has a caption"):
-        captions_beside(tmp_path, files[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -13,9 +14,13 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from avd.data import VideoError, read_video, video_bytes, write_video
+from avd.data.sources import Source
+from avd.data.video import read_windows
 from avd.types import UserError
+from odd_videos import encode
 
 
 def shades(count: int, height: int = 16, width: int = 16) -> np.ndarray:
@@ -242,6 +247,79 @@ def test_untagged_files_follow_the_custom_of_players(tmp_path: Path, height: int
     assert np.abs(found - color).max() < 2.5
 
 
+def test_interlaced_frames_lose_their_comb(tmp_path: Path) -> None:
+    # Brightness rises by 10 levels from one field to the next, so the two fields of a frame differ everywhere.
+    fields = np.zeros((8, 32, 32, 3), np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None] * 20 + 40
+    fields[:, 1::2] += 10
+    options = {"crf": "1", "threads": "1"}
+    for name, parameters in (("whole", {}), ("fields", {"x264-params": "interlaced=1:tff=1"})):
+        encode(tmp_path / f"{name}.mp4", fields, options=options | parameters)
+    whole, deinterlaced = (read_video(tmp_path / f"{name}.mp4").frames.astype(int) for name in ("whole", "fields"))
+    assert whole.shape == deinterlaced.shape
+    assert np.abs(np.diff(whole, axis=1)).mean() > 8  # lines of a frame that is not marked are left alone
+    assert np.abs(np.diff(deinterlaced, axis=1)).mean() < 1
+    assert np.diff(deinterlaced.mean(axis=(1, 2, 3))) == pytest.approx([20] * 7, abs=1)
+
+
+def test_transparent_edges_take_no_hidden_colour(tmp_path: Path) -> None:
+    # Left half red, right half transparent over green that nobody is to see, shrunk so that the two meet in a pixel.
+    pixels = np.zeros((2, 32, 32, 4), np.uint8)
+    pixels[:, :, :15] = (200, 0, 0, 255)
+    pixels[:, :, 15:] = (0, 255, 0, 0)
+    encode(tmp_path / "a.mov", pixels, codec="qtrle", pix_fmt="argb")
+    frame = read_video(tmp_path / "a.mov", size=(8, 8)).frames[0].astype(int)
+    assert np.abs(frame[:, 7] - (255, 255, 255)).max() < 4 and np.abs(frame[:, 0] - (200, 0, 0)).max() < 4
+    assert np.abs(frame[..., 1] - frame[..., 2]).max() < 4
+
+
+def test_windows_follow_one_another(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", shades(14), 8)
+    how = {"frames": 4, "fps": 8, "size": (16, 16)}
+
+    def windows(**more: int) -> list[tuple[float, list[int]]]:
+        found = read_windows(Source("a", tmp_path / "a.mp4"), **how, **more)  # type: ignore[arg-type]
+        return [(window.start, numbers(window.frames)) for window in found]
+
+    every = [(0.0, [0, 1, 2, 3]), (0.5, [4, 5, 6, 7]), (1.0, [8, 9, 10, 11])]  # what is left is no window
+    assert windows(windows=9) == every
+    assert windows(windows=2) == every[:2]
+    assert windows(windows=9, first=1) == every[1:]
+    assert windows(windows=9, first=3) == []
+
+
+def test_one_window_of_a_long_video_is_in_memory(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", shades(1).repeat(400, axis=0), 8)
+    tracemalloc.start()
+    peaks = []
+    for _ in read_windows(Source("a", tmp_path / "a.mp4"), frames=4, fps=8, size=(64, 64), windows=100):
+        peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    assert len(peaks) == 100
+    assert peaks[-1] < 1.5 * peaks[1] < 100 * 4 * 64 * 64 * 3 / 4
+
+
+def test_pictures_are_shown_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number, pixels in zip([2, 10, 9, 100], shades(4), strict=True):
+        Image.fromarray(pixels).save(tmp_path / f"frame{number}.png")
+    (tmp_path / "cover.png").write_bytes(b"not numbered")
+    source = Source("a", tmp_path)
+    (window,) = read_windows(source, frames=8, fps=8, size=(16, 16), windows=1, picture_fps=4)
+    assert numbers(window.frames) == [0, 0, 2, 2, 1, 1, 3, 3]
+    assert window.source_seconds == 1.0
+
+
+def test_pictures_are_turned_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 200  # the left half, which is to be the upper one
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    for number in range(2):
+        image.save(tmp_path / f"{number}.jpg", exif=exif, quality=95)
+    upright = read_video(tmp_path).frames[0]
+    assert upright.shape == (32, 16, 3) and upright[:12].mean() > 190 and upright[20:].mean() < 10
+
+
 def audio_only(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000)
@@ -276,7 +354,7 @@ def playlist(path: Path) -> None:
     ("make", "reasons"),
     [
         (lambda path: None, {"no such file"}),
-        (lambda path: path.mkdir(), {"no such file"}),
+        (lambda path: path.mkdir(), {"no pictures"}),
         (lambda path: path.touch(), {"empty file"}),
         (lambda path: path.write_text("this is a text\n" * 100), {"unreadable"}),
         (lambda path: path.write_bytes(bytes(5000)), {"unreadable"}),

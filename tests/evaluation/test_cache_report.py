@@ -20,7 +20,7 @@ def cache(tmp_path: Path) -> LatentCache:
     writer.skip("a.mp4", "unreadable", "cannot be decoded")
     for i in range(8):
         latent = torch.zeros(2, 2, 2, 2) if i < 2 else torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1).expand(2, 2, 2, 2)
-        writer.add(latent, torch.zeros(3, 4), Item("a red ball" if i % 2 else "one", f"{i}.mp4"))
+        writer.add(latent, torch.zeros(3, 4), Item("a red ball" if i % 2 else "one", f"{i // 3}.mp4", i % 3 / 2, 2.5))
     writer.finish()
     return LatentCache(tmp_path / "cache")
 
@@ -28,6 +28,7 @@ def cache(tmp_path: Path) -> LatentCache:
 def test_the_figures_are_those_of_the_latents(cache: LatentCache) -> None:
     report = report_on(cache)
     assert (report.clips, report.sampled, report.seconds) == (8, 8, 4.0)
+    assert (report.files, report.clips_per_file, report.source_seconds) == (3, (2, 3), 7.5)
     assert (report.different_captions, report.words) == (2, (1, 3))
     assert report.skipped == {"unreadable": 1}
     assert report.still_share == 0.25

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from avd import ui
 
+if TYPE_CHECKING:
+    from avd.data import Summary
+
 world_app = typer.Typer(help="The built-in world: procedural clips of which everything is known.", no_args_is_help=True)
 
 
+class Precision(StrEnum):
+    """How latents and prompts are stored."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 def prepare(
-    videos: Annotated[Path, typer.Argument(help="Folder of video files.")],
+    videos: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder, searched to its depth, of video files, folders of numbered pictures and .tar shards; or one "
+            ".tar. Pictures are scaled to cover the size, the aspect ratio kept, and cropped about the centre."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the cache.")],
     captions: Annotated[
         Path | None,
         typer.Option(
             "--captions",
             help="Table of files and captions: JSONL, CSV, TSV or Parquet; default: captions.jsonl in the folder, "
-            "or else a .txt beside each video.",
+            "or else a .txt or .json beside each video.",
         ),
     ] = None,
     file_column: Annotated[
@@ -34,6 +55,25 @@ def prepare(
     fps: Annotated[float | None, typer.Option("--fps", help="Frame rate; default: the model's.")] = None,
     height: Annotated[int | None, typer.Option("--height", help="Default: the model's.")] = None,
     width: Annotated[int | None, typer.Option("--width", help="Default: the model's.")] = None,
+    windows: Annotated[
+        int,
+        typer.Option("--windows", min=1, help="Clips a file at most, one after the other; its caption goes with each."),
+    ] = 1,
+    picture_fps: Annotated[
+        float | None, typer.Option("--picture-fps", help="Rate of folders of pictures; default: the clips'.")
+    ] = None,
+    dtype: Annotated[Precision, typer.Option("--dtype", help="How numbers are stored.")] = Precision.float16,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Processes that decode videos; 0: this one does it all.")
+    ] = 1,
+    heldout: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--heldout",
+            help="Prompts the model will be judged by (a text of lines, JSON or JSONL), to be warned of captions that "
+            "are among them; may be given several times.",
+        ),
+    ] = None,
 ) -> None:
     """Encode videos and captions once, for distillation. Interrupted and run again, it continues.
 
@@ -45,7 +85,7 @@ def prepare(
     encoder = VideoModel.load(model)
     own = encoder.settings
     encoder.check_clip(frames or own.frames, height or own.height, width or own.width)
-    with ui.bars() as bar:
+    with interruptible(), ui.bars() as bar:
         summary = prepare_cache(
             videos,
             captions,
@@ -57,11 +97,51 @@ def prepare(
             fps=fps or own.fps,
             height=height or own.height,
             width=width or own.width,
-            progress=bar("encoding videos"),
+            windows=windows,
+            picture_fps=picture_fps,
+            workers=workers,
+            dtype=dtype.value,
+            heldout=heldout or (),
+            warn=lambda text: ui.say(f"warning: {text}"),
+            progress=with_rate(bar("encoding videos")),
         )
-    ui.say(f"kept {summary.kept} clips, {summary.seconds:.0f} s of video, {summary.size / 1e6:.1f} MB in {output}")
+    _tell(summary, output)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """On Ctrl-C say that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        ui.say("interrupted: the same command goes on from here")
+        raise
+
+
+def with_rate(bar: ui.Bar) -> Callable[[int, int], None]:
+    """Progress that shows files a second, of those done since the first call."""
+    began, before = math.nan, 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal began, before
+        now = time.monotonic()
+        if math.isnan(began):
+            began, before = now, done
+        bar(done, total, {"files/s": (done - before) / (now - began)} if done > before else None)
+
+    return progress
+
+
+def _tell(summary: Summary, output: Path) -> None:
+    ui.say(
+        f"kept {summary.kept} clips of {summary.files} files: {summary.seconds:,.0f} s of their "
+        f"{summary.source_seconds:,.0f} s of video, {summary.size / 1e6:,.1f} MB in {output}"
+    )
     for reason, count in summary.skipped.items():
-        ui.say(f"skipped {count}: {reason} (named in {output / 'skipped.jsonl'})")
+        example = summary.examples[reason]
+        ui.say(" ".join(f"skipped {count}: {reason}, such as {example.file}: {example.detail}".split()))
+    if summary.skipped:
+        ui.say(f"all that was skipped is named in {output / 'skipped.jsonl'}")
 
 
 @world_app.command()

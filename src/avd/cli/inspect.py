@@ -46,9 +46,11 @@ def inspect(
     report, geometry = report_on(opened), opened.geometry
     size = sum(entry.stat().st_size for entry in cache.iterdir())
     fewest, most = report.words
+    least, greatest = report.clips_per_file
     examples = sorted(set(opened.captions), key=opened.captions.index)[:_EXAMPLES]
     _tell("cache", f"{cache}: {report.clips} clips, {report.seconds:,.0f} s of video, {size / 1e6:,.1f} MB")
     _tell("model", opened.identity)
+    _tell("files", f"{report.files}, {least} to {greatest} clips of each, of {report.source_seconds:,.0f} s in all")
     _tell("clips", f"{geometry.frames} frames of {geometry.height} x {geometry.width} at {geometry.fps:g} fps")
     _tell("latents", f"{_shape(opened.latent_shape)}; prompts {_shape(opened.prompt_shape)}")
     _tell("checksums", "right" if verify else "not compared")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from avd.data.batches import BatchOrder
-from avd.data.cache import Geometry, Item, LatentCache, LatentSource, MemoryLatents
-from avd.data.cache_writer import CacheWriter, Skip, read_skipped
+from avd.data.cache import Geometry, Item, LatentCache, LatentSource, MemoryLatents, Skip, read_skipped, source_seconds
+from avd.data.cache_writer import CacheWriter
 from avd.data.captions import CaptionedFile, read_captions, read_prompts, write_captions
+from avd.data.mp4 import video_bytes, write_video
 from avd.data.prepare import Encoder, Summary, prepare
-from avd.data.video import Video, VideoError, read_video, video_bytes, write_video
+from avd.data.video import Video, VideoError, read_video
 
 __all__ = [
     "BatchOrder",
@@ -28,6 +29,7 @@ __all__ = [
     "read_prompts",
     "read_skipped",
     "read_video",
+    "source_seconds",
     "video_bytes",
     "write_captions",
     "write_video",

@@ -2,9 +2,9 @@
 
 A cache is a folder:
 
-    shard-00000.safetensors   `latents` (N, C, F, H, W), whitened, and `prompts` (N, L, D), both of the cache's dtype;
-    shard-00001.safetensors   the metadata entry `items` is JSON: for each of the N, its caption, file and start
-    ...
+    shard-00000.safetensors   `latents` (N, C, F, H, W), whitened, and `prompts` (P, L, D), both of the cache's dtype;
+    shard-00001.safetensors   `prompt_rows` (N,), which of the P different prompts each of the N clips has; the metadata
+    ...                       entry `items` is JSON: caption, file, start and source_seconds of each of the N
     skipped.jsonl             the files left out, and why; only if there are any
     manifest.json             what the cache holds and by whom it was encoded, with the SHA-256 of each shard
 
@@ -17,7 +17,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -32,7 +32,7 @@ from avd.data.files import read_text
 from avd.types import UserError
 
 FORMAT = "avd-latent-cache"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
 SKIPPED = "skipped.jsonl"
@@ -51,11 +51,28 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Item:
-    """A clip of a cache: its caption, the file it was cut from, and where in it the clip starts, in seconds."""
+    """A clip of a cache: its caption, the file it was cut from, and where in it the clip starts, in seconds.
+
+    `source_seconds` is the length of the whole file, or at least of what was read of it.
+    """
 
     caption: str
     file: str
     start: float = 0.0
+    source_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A file left out: `reason` in a word or two, `detail` in a sentence.
+
+    `kept` is the number of its clips that are in the cache all the same, because they stand before the trouble.
+    """
+
+    file: str
+    reason: str
+    detail: str
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,14 @@ class ShardRecord:
     file: str
     items: int
     sha256: str
+
+
+def source_seconds(items: Iterable[Item]) -> float:
+    """How long the files last that clips were cut from, each counted once."""
+    of_file: dict[str, float] = {}
+    for item in items:
+        of_file[item.file] = max(of_file.get(item.file, 0.0), item.source_seconds)
+    return sum(of_file.values())
 
 
 class LatentSource(Protocol):
@@ -137,10 +162,20 @@ class LatentCache:
         return [item.caption for item in self.items]
 
     def latents(self, indices: Sequence[int]) -> Tensor:
-        return self._gather("latents", self.latent_shape, indices)
+        gathered = torch.empty(len(indices), *self.latent_shape)
+        for handle, places in self._places(indices):
+            latents = handle.get_slice("latents")
+            for row, offset in places:
+                gathered[row] = latents[offset]
+        return gathered
 
     def prompts(self, indices: Sequence[int]) -> Tensor:
-        return self._gather("prompts", self.prompt_shape, indices)
+        gathered = torch.empty(len(indices), *self.prompt_shape)
+        for handle, places in self._places(indices):
+            prompts, rows = handle.get_slice("prompts"), handle.get_tensor("prompt_rows").tolist()
+            for row, offset in places:
+                gathered[row] = prompts[rows[offset]]
+        return gathered
 
     def verify(self) -> None:
         """Read everything and compare checksums. Raises `UserError` naming the first shard that has changed."""
@@ -153,29 +188,29 @@ class LatentCache:
                     f"the manifest says {record.sha256[:12]}...: prepare the cache again"
                 )
 
-    def _gather(self, name: str, shape: tuple[int, ...], indices: Sequence[int]) -> Tensor:
-        places: dict[int, list[tuple[int, int]]] = defaultdict(list)  # shard: (row of the result, row of the shard)
+    def _places(self, indices: Sequence[int]) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
+        """Each shard that is needed, open, with (row of the result, row of the shard) of what is needed of it."""
+        by_shard: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for row, index in enumerate(indices):
             if not 0 <= index < len(self):
                 raise IndexError(f"index {index} of a cache of {len(self)} clips")
             shard = bisect_right(self._ends, index)
-            places[shard].append((row, index - self._ends[shard] + self._shards[shard].items))
-        gathered = torch.empty(len(indices), *shape)
-        for shard, pairs in places.items():
+            by_shard[shard].append((row, index - self._ends[shard] + self._shards[shard].items))
+        for shard, places in by_shard.items():
             with open_shard(self.path / self._shards[shard].file) as handle:
-                rows = handle.get_slice(name)
-                for row, offset in pairs:
-                    gathered[row] = rows[offset]
-        return gathered
+                yield handle, places
 
 
-def manifest_header(identity: str, geometry: Geometry, dtype: str, shard_size: int) -> dict[str, Any]:
-    """What two runs must agree on to write one cache."""
+def manifest_header(
+    identity: str, geometry: Geometry, dtype: str, shard_size: int, reading: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What two runs must agree on to write one cache. `reading` says how clips are cut from files."""
     return {
         "format": FORMAT,
         "version": VERSION,
         "identity": identity,
         "geometry": asdict(geometry),
+        **reading,
         "dtype": dtype,
         "shard_size": shard_size,
     }
@@ -217,11 +252,29 @@ def read_shard_header(path: Path) -> tuple[list[Item], tuple[tuple[int, ...], tu
     """A shard's items, and the shapes of one latent and one prompt embedding. Raises `UserError` as `open_shard`."""
     with open_shard(path) as handle:
         metadata = handle.metadata() or {}
-        latents, prompts = (tuple(handle.get_slice(name).get_shape()) for name in ("latents", "prompts"))
+        names = ("latents", "prompts", "prompt_rows")
+        missing = [name for name in names if name not in handle.keys()]  # noqa: SIM118, a handle is no mapping
+        if missing:
+            raise UserError(f"the shard {path} holds no {missing[0]}: prepare the cache again")
+        latents, prompts = (tuple(handle.get_slice(name).get_shape()) for name in names[:2])
+        rows = handle.get_tensor("prompt_rows")
     try:
         items = [Item(**record) for record in json.loads(metadata["items"])]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the shard {path} names no clips ({error!r}): prepare the cache again") from error
-    if not len(items) == latents[0] == prompts[0]:
+    if not len(items) == latents[0] == len(rows):
         raise UserError(f"the shard {path} holds {latents[0]} latents of {len(items)} clips: prepare the cache again")
+    if not ((rows >= 0) & (rows < prompts[0])).all():
+        raise UserError(f"the shard {path} lacks prompts that its clips have: prepare the cache again")
     return items, (latents[1:], prompts[1:])
+
+
+def read_skipped(cache: Path) -> list[Skip]:
+    """The files that a finished cache leaves out."""
+    path = cache / SKIPPED
+    if not path.exists():
+        return []
+    try:
+        return [Skip(**json.loads(line)) for line in read_text(path).split("\n") if line]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: prepare the cache again") from error

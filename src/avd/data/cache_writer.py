@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from avd.data.cache import (
@@ -26,33 +28,29 @@ from avd.data.cache import (
     Geometry,
     Item,
     ShardRecord,
+    Skip,
     manifest_header,
     read_manifest,
     read_shard_header,
+    read_skipped,
 )
-from avd.data.files import PARTIAL_SUFFIX, read_text, write_atomically
+from avd.data.files import PARTIAL_SUFFIX, read_text, replacing, write_atomically
 from avd.types import UserError
 
-
-@dataclass(frozen=True)
-class Skip:
-    """A file left out: `reason` in a word or two, `detail` in a sentence."""
-
-    file: str
-    reason: str
-    detail: str
+Dtype = Literal["float16", "bfloat16"]
 
 
 class CacheWriter:
     """Begins a cache at `path`, or continues an unfinished one there.
 
-    `identity` names the encoder, `geometry` the clips; `shard_size` is the number of clips in a shard, which is also
-    what an interruption can cost. A finished cache opens with `finished` true and is never written to again.
+    `identity` names the encoder, `geometry` the clips and `reading` how they are cut from files; `shard_size` is the
+    number of clips in a shard, what an interruption can cost and what is held in memory. A finished cache opens with
+    `finished` true and is never written to again.
 
     Attributes: `items`, the clips of complete shards, in order; `skipped`, the files left out so far; `finished`.
 
-    Raises `UserError` if the folder holds anything else, or a cache begun with another identity, geometry, dtype or
-    shard size.
+    Raises `UserError` if the folder holds anything else, or a cache begun with another identity, geometry, reading,
+    dtype or shard size.
     """
 
     def __init__(
@@ -62,19 +60,23 @@ class CacheWriter:
         identity: str,
         geometry: Geometry,
         shard_size: int = 64,
-        dtype: Literal["float16", "bfloat16"] = "float16",
+        dtype: Dtype = "float16",
+        reading: Mapping[str, Any] | None = None,
     ) -> None:
         if shard_size < 1:
             raise UserError(f"the shard size is {shard_size}: at least 1 is needed")
         self.path = Path(path)
         self.items: list[Item] = []
         self.skipped: list[Skip] = []
-        self._header = manifest_header(identity, geometry, dtype, shard_size)
+        self._known_skips: set[Skip] = set()
+        self._header = manifest_header(identity, geometry, dtype, shard_size, reading or {})
         self._dtype = DTYPES[dtype]
         self._shard_size = shard_size
         self._shards: list[ShardRecord] = []
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-        self._pending: list[tuple[Tensor, Tensor, Item]] = []
+        self._pending: list[Item] = []
+        self._latents = torch.empty(0)
+        self._prompts: dict[str, Tensor] = {}
         self.finished = (self.path / MANIFEST).exists()
         if self.finished:
             self._open_finished()
@@ -92,28 +94,40 @@ class CacheWriter:
         """Clips that the shard under way still takes, at least 1."""
         return self._shard_size - len(self._pending)
 
-    def add(self, latent_CFHW: Tensor, prompt_LD: Tensor, item: Item) -> None:
+    def lacks_prompt(self, caption: str) -> bool:
+        """Whether the next clip of this caption must come with its prompt's embedding: once a shard it must."""
+        return caption not in self._prompts
+
+    def add(self, latent_CFHW: Tensor, prompt_LD: Tensor | None, item: Item) -> None:
         """Append a clip: its whitened latent and its prompt's embedding. Writes a shard when that makes one full.
 
+        The embedding of a caption that the shard under way has (see `lacks_prompt`) is not looked at.
         Raises `UserError` if the shapes differ from the clips before, or a value is not finite in the cache's dtype.
         """
         assert not self.finished
-        latent, prompt = (x.detach().to("cpu", self._dtype, copy=True) for x in (latent_CFHW, prompt_LD))
-        shapes = (tuple(latent.shape), tuple(prompt.shape))
+        latent = self._checked(latent_CFHW, item)
+        if self.lacks_prompt(item.caption):
+            assert prompt_LD is not None
+            self._prompts[item.caption] = self._checked(prompt_LD, item)
+        shapes = (tuple(latent.shape), tuple(self._prompts[item.caption].shape))
         self._shapes = self._shapes or shapes
         if shapes != self._shapes:
             raise UserError(f"{item.file}: latent and prompt shapes are {shapes}, those before were {self._shapes}")
-        if not (latent.isfinite().all() and prompt.isfinite().all()):
-            raise UserError(f"{item.file}: latent or prompt holds values that {self._dtype} cannot: check the encoder")
-        self._pending.append((latent, prompt, item))
+        if not self._pending:
+            self._latents = torch.empty(self._shard_size, *latent.shape, dtype=self._dtype)
+        self._latents[len(self._pending)] = latent
+        self._pending.append(item)
         if self.room == 0:
             self._write_shard()
 
-    def skip(self, file: str, reason: str, detail: str) -> None:
-        """Record a file that is left out; a continued run finds it in `skipped`."""
+    def skip(self, file: str, reason: str, detail: str, kept: int = 0) -> None:
+        """Record a file that is left out; a continued run finds it in `skipped`, and may record it again in vain."""
         assert not self.finished
-        self.skipped.append(Skip(file, reason, detail))
-        self._log({"skip": asdict(self.skipped[-1])})
+        skip = Skip(file, reason, detail, kept)
+        if skip not in self._known_skips:
+            self._known_skips.add(skip)
+            self.skipped.append(skip)
+            self._log({"skip": asdict(skip)})
 
     def finish(self) -> None:
         """Write what is pending, the list of skipped files and the manifest. At least one clip must have been added."""
@@ -157,6 +171,7 @@ class CacheWriter:
         except (ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged: delete {self.path} and prepare the cache again") from error
         self._refuse_to_mix(header)
+        self._known_skips = set(self.skipped)
         write_atomically(path, settled.encode())
         self._take(shards)
 
@@ -183,34 +198,41 @@ class CacheWriter:
                     "choose another folder"
                 )
 
+    def _checked(self, value: Tensor, item: Item) -> Tensor:
+        """On the CPU, in the cache's dtype, and not a view of something larger."""
+        stored = value.detach().to("cpu", self._dtype, copy=True)
+        if not stored.isfinite().all():
+            raise UserError(f"{item.file}: latent or prompt holds values that {self._dtype} cannot: check the encoder")
+        return stored
+
     def _write_shard(self) -> None:
-        latents, prompts, items = zip(*self._pending, strict=True)
-        name = f"shard-{len(self._shards):05d}.safetensors"
+        count, places = len(self._pending), {caption: row for row, caption in enumerate(self._prompts)}
+        tensors = {
+            "latents": self._latents[:count],
+            "prompts": torch.stack(list(self._prompts.values())),
+            "prompt_rows": torch.tensor([places[item.caption] for item in self._pending], dtype=torch.int32),
+        }
         # A single metadata entry: safetensors does not keep the order of several.
-        metadata = {"items": json.dumps([asdict(item) for item in items], ensure_ascii=False)}
-        data = save({"latents": torch.stack(latents), "prompts": torch.stack(prompts)}, metadata)
-        write_atomically(self.path / name, data)
-        self._shards.append(ShardRecord(name, len(items), hashlib.sha256(data).hexdigest()))
+        metadata = {"items": json.dumps([asdict(item) for item in self._pending], ensure_ascii=False)}
+        path = self.path / f"shard-{len(self._shards):05d}.safetensors"
+        try:
+            with replacing(path) as partial:
+                save_file(tensors, partial, metadata)
+                with partial.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except SafetensorError as error:  # a full disk
+            raise UserError(f"cannot write {path}: {error}") from error
+        self._shards.append(ShardRecord(path.name, count, digest))
         self._log({"shard": asdict(self._shards[-1])})
-        self.items += items
+        self.items += self._pending
         self._pending.clear()
+        self._prompts.clear()
 
     def _log(self, event: dict[str, Any]) -> None:
         with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
             journal.write(_line(event))
             journal.flush()
             os.fsync(journal.fileno())
-
-
-def read_skipped(cache: Path) -> list[Skip]:
-    """The files that a finished cache leaves out."""
-    path = cache / SKIPPED
-    if not path.exists():
-        return []
-    try:
-        return [Skip(**json.loads(line)) for line in read_text(path).split("\n") if line]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: prepare the cache again") from error
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Captions and prompts on disk.
 
 A captions file is a table with a row a clip: JSONL (`{"file": "dog.mp4", "caption": "a dog runs over wet sand"}`), CSV,
-TSV or Parquet; other columns are allowed and ignored. Captions may also stand beside the videos, `dog.txt` for
-`dog.mp4`. A prompts file is plain text with one prompt a line, or JSONL with `caption` or `prompt`.
+TSV or Parquet; other columns are allowed and ignored. Captions may also stand beside the videos, `dog.txt` or
+`dog.json` for `dog.mp4`. A prompts file is plain text with one prompt a line, or JSONL with `caption` or `prompt`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from avd.data.files import read_text, write_atomically
+from avd.data.files import as_text, read_text, write_atomically
 from avd.data.tables import Record, json_lines, read_records
 from avd.types import UserError
 
@@ -55,19 +55,22 @@ def read_captions(
     return entries
 
 
-def captions_beside(videos: Path, files: Iterable[str]) -> list[CaptionedFile]:
-    """The captions of `files`, relative to the folder `videos`, that have a text file of the same name beside them.
+def caption_beside(name: str, data: bytes) -> str:
+    """The caption in the bytes of a text called `name` that stands beside a video, its lines joined; may be empty.
 
-    Raises `UserError` for a text file that is no text, and if no file has one.
+    A `.json` is an object with one of `CAPTION_COLUMNS`; any other is plain text. Raises `UserError` if it is not.
     """
-    entries = []
-    for file in files:
-        text = (videos / file).with_suffix(".txt")
-        if text.is_file() and (caption := " ".join(read_text(text).split())):
-            entries.append(CaptionedFile(file, caption))
-    if not entries:
-        raise UserError(f"no video in {videos} has a caption: name a table with --captions, or put dog.txt by dog.mp4")
-    return entries
+    text = as_text(data, name)
+    if name.lower().endswith(".json"):
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{name}: broken JSON ({error.msg}, line {error.lineno})") from error
+        found = [record[key] for key in CAPTION_COLUMNS if key in record] if isinstance(record, dict) else []
+        if not found or not isinstance(found[0], str):
+            raise UserError(f"{name}: an object with a text 'caption' is needed")
+        text = _whole_text(name, found[0])
+    return " ".join(text.split())
 
 
 def write_captions(path: str | Path, entries: Iterable[CaptionedFile]) -> None:
@@ -76,8 +79,8 @@ def write_captions(path: str | Path, entries: Iterable[CaptionedFile]) -> None:
     write_atomically(Path(path), "".join(lines).encode())
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a text file (one a line, blank lines skipped) or of a JSONL file (`caption` or `prompt`).
+def read_prompts(path: str | Path, *, keys: Sequence[str] = ("caption", "prompt")) -> list[str]:
+    """The prompts of a text file (one a line, blank lines skipped) or of a JSONL file (the first of `keys` it has).
 
     The file is taken as JSONL when its first character that is not blank opens a JSON object, whatever it is called.
     Raises `UserError` if it is unreadable, binary or empty, or a JSONL line is broken.
@@ -86,7 +89,7 @@ def read_prompts(path: str | Path) -> list[str]:
     text = read_text(path)
     if text.lstrip().startswith("{"):
         prompts = [
-            _field(f"{path}, {place}", record, "caption" if "caption" in record else "prompt")
+            _field(f"{path}, {place}", record, next((key for key in keys if key in record), keys[-1]))
             for place, record in json_lines(path, text)
         ]
     else:
@@ -109,4 +112,13 @@ def _field(where: str, record: Record, key: str) -> str:
     value = record[key]
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: {key!r} is {value!r}, a text that is not empty is needed")
-    return value
+    return _whole_text(where, value)
+
+
+def _whole_text(where: str, text: str) -> str:
+    """JSON can escape half of a character, which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: {text!r} holds half a character: write it as UTF-8") from error
+    return text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from avd.types import UserError
@@ -10,22 +12,32 @@ from avd.types import UserError
 PARTIAL_SUFFIX = ".partial"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to inside the block, whose file then takes the place of `path`.
 
-    Makes the folders above `path`. The bytes reach the disk before the name does. A process killed half-way leaves at
-    most a file whose name ends in `PARTIAL_SUFFIX`. Raises `UserError` where the system refuses.
+    A reader sees the old file or the whole new one, never a part. Makes the folders above `path`. The bytes reach the
+    disk before the name does. A process killed half-way leaves at most a file whose name ends in `PARTIAL_SUFFIX`.
+    Raises `UserError` where the system refuses.
     """
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
+        partial.write_bytes(b"")
+        mode = partial.stat().st_mode  # that the umask grants; some libraries write files for the owner's eyes only
+        yield partial
+        partial.chmod(mode)
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all; see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
 
 
 def check_can_make(path: Path) -> None:
@@ -40,11 +52,18 @@ def check_can_make(path: Path) -> None:
 def read_text(path: Path) -> str:
     """The UTF-8 text of `path`, a byte-order mark dropped. Raises `UserError` if there is none to read."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return as_text(data, str(path))
+
+
+def as_text(data: bytes, name: str) -> str:
+    """UTF-8 bytes as text, a byte-order mark dropped. Raises `UserError`, calling them `name`, if they are none."""
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+        raise UserError(f"{name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     if "\0" in text:
-        raise UserError(f"{path} is a binary file: a UTF-8 text file is needed")
+        raise UserError(f"{name} is a binary file: a UTF-8 text file is needed")
     return text

@@ -1,24 +1,27 @@
-"""From a folder of videos and a captions file to a latent cache."""
+"""From videos and captions to a latent cache."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from avd.data.cache import Geometry, Item
-from avd.data.cache_writer import CacheWriter
-from avd.data.captions import CaptionedFile, captions_beside, read_captions
-from avd.data.video import VideoError, read_video
+from avd.data.cache import Geometry, Item, Skip, source_seconds
+from avd.data.cache_writer import CacheWriter, Dtype
+from avd.data.mp4 import exact_rate
+from avd.data.overlap import read_heldout, shared_prompts
+from avd.data.plan import Captioned, Planned, plan
+from avd.data.video import VideoError, Window
+from avd.data.workers import Job, Reading, decoded
 from avd.types import UserError
 
-CAPTIONS_FILE = "captions.jsonl"
-VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
+Progress = Callable[[int, int], None]
 
 
 class Encoder(Protocol):
@@ -40,14 +43,18 @@ class Encoder(Protocol):
 class Summary:
     """What a cache was made of.
 
-    `kept` clips, `seconds` of video in all, `size` bytes on disk; `skipped` counts the files left out by reason, among
-    them files that have no caption and captions that have no file. `skipped.jsonl` in the cache names them.
+    `kept` clips of `files` files, `seconds` of video in all, out of the `source_seconds` that these files last; `size`
+    bytes on disk. `skipped` counts what was left out by reason, `examples` has the first of each; `skipped.jsonl` in
+    the cache names them all.
     """
 
     kept: int
-    skipped: dict[str, int]
+    files: int
     seconds: float
+    source_seconds: float
     size: int
+    skipped: dict[str, int]
+    examples: dict[str, Skip]
 
 
 def prepare(
@@ -62,61 +69,143 @@ def prepare(
     fps: float,
     height: int,
     width: int,
+    windows: int = 1,
+    picture_fps: float | None = None,
+    workers: int = 0,
     batch_size: int = 4,
     shard_size: int = 64,
-    dtype: Literal["float16", "bfloat16"] = "float16",
-    progress: Callable[[int, int], None] | None = None,
+    dtype: Dtype = "float16",
+    heldout: Sequence[Path] = (),
+    warn: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Summary:
-    """Encode the captioned files of the folder `videos` into a latent cache at `output`.
+    """Encode the captioned videos of the folder or tar `videos` into a latent cache at `output`.
 
-    `captions` is a table (see `read_captions`); None takes `captions.jsonl` in the folder, or else the text file beside
-    each video.
-    The first `frames` frames of each file, at `fps` and cropped to `height` x `width`, make one clip; see `read_video`.
-    Files that cannot be used are skipped. `progress` is called with the number of captions done and of all captions.
+    `captions` is a table (see `read_captions`); None takes `captions.jsonl` in the folder, or else the text beside each
+    video. Each file gives up to `windows` clips of `frames` frames, at `fps` and cropped to `height` x `width`; see
+    `read_windows`, also for `picture_fps`. They are read by `workers` processes; 0 is this one. Files that cannot be
+    used are skipped. `warn` is called with a line for each list of prompts in `heldout` that the captions overlap,
+    `progress` with the number of captioned videos done and of all.
 
     An interrupted run, repeated, goes on after the last complete shard and writes the same bytes as a run at a stretch
-    (on devices that repeat their results). A finished cache is left as it is.
+    (on devices that repeat their results), whatever `workers` is. A finished cache is left as it is.
 
-    Raises `UserError` for a captions file that cannot be read, a missing folder, an output folder in use by anything
-    else, captions that have changed since the cache was begun, and if no file can be used at all.
+    Raises `UserError` for captions or a `heldout` that cannot be read, a missing folder, an output folder in use by
+    anything else, captions that have changed since the cache was begun, and if no file can be used at all.
     """
-    if not videos.is_dir():
-        raise UserError(f"no videos at {videos}: there is no such folder")
-    captions = captions or _table_in(videos)
-    if captions is None:
-        entries = captions_beside(videos, _files_in(videos))
-    else:
-        entries = read_captions(captions, file_column=file_column, caption_column=caption_column)
-    if batch_size < 1:
-        raise UserError(f"the batch size is {batch_size}: at least 1 is needed")
-    geometry = Geometry(frames, height, width, float(fps))
-    writer = CacheWriter(output, identity=encoder.identity, geometry=geometry, shard_size=shard_size, dtype=dtype)
-    _refuse_other_captions(writer, entries, captions or videos)
-    if not writer.finished:
-        _encode_all(writer, entries, videos, encoder, geometry, batch_size, progress)
-        _skip_uncaptioned(writer, entries, videos)
-        if len(writer) == 0:
-            first, counts = writer.skipped[0], _count_reasons(writer)
-            writer.abandon()
-            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-            raise UserError(f"no file in {videos} can be used ({reasons}); the first, {first.file}: {first.detail}")
-        writer.finish()
-    return Summary(
-        kept=len(writer),
-        skipped=_count_reasons(writer),
-        seconds=len(writer) * frames / fps,
-        size=sum(entry.stat().st_size for entry in output.iterdir()),
+    if min(batch_size, windows) < 1 or workers < 0:
+        raise UserError(
+            f"{windows} windows, batch size {batch_size}, {workers} workers: at least 1, 1 and 0 are needed"
+        )
+    rates = [fps, fps if picture_fps is None else picture_fps]
+    for rate in rates:
+        exact_rate(rate)  # now, and not at the first file
+    reading = Reading(frames, float(fps), (height, width), windows, float(rates[1]))
+    planned = plan(videos, captions, file_column, caption_column)
+    _warn_of_overlap(planned, heldout, warn or (lambda text: None))
+    writer = CacheWriter(
+        output,
+        identity=encoder.identity,
+        geometry=Geometry(frames, height, width, reading.fps),
+        reading={"windows": windows, "picture_fps": reading.picture_fps},
+        shard_size=shard_size,
+        dtype=dtype,
     )
+    _refuse_other_captions(writer, planned, captions or videos)
+    if not writer.finished:
+        _fill(writer, planned, reading, workers, _Batch(writer, encoder, batch_size), progress)
+        if len(writer) == 0:
+            _give_up(writer, videos)
+        writer.finish()
+    return _summary(writer, frames / reading.fps)
 
 
-def _refuse_other_captions(writer: CacheWriter, entries: list[CaptionedFile], captions: Path) -> None:
-    """A cache continued, or finished, with other captions would not hold what its captions file says."""
-    caption_of = {entry.file: entry.caption for entry in entries}
+def _warn_of_overlap(planned: list[Planned], heldout: Sequence[Path], warn: Callable[[str], None]) -> None:
+    captions = {each.caption: None for each in planned if isinstance(each, Captioned)}
+    for path in heldout:
+        shared = shared_prompts(captions, read_heldout(path))
+        if shared:
+            warn(f"{len(shared)} of {len(captions)} different captions are prompts of {path}, such as: {shared[0]}")
+
+
+class _Batch:
+    """Clips to be encoded together."""
+
+    def __init__(self, writer: CacheWriter, encoder: Encoder, size: int) -> None:
+        self._writer, self._encoder, self._size = writer, encoder, size
+        self._items: list[Item] = []
+        self._frames: list[np.ndarray] = []
+
+    def add(self, item: Item, frames: np.ndarray) -> None:
+        self._items.append(item)
+        self._frames.append(frames)
+        # Batches end where shards do: a continued run then forms the same batches, and results in the last bit may
+        # depend on what else is in a batch.
+        if len(self._items) == min(self._size, self._writer.room):
+            self.encode()
+
+    def encode(self) -> None:
+        if not self._items:
+            return
+        latents = self._encoder.encode_video(np.stack(self._frames))
+        captions = dict.fromkeys(item.caption for item in self._items)
+        lacking = [caption for caption in captions if self._writer.lacks_prompt(caption)]
+        prompts = dict(zip(lacking, self._encoder.encode_prompts(lacking), strict=True)) if lacking else {}
+        for item, latent in zip(self._items, latents, strict=True):
+            self._writer.add(latent, prompts.get(item.caption), item)
+        self._items.clear()
+        self._frames.clear()
+
+
+def _fill(
+    writer: CacheWriter,
+    planned: list[Planned],
+    reading: Reading,
+    workers: int,
+    batch: _Batch,
+    progress: Progress | None,
+) -> None:
+    written = Counter(item.file for item in writer.items)
+    # An interruption may have come between two windows of the last file written, and of that one only.
+    last = writer.items[-1].file if writer.items else None
+    settled = {skip.file for skip in writer.skipped if skip.kept == 0} | (written.keys() - {last})
+    captioned = [each for each in planned if isinstance(each, Captioned)]
+    jobs = [Job(each.source, written[each.source.name]) for each in captioned if each.source.name not in settled]
+    done = len(captioned) - len(jobs)
+    tell = progress or (lambda done, total: None)
+    tell(done, len(captioned))
+    with closing(decoded(jobs, reading, workers)) as results:
+        for each in planned:
+            if isinstance(each, Skip):
+                writer.skip(each.file, each.reason, each.detail)
+            elif each.source.name not in settled:
+                kept = written[each.source.name]
+                for outcome in next(results):
+                    kept += _take(outcome, each, kept, writer, batch)
+                done += 1
+                tell(done, len(captioned))
+    batch.encode()
+
+
+def _take(outcome: Window | VideoError, of: Captioned, kept: int, writer: CacheWriter, batch: _Batch) -> int:
+    """Add a window to the batch, or note why there is none; the number of windows that is."""
+    name = of.source.name
+    if isinstance(outcome, VideoError):
+        writer.skip(name, outcome.reason, outcome.detail, kept)
+        return 0
+    batch.add(Item(of.caption, name, outcome.start, outcome.source_seconds), outcome.frames)
+    return 1
+
+
+def _refuse_other_captions(writer: CacheWriter, planned: list[Planned], captions: Path) -> None:
+    """A cache continued, or finished, with other captions would not hold what its captions say."""
+    caption_of = {each.source.name: each.caption for each in planned if isinstance(each, Captioned)}
     for item in writer.items:
         if caption_of.get(item.file) != item.caption:
             raise UserError(f"{captions} changed after {writer.path} was begun ({item.file}): choose another folder")
     if writer.finished:
-        missing = caption_of.keys() - _settled(writer)
+        settled = {item.file for item in writer.items} | {skip.file for skip in writer.skipped}
+        missing = caption_of.keys() - settled
         if missing:
             raise UserError(
                 f"the latent cache {writer.path} is finished without {len(missing)} files of {captions}, "
@@ -124,72 +213,24 @@ def _refuse_other_captions(writer: CacheWriter, entries: list[CaptionedFile], ca
             )
 
 
-def _encode_all(
-    writer: CacheWriter,
-    entries: list[CaptionedFile],
-    videos: Path,
-    encoder: Encoder,
-    geometry: Geometry,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    settled = _settled(writer)
-    batch: list[CaptionedFile] = []
-    clips: list[np.ndarray] = []
-
-    def encode_batch() -> None:
-        latents = encoder.encode_video(np.stack(clips))
-        prompts = encoder.encode_prompts([entry.caption for entry in batch])
-        for entry, latent, prompt in zip(batch, latents, prompts, strict=True):
-            writer.add(latent, prompt, Item(entry.caption, entry.file))
-        batch.clear()
-        clips.clear()
-
-    for done, entry in enumerate(entries, start=1):
-        if entry.file not in settled:
-            try:
-                clip = read_video(
-                    videos / entry.file,
-                    frames=geometry.frames,
-                    fps=geometry.fps,
-                    size=(geometry.height, geometry.width),
-                )
-            except VideoError as error:
-                writer.skip(entry.file, error.reason, error.detail)
-            else:
-                batch.append(entry)
-                clips.append(clip.frames)
-        # Batches end where shards do: a continued run then forms the same batches, and results in the last bit may
-        # depend on what else is in a batch.
-        if len(batch) == min(batch_size, writer.room):
-            encode_batch()
-        if progress is not None:
-            progress(done, len(entries))
-    if batch:
-        encode_batch()
+def _give_up(writer: CacheWriter, videos: Path) -> None:
+    first, counts = writer.skipped[0], _count_reasons(writer.skipped)
+    writer.abandon()
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    raise UserError(f"no file in {videos} can be used ({reasons}); the first, {first.file}: {first.detail}")
 
 
-def _skip_uncaptioned(writer: CacheWriter, entries: list[CaptionedFile], videos: Path) -> None:
-    known = {entry.file for entry in entries} | _settled(writer)
-    for file in _files_in(videos):
-        if file not in known:
-            writer.skip(file, "no caption", "no caption names it")
+def _summary(writer: CacheWriter, clip_seconds: float) -> Summary:
+    return Summary(
+        kept=len(writer),
+        files=len({item.file for item in writer.items}),
+        seconds=len(writer) * clip_seconds,
+        source_seconds=source_seconds(writer.items),
+        size=sum(entry.stat().st_size for entry in writer.path.iterdir()),
+        skipped=_count_reasons(writer.skipped),
+        examples={skip.reason: skip for skip in reversed(writer.skipped)},
+    )
 
 
-def _table_in(videos: Path) -> Path | None:
-    table = videos / CAPTIONS_FILE
-    return table if table.is_file() else None
-
-
-def _files_in(videos: Path) -> list[str]:
-    """The video files anywhere under a folder, relative to it, sorted."""
-    found = (path for path in videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-    return sorted(path.relative_to(videos).as_posix() for path in found)
-
-
-def _settled(writer: CacheWriter) -> set[str]:
-    return {item.file for item in writer.items} | {skip.file for skip in writer.skipped}
-
-
-def _count_reasons(writer: CacheWriter) -> dict[str, int]:
-    return dict(Counter(skip.reason for skip in writer.skipped).most_common())
+def _count_reasons(skipped: Sequence[Skip]) -> dict[str, int]:
+    return dict(Counter(skip.reason for skip in skipped).most_common())

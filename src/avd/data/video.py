@@ -1,34 +1,39 @@
-"""Video files to arrays and back.
+"""Video files to arrays.
 
-Files may come in any format FFmpeg reads, at any size, shape of pixel, rotation or (variable) frame rate. What is read
-is uint8 sRGB of shape (F, H, W, 3) at a constant rate. What is written is H.264 in MP4 that browsers play.
+Files may come in any common format, at any size, shape of pixel, rotation or (variable) frame rate; folders of numbered
+pictures are videos too. What is read is uint8 sRGB of shape (F, H, W, 3) at a constant rate.
 """
 
 from __future__ import annotations
 
-import io
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from av.stream import Disposition
 
-from avd.data.files import write_atomically
+from avd.data.frames import deinterlaced, is_hdr, kept_share, picture
+from avd.data.images import numbered_pictures
+from avd.data.mp4 import exact_rate
+from avd.data.sources import Source
 from avd.types import UserError
 
-# Accurate rounding and full chroma keep flat colours within a level of the truth; bit-exact is the same on every CPU.
-_SWSCALE = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.BITEXACT
-)
-_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
+MIN_KEPT_SHARE = 1 / 8
+"""Of a picture that is cropped; beyond that a caption no longer says what is left of it."""
+
+# FFmpeg tells formats by content, whatever a file is called. Only containers may be opened, and no protocol: a playlist
+# disguised as a video then fetches nothing from anywhere.
+_CONTAINERS = "apng,asf,avi,flv,gif,h264,hevc,ivf,matroska,mov,mpeg,mpegts,mpegvideo,mxf,nut,ogg,yuv4mpegpipe"
+_PICTURES = "apng,jpeg_pipe,png_pipe,webp_pipe"
+# FFmpeg's own decoders of these leave out the transparency that WebM keeps beside the picture.
+_DECODERS_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,19 @@ class Video:
     fps: float
 
 
-class VideoError(UserError):
-    """A video file that cannot be used. `reason` is a word or two, the same for all files with the same trouble."""
+@dataclass(frozen=True)
+class Window:
+    """Consecutive frames, uint8 (F, H, W, 3), that begin `start` seconds into a video of `source_seconds` in all."""
 
-    def __init__(self, path: Path, reason: str, detail: str) -> None:
+    start: float
+    frames: np.ndarray
+    source_seconds: float
+
+
+class VideoError(UserError):
+    """A video that cannot be used. `reason` is a word or two, the same for all files with the same trouble."""
+
+    def __init__(self, path: str | Path, reason: str, detail: str) -> None:
         super().__init__(f"{path}: {detail}")
         self.reason = reason
         self.detail = detail
@@ -57,6 +71,16 @@ class _TimedFrame:
     frame: av.VideoFrame
 
 
+@dataclass(frozen=True)
+class _Footage:
+    """An open video: its frames in time, their average rate, the shape of a pixel, its length in seconds or 0."""
+
+    timed: Iterator[_TimedFrame]
+    rate: Fraction
+    pixel_aspect: Fraction = Fraction(1)
+    seconds: float = 0.0
+
+
 def read_video(
     path: str | Path, *, frames: int | None = None, fps: float | None = None, size: tuple[int, int] | None = None
 ) -> Video:
@@ -69,97 +93,156 @@ def read_video(
     Raises `VideoError`, a `UserError` of one line, if the file is missing, empty, damaged, has no video in it, or is
     shorter than `frames`.
     """
-    path = Path(path)
-    try:
-        if not path.is_file():
-            raise VideoError(path, "no such file", "no such file")
-        if path.stat().st_size == 0:
-            raise VideoError(path, "empty file", "the file is empty (0 bytes)")
-        # The whitelist stops playlists, disguised as videos, from fetching other addresses.
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
-            if not container.streams.video:
-                raise VideoError(path, "no video stream", "there is no video stream in this file")
-            stream = container.streams.video[0]
-            rate = stream.average_rate or stream.guessed_rate
-            if not rate:
-                raise VideoError(path, "no frames", "the video stream holds no frames")
-            timed = _timed(path, container.decode(stream), rate)
-            chosen = (each.frame for each in timed) if fps is None else _resample(timed, _rational(fps))
-            pictures = _pictures(islice(chosen, frames), size, stream.sample_aspect_ratio or Fraction(1))
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(path, "unreadable", f"cannot be decoded: {error.strerror}") from error
-
-    fps = fps or float(rate)
-    if not pictures:
-        raise VideoError(path, "no frames", "the video stream holds no frames")
-    if frames is not None and len(pictures) < frames:
-        raise VideoError(path, "too short", f"holds {len(pictures)} frames at {fps:g} fps, {frames} are needed")
-    return Video(np.stack(pictures), fps)
+    source = Source(str(path), Path(path))
+    rate = None if fps is None else exact_rate(fps)
+    with _opened(source, rate) as footage:
+        chosen = (each.frame for each in footage.timed) if rate is None else _resample(footage.timed, rate)
+        pictures = list(_pictures(source, islice(chosen, frames), size, footage.pixel_aspect))
+        fps = fps or float(footage.rate)
+        _check_length(source, len(pictures), frames or 1, fps)
+        return Video(np.stack(pictures), fps)
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
-    """Write `frames`, uint8 (F, H, W, 3), as an MP4 file, whole or not at all; see `video_bytes`."""
-    write_atomically(Path(path), video_bytes(frames, fps))
+def read_windows(
+    source: Source,
+    *,
+    frames: int,
+    fps: float,
+    size: tuple[int, int],
+    windows: int,
+    first: int = 0,
+    picture_fps: float | None = None,
+) -> Iterator[Window]:
+    """The windows of `frames` frames that follow one another in a video, from number `first` up to `windows`.
 
+    Frames are read as `read_video` reads them, and what is left after the last whole window is dropped. One window is
+    in memory at a time. `picture_fps` is the rate of a folder of pictures; None is `fps`.
 
-def video_bytes(frames: np.ndarray, fps: float, *, scale: int = 1) -> bytes:
-    """`frames`, uint8 (F, H, W, 3), as an MP4 file in memory: H.264 4:2:0, BT.709 colours, tagged as such.
-
-    4:2:0 is what every browser plays. It halves the resolution of colour; a `scale` of 2 or more, which repeats every
-    pixel in both directions, keeps colour sharp in small clips. An odd height or width is padded by repeating the last
-    row or column. The same frames give the same bytes.
-
-    Raises `UserError` for another type or shape, no frames, an `fps` outside 0.01 to 1000, or a `scale` below 1.
+    Raises `VideoError` as `read_video` does, also between windows where the video turns out to be damaged.
     """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or frames.size == 0:
-        raise UserError(f"video frames are {frames.dtype} {frames.shape}: uint8 (F, H, W, 3) is needed, none of it 0")
-    if scale < 1:
-        raise UserError(f"video scale is {scale}: a whole number of at least 1 is needed")
-    frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-
-    memory = io.BytesIO()
-    rate = _rational(fps)
-    with av.open(memory, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        # More than one thread would let the number of CPU cores into the bytes.
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "12", "threads": "1"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.colorspace = Colorspace.ITU709
-        context.color_primaries = ColorPrimaries.BT709
-        context.color_trc = ColorTrc.BT709
-        context.color_range = ColorRange.MPEG
-        for index, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-                interpolation=_SWSCALE,
-                threads=1,
-            )
-            frame.pts, frame.duration, frame.time_base = index, 1, 1 / rate
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return memory.getvalue()
+    rate = exact_rate(fps)
+    with _opened(source, rate if picture_fps is None else exact_rate(picture_fps)) as footage:
+        chosen = islice(_resample(footage.timed, rate), first * frames, windows * frames)
+        pictures = _pictures(source, chosen, size, footage.pixel_aspect)
+        for number in range(first, windows):
+            window = list(islice(pictures, frames))
+            if number == 0:
+                _check_length(source, len(window), frames, fps)
+            if len(window) < frames:
+                return
+            start, end = (float(count * frames / rate) for count in (number, number + 1))
+            yield Window(start, np.stack(window), footage.seconds or end)
 
 
-def _rational(fps: float) -> Fraction:
-    if not 0.01 <= fps <= 1000:
-        raise UserError(f"fps is {fps}: a rate from 0.01 to 1000 is needed")
-    return Fraction(fps).limit_denominator(1001)  # exact for 30000/1001 and its like
+def _check_length(source: Source, found: int, needed: int, fps: float) -> None:
+    if found == 0:
+        raise VideoError(source.name, "no frames", "the video stream holds no frames")
+    if found < needed:
+        raise VideoError(source.name, "too short", f"holds {found} frames at {fps:g} fps, {needed} are needed")
 
 
-def _timed(path: Path, frames: Iterable[av.VideoFrame], rate: Fraction) -> Iterator[_TimedFrame]:
-    """Decoded frames with their times. `rate` serves files that store no times or durations."""
-    origin: Fraction | None = None
+@contextmanager
+def _opened(source: Source, picture_rate: Fraction | None) -> Iterator[_Footage]:
+    """A video to read from inside the block. Whatever goes wrong with it there is a `VideoError`."""
+    try:
+        if source.is_folder:
+            yield _pictures_in_time(source, picture_rate or Fraction(1))
+            return
+        with source.open() as file:
+            if not file.read(1):
+                raise VideoError(source.name, "empty file", "the file is empty (0 bytes)")
+            file.seek(0)
+            with _container(file, _CONTAINERS) as container:
+                yield _footage(source, container)
+    except VideoError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise VideoError(source.name, "no such file", "no such file") from None
+    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise VideoError(source.name, "unreadable", f"cannot be decoded: {cause}") from error
+
+
+def _container(file: Any, formats: str) -> Any:
+    options = {"protocol_whitelist": "none", "format_whitelist": formats}
+    return av.open(file, options=options, metadata_errors="replace")
+
+
+def _footage(source: Source, container: Any) -> _Footage:
+    streams = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
+    stream = next(streams, None)
+    if stream is None:
+        raise VideoError(source.name, "no video stream", "there is no video stream in this file")
+    if stream.codec_context is None:
+        raise VideoError(source.name, "unreadable", "cannot be decoded: there is no decoder for this kind of video")
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise VideoError(source.name, "no frames", "the video stream holds no frames")
+    frames = deinterlaced(_whole(source, _decoded(container, stream)))
+    if stream.duration is not None:
+        seconds = float(stream.duration * stream.time_base)
+    else:
+        seconds = (container.duration or 0) / av.time_base
+    return _Footage(_in_time(frames, rate), rate, stream.sample_aspect_ratio or Fraction(1), seconds)
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
+    transparent = any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
+    name = _DECODERS_WITH_ALPHA.get(stream.codec_context.name) if transparent else None
+    if name is None:
+        yield from container.decode(stream)
+        return
+    decoder: Any = av.CodecContext.create(name, "r")
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet)
+
+
+def _whole(source: Source, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     for index, frame in enumerate(frames):
         if frame.is_corrupt:
-            raise VideoError(path, "damaged", f"frame {index} is damaged")
+            raise VideoError(source.name, "damaged", f"frame {index} is damaged")
+        if is_hdr(frame):
+            raise VideoError(source.name, "HDR", "its levels are those of high dynamic range: convert it to SDR")
+        yield frame
+
+
+def _in_time(frames: Iterable[av.VideoFrame], rate: Fraction) -> Iterator[_TimedFrame]:
+    """Decoded frames with their times; one that is not later than those before is dropped.
+
+    `rate` serves files that store no times or durations.
+    """
+    origin: Fraction | None = None
+    latest = Fraction(-1)
+    for index, frame in enumerate(frames):
         tick = frame.time_base or Fraction(0)
         time = index / rate if frame.pts is None else frame.pts * tick
         origin = time if origin is None else origin
-        yield _TimedFrame(time - origin, time - origin + (frame.duration * tick or 1 / rate), frame)
+        start = time - origin
+        if start > latest:
+            latest = start
+            yield _TimedFrame(start, start + (frame.duration * tick or 1 / rate), frame)
+
+
+def _pictures_in_time(source: Source, rate: Fraction) -> _Footage:
+    try:
+        names = numbered_pictures(os.listdir(source.path))
+    except ValueError as error:
+        raise VideoError(source.name, "ambiguous pictures", str(error)) from error
+    if not names:
+        raise VideoError(source.name, "no pictures", "a folder, and no numbered pictures in it")
+
+    def timed() -> Iterator[_TimedFrame]:
+        for index, name in enumerate(names):
+            try:
+                with (source.path / name).open("rb") as file, _container(file, _PICTURES) as container:
+                    frame = next(container.decode(video=0), None)
+            except (av.FFmpegError, OSError) as error:
+                raise VideoError(source.name, "unreadable", f"{name} cannot be decoded: {error.strerror}") from error
+            if frame is None:
+                raise VideoError(source.name, "unreadable", f"{name} holds no picture")
+            yield _TimedFrame(index / rate, (index + 1) / rate, frame)
+
+    return _Footage(timed(), rate, seconds=len(names) / float(rate))
 
 
 def _resample(timed: Iterable[_TimedFrame], rate: Fraction) -> Iterator[av.VideoFrame]:
@@ -180,36 +263,17 @@ def _resample(timed: Iterable[_TimedFrame], rate: Fraction) -> Iterator[av.Video
 
 
 def _pictures(
-    frames: Iterable[av.VideoFrame], size: tuple[int, int] | None, pixel_aspect: Fraction
-) -> list[np.ndarray]:
+    source: Source, frames: Iterable[av.VideoFrame], size: tuple[int, int] | None, pixel_aspect: Fraction
+) -> Iterator[np.ndarray]:
     """RGB pictures of `size`, or else of the first one's own size, should later ones differ."""
-    pictures: list[np.ndarray] = []
+    last: av.VideoFrame | None = None
+    pixels: np.ndarray = np.empty(0)
     for frame in frames:
-        pictures.append(_picture(frame, size, pixel_aspect))
-        size = size or (pictures[0].shape[0], pictures[0].shape[1])
-    return pictures
-
-
-def _picture(frame: av.VideoFrame, size: tuple[int, int] | None, pixel_aspect: Fraction) -> np.ndarray:
-    """One frame as upright RGB (H, W, 3) with square pixels, covering `size` and cropped to it about the centre."""
-    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise
-    true_width = float(frame.width * pixel_aspect)
-    stored_size = size or (frame.height, round(true_width))
-    if size is not None and quarter_turns % 2:
-        stored_size = (size[1], size[0])
-    height, width = stored_size
-    scale = max(height / frame.height, width / true_width)
-    scaled_height = max(height, round(frame.height * scale))
-    scaled_width = max(width, round(true_width * scale))
-    # Files that name no colour matrix follow the custom of players: BT.709 if high definition, else BT.601.
-    unnamed_hd = frame.colorspace == _UNSPECIFIED and frame.height >= 720
-    pixels = frame.to_ndarray(
-        format="rgb24",
-        width=scaled_width,
-        height=scaled_height,
-        src_colorspace=Colorspace.ITU709 if unnamed_hd else None,
-        interpolation=_SWSCALE,
-        threads=1,
-    )
-    top, left = (scaled_height - height) // 2, (scaled_width - width) // 2
-    return np.rot90(pixels[top : top + height, left : left + width], quarter_turns)
+        if frame is not last:
+            if size is not None and kept_share(frame, size, pixel_aspect) < MIN_KEPT_SHARE:
+                shape = f"{frame.width} x {frame.height}"
+                raise VideoError(source.name, "too narrow", f"a crop would leave less than an eighth of {shape} pixels")
+            pixels = picture(frame, size, pixel_aspect)
+            size = size or pixels.shape[:2]
+            last = frame
+        yield pixels

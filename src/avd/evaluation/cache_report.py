@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avd.data import LatentCache, read_skipped
+from avd.data import LatentCache, read_skipped, source_seconds
 from avd.models.wan import VideoModel
 from avd.objectives.temporal import frame_variance, temporal_regularization
 
@@ -17,7 +17,12 @@ class CacheReport:
     """Figures of the latents are over `sampled` clips, evenly spread over the cache."""
 
     clips: int
+    files: int
+    clips_per_file: tuple[int, int]
+    """Fewest and most clips of a file."""
     seconds: float
+    source_seconds: float
+    """Length of the files that the clips are of."""
     sampled: int
     different_captions: int
     words: tuple[int, int]
@@ -37,9 +42,13 @@ def report_on(cache: LatentCache, sample: int = 256) -> CacheReport:
     """Read `sample` clips of a cache, or all if it has fewer, and describe it."""
     latents = cache.latents(spread(len(cache), sample))
     variance = frame_variance(latents)
+    per_file = Counter(item.file for item in cache.items)
     words = [len(caption.split()) for caption in cache.captions]
     return CacheReport(
         clips=len(cache),
+        files=len(per_file),
+        clips_per_file=(min(per_file.values()), max(per_file.values())),
+        source_seconds=source_seconds(cache.items),
         seconds=len(cache) * cache.geometry.frames / cache.geometry.fps,
         sampled=len(latents),
         different_captions=len(set(cache.captions)),

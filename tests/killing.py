@@ -1,0 +1,39 @@
+"""Processes that are killed with signal 9 at a chosen moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+def die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("not reached")
+
+
+def before(owner: Any, name: str, call: int) -> None:
+    """Die as the `call`-th call (from 1) of `owner.name` begins."""
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return die() if calls == call else original(*args, **options)
+
+    setattr(owner, name, counted)
+
+
+def in_a_fork(work: Callable[[], int]) -> int:
+    """How a child that does `work` ended: its exit code, or minus the signal that killed it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(work())
+        except BaseException:
+            traceback.print_exc()
+            os._exit(70)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
