@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from avd.types import UserError
 if TYPE_CHECKING:
     from avd.planning.fitting import Remedy
     from avd.planning.plan import Plan
+    from avd.planning.work import Work
 
 _UNITS = {"GB": 1e9, "GIB": 2.0**30}
 
@@ -84,55 +86,63 @@ def _as_json(plan: Plan, remedy: Remedy | None) -> bytes:
 def _show(plan: Plan, remedy: Remedy | None) -> None:
     recipe, skeleton, machine = plan.recipe, plan.skeleton, plan.machine
     compute, clips = recipe.compute, recipe.training.batch // machine.gpus
-    _say(f"{recipe.name} on {recipe.model}, {plan.parameters.network / 1e9:.2f} G parameters, roles: {recipe.roles}")
+    millions = plan.parameters.network / 1e6
+    _say(f"{recipe.name} on {recipe.model}: {millions:,.1f} M parameters, roles {recipe.roles}")
     _say(f"latents {' x '.join(map(str, skeleton.latent_CFHW))}, {skeleton.tokens():,} tokens a clip")
     _say(
-        f"{machine.gpus} x {machine.memory / 1e9:.1f} GB; {clips} clips a rank, "
-        f"{min(compute.microbatch or clips, clips)} at once; {compute.dtype}, checkpointing {compute.checkpointing}, "
-        f"weights over {compute.shard or machine.gpus}"
+        f"{machine.gpus} x {machine.memory / 1e9:,.1f} GB; batch {recipe.training.batch}, {clips} a rank, "
+        f"{min(compute.microbatch or clips, clips)} at once; weights over {compute.shard or machine.gpus}; "
+        f"{compute.dtype}; checkpointing {compute.checkpointing}"
     )
-    ui.out.print(_memory_table(plan), soft_wrap=False)
-    ui.out.print(_work_table(plan), soft_wrap=False)
+    for table in (_memory_table(plan), _work_table(plan)):
+        _say("")
+        ui.out.print(table)
+    _say("")
     hours = plan.seconds * recipe.training.updates / 3600
-    _say(f"{plan.seconds:,.1f} s an update, {hours:,.1f} h for {recipe.training.updates:,} updates,")
     kind = "" if machine.peak_tflops else f", an H100's in {compute.dtype}"
-    _say(f"if {machine.mfu:.0%} of {machine.peak_of(recipe):g} TFLOP/s a GPU are reached{kind}")
+    _say(f"{_number(plan.seconds)} s an update, {_number(hours)} h for {recipe.training.updates:,} updates,")
+    _say(f"at {machine.mfu:.0%} of {machine.peak_of(recipe):g} TFLOP/s a GPU{kind}")
     _say(_verdict(plan, remedy))
 
 
 def _memory_table(plan: Plan) -> Table:
     resident, highest = plan.resident, plan.highest
-    table = _table("memory of a rank", "GB")
+    unit, scale = ("GB", 1e9) if plan.peak >= 1e9 else ("MB", 1e6)
+    table = _table("memory of a rank", unit)
     for name, size in {
         "frozen weights": resident.frozen_weights,
         "trained weights": resident.trained_weights,
         "average": resident.average,
         "optimizer": resident.optimizer,
         "batch": resident.batch,
-        f"in the {highest.name}: activations": highest.activations,
-        "    gradients": highest.gradients,
-        "    gathered weights": highest.gathered,
-        "    optimizer's temporaries": highest.temporaries,
-        "peak": plan.peak,
+        "gradients": highest.gradients,
+        "gathered weights": highest.gathered,
+        "activations": highest.activations,
+        "optimizer's temporaries": highest.temporaries,
+        f"peak, in the {highest.name}": plan.peak,
         "allowance for what is not counted": plan.allowance,
     }.items():
-        table.add_row(name, f"{size / 1e9:,.1f}")
+        table.add_row(name, f"{size / scale:,.1f}")
     return table
 
 
 def _work_table(plan: Plan) -> Table:
     clips = plan.recipe.training.batch
-    table = _table(f"a cycle of {clips} clips", "forwards", "least", "most", "PFLOP")
+    unit, scale = ("PFLOP", 1e15) if plan.flops >= 1e15 else ("TFLOP", 1e12)
+    table = _table(f"a cycle of {clips} clips", "forwards", "least", "most", unit)
     for part in plan.work:
-        numbers = (part.forwards, part.least, part.most, clips * part.flops / 1e15)
-        table.add_row(part.name, *(f"{number:,.1f}" for number in numbers))
-    totals = (sum(getattr(part, name) for part in plan.work) for name in ("forwards", "least", "most"))
-    table.add_row("all", *(f"{number:,.1f}" for number in totals), f"{plan.flops / 1e15:,.1f}")
+        table.add_row(part.name, *_forwards([part]), f"{clips * part.flops / scale:,.1f}")
+    table.add_row("all", *_forwards(plan.work), f"{plan.flops / scale:,.1f}")
     return table
 
 
+def _forwards(parts: Sequence[Work]) -> Iterator[str]:
+    for values in zip(*((part.forwards, part.least, part.most) for part in parts), strict=True):
+        yield f"{sum(values):,.1f}"
+
+
 def _table(title: str, *numbers: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, collapse_padding=True)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0, pad_edge=False)
     table.add_column(title, no_wrap=True)
     for number in numbers:
         table.add_column(number, justify="right", min_width=9, no_wrap=True)
@@ -140,24 +150,25 @@ def _table(title: str, *numbers: str) -> Table:
 
 
 def _verdict(plan: Plan, remedy: Remedy | None) -> str:
-    needed = f"{_needed(plan)} of {plan.machine.memory / 1e9:.1f} GB"
+    needed = f"{_needed(plan)} with the allowance, of {plan.machine.memory / 1e9:,.1f} GB"
     if plan.fits:
         return f"fits: {needed}"
     if remedy is None:
         return f"does not fit: {needed}; no change that was tried makes it fit"
-    values = [f"--set {key}={_yaml(value)}" for key, value in remedy.changes.items()]
-    words = " ".join(([f"--gpus {remedy.gpus}"] if remedy.gpus else []) + values)
+    words = [] if remedy.gpus is None else [f"--gpus {remedy.gpus}"]
+    words += [f"--set {key}={'null' if value is None else value}" for key, value in remedy.changes.items()]
     return (
-        f"does not fit: {needed}; fits with {words}: {_needed(remedy.plan)} GB, {remedy.plan.seconds:,.1f} s an update"
+        f"does not fit: {needed}\n"
+        f"fits with {' '.join(words)}: {_needed(remedy.plan)}, {_number(remedy.plan.seconds)} s an update"
     )
 
 
 def _needed(plan: Plan) -> str:
-    return f"{(plan.peak + plan.allowance) / 1e9:,.1f}"
+    return f"{(plan.peak + plan.allowance) / 1e9:,.1f} GB"
 
 
-def _yaml(value: object) -> object:
-    return "null" if value is None else value
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _say(text: str) -> None:

@@ -173,7 +173,7 @@ class _FusedNorm(torch.autograd.Function):
         return torch.empty_like(x)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, _ = context.saved_tensors
         return torch.empty_like(x), torch.empty_like(weight)
 

@@ -52,14 +52,15 @@ _Candidate = tuple[dict[str, Any], int]
 def _tiers(recipe: Recipe, machine: Machine) -> Iterator[list[_Candidate]]:
     gpu = recipe.compute.device != "cpu"
     bits = [_EIGHT_BITS] if gpu else []
-    whole = [{"roles": "adapters"}] if recipe.roles == "full" else []
+    adapters: list[dict[str, Any]] = [{"roles": "adapters"}] if recipe.roles == "full" else []
     computed = list(_computed(recipe, machine.gpus))
     yield [(changes, machine.gpus) for changes in computed if changes]
     yield [({**a, **b}, machine.gpus) for a, b in product(computed, bits)]
-    yield [({**a, **b, **c}, machine.gpus) for a, b, c in product(computed, [{}, *bits], whole)]
+    yield [({**a, **b, **c}, machine.gpus) for a, b, c in product(computed, [{}, *bits], adapters)]
     gpus = 2 * machine.gpus
     while recipe.training.batch % gpus == 0:
-        for extra in ([{}], bits, whole):
+        extras: tuple[list[dict[str, Any]], ...] = ([{}], bits, adapters)
+        for extra in extras:
             yield [({**a, **b}, gpus) for a, b in product(_computed(recipe, gpus), extra)]
         gpus *= 2
 
