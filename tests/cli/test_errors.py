@@ -126,6 +126,10 @@ MISTAKES = {
         "plan small.yaml --gpus 2 --set compute.shard=3",
         "compute.shard is 3, with 2 GPUs",
     ),
+    "adapters of no layer": (
+        "plan small.yaml --set roles=adapters --set adapters.targets=[to_z]",
+        "adapters.targets names 'to_z'",
+    ),
     "plan there already": ("plan small.yaml --json row.json", "row.json exists already"),
     "plan below a file": ("plan small.yaml --json small.yaml/plan.json", "small.yaml is a file"),
     # evaluate, table

@@ -64,5 +64,7 @@ def test_a_narrow_shard_is_widened(planner: Planner) -> None:
     assert remedy is not None and remedy.changes == {"compute.shard": None}
 
 
-def test_there_may_be_no_remedy(planner: Planner) -> None:
-    assert find_remedy(planner, recipe(), Machine(4, 4e9)) is None
+@pytest.mark.parametrize("overrides", [[], ["training.batch=24", "compute.microbatch=2"]], ids=str)
+def test_there_may_be_no_remedy(planner: Planner, overrides: list[str]) -> None:
+    """The second batch is 3 clips on each of 8 GPUs, which do not go by twos."""
+    assert find_remedy(planner, recipe(*overrides), Machine(4, 4e9)) is None

@@ -1,7 +1,7 @@
 """The sizes of a Wan model without its weights: read from config files, and built where no memory is needed.
 
-Planning a run needs shapes only. A network built on torch's meta device is
-diffusers' own code with tensors that hold no data, so what it would allocate can be counted on any machine.
+Planning a run needs shapes only. A network built on torch's meta device is diffusers' own code with tensors that hold
+no data, so what it would allocate can be counted on any machine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 from peft import LoraConfig
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from avd.config import AdaptersRecipe
@@ -55,15 +56,14 @@ class Skeleton:
     ) -> WanVelocity:
         """The network with `layers` blocks on the meta device, all of it trained or, with `adapters`, only these.
 
-        Parameters are of `dtype`; buffers keep their precision, as they do in training.
+        Parameters are of `dtype`; buffers keep their precision, as they do in training. Raises UserError for adapters
+        of layers that are not there.
         """
         with torch.device("meta"):
             transformer = WanTransformer3DModel.from_config({**self.config, "num_layers": layers})
             if adapters is not None:
                 transformer.requires_grad_(False)
-                targets = list(adapters.targets)
-                lora = LoraConfig(r=adapters.rank, lora_alpha=adapters.alpha, target_modules=targets)
-                transformer.add_adapter(lora)
+                _add_adapter(transformer, adapters)
         for parameter in transformer.parameters():
             parameter.data = parameter.data.to(dtype)
         if checkpointing != "none":
@@ -72,6 +72,15 @@ class Skeleton:
                 lambda block, *args: checkpoint(block, *args, use_reentrant=False) if block in chosen else block(*args)
             )
         return WanVelocity(transformer)
+
+
+def _add_adapter(transformer: WanTransformer3DModel, adapters: AdaptersRecipe) -> None:
+    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    for target in adapters.targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            raise UserError(f"adapters.targets names {target!r}, and the model has no such layer: see docs/recipes.md")
+    targets = list(adapters.targets)
+    transformer.add_adapter(LoraConfig(r=adapters.rank, lora_alpha=adapters.alpha, target_modules=targets))
 
 
 _WAN21 = {

@@ -59,17 +59,18 @@ def _tiers(recipe: Recipe, machine: Machine) -> Iterator[list[_Candidate]]:
     yield [({**a, **b, **c}, machine.gpus) for a, b, c in product(computed, [{}, *bits], adapters)]
     gpus = 2 * machine.gpus
     while recipe.training.batch % gpus == 0:
-        extras: tuple[list[dict[str, Any]], ...] = ([{}], bits, adapters)
-        for extra in extras:
+        kinds: list[list[dict[str, Any]]] = [[{}], bits, adapters]
+        for extra in kinds:
             yield [({**a, **b}, gpus) for a, b in product(_computed(recipe, gpus), extra)]
         gpus *= 2
 
 
 def _computed(recipe: Recipe, gpus: int) -> Iterator[dict[str, Any]]:
-    """Changes of the section `compute`, none of them first; each makes the memory smaller."""
+    """Changes of the section `compute`, each alone and together; no change where the recipe's microbatch will do."""
     compute, clips = recipe.compute, recipe.training.batch // gpus
     part = min(compute.microbatch or clips, clips)
-    parts = [None, *(n for n in range(part - 1, 0, -1) if clips % n == 0)]
+    divisors = [n for n in range(part - 1, 0, -1) if clips % n == 0]
+    parts = divisors if clips % part else [None, *divisors]
     kept = ["none", "selective", "full"]
     again = kept[kept.index(compute.checkpointing) + 1 :]
     shard = [{"compute.shard": None}] if compute.shard not in (None, gpus) else []

@@ -9,16 +9,13 @@ less than a thousandth of Wan2.1.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from avd.config import Recipe
 from avd.flow import few_step_sigmas
 from avd.models.skeleton import Skeleton
 from avd.planning.flops import Flops, flops_of
 from avd.sampling.rollout import make_stages
-
-HALF_RATE = 2
-"""Frame stride of half-rate stages."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def _costs(recipe: Recipe, skeleton: Skeleton) -> _Costs:
     again = {"none": 0.0, "selective": ((skeleton.layers + 1) // 2) / skeleton.layers, "full": 1.0}
 
     def blocks(stride: int) -> float:
-        without = Skeleton({**skeleton.config, "num_layers": 0}, skeleton.latent_CFHW, skeleton.text_tokens)
+        without = replace(skeleton, config={**skeleton.config, "num_layers": 0})
         return flops_of(skeleton, stride, adapters).forward - flops_of(without, stride).forward
 
     return _Costs(
