@@ -60,7 +60,7 @@ def faults(words: list[str]) -> list[str]:
         path, command = f"{path} {rest[0]}", command.commands[rest.pop(0)]
     known = {"--help"}.union(*([*option.opts, *option.secondary_opts] for option in command.params))
     found = [f"{path} has no option {word}" for word in rest if word.startswith("-") and word not in known]
-    if path in {"avd distill", "avd compare"}:
+    if path in {"avd distill", "avd compare", "avd plan"}:
         named = list(takewhile(lambda word: not word.startswith("-"), rest))
         found += [f"no recipe {name}" for name in named if not is_recipe(name)]
     return found

@@ -19,7 +19,7 @@ LEVELS: list[set[str]] = [
     {"ui"},
     {"report"},
     {"evaluation"},
-    {"training"},
+    {"training", "planning"},
     {"sampling"},
     {"interpolation"},
     {"objectives"},

@@ -105,6 +105,33 @@ MISTAKES = {
     "guidance of a student": (f"generate student {PROMPT} --guidance 4 -o new.mp4", "leave --guidance out"),
     "half rate of a teacher": (f"generate tiny {PROMPT} --half-rate -o new.mp4", "half rate is for students"),
     "student without interpolator": (f"generate plain-student {PROMPT} --half-rate -o new.mp4", "no interpolator"),
+    # plan
+    "plan of no recipe": ("plan avdd", "no recipe avdd", "did you mean avd?"),
+    "plan of no model": ("plan small.yaml --model nowhere", "no model nowhere"),
+    "plan of sizes unknown": ("plan small.yaml --model nobody/nothing", "nobody/nothing", "name its folder"),
+    "plan of another kind": ("plan small.yaml --model foreign", "foreign cannot be read as a Wan"),
+    "plan of damaged settings": ("plan small.yaml --model cut-settings", "avd.json is no settings file"),
+    "plan of a missing cache": ("plan small.yaml --set data.cache=nowhere", "no latent cache at nowhere"),
+    "memory that is none": ('plan small.yaml --memory "80 potatoes"', "--memory is '80 potatoes'", "80GB"),
+    "no memory": ("plan small.yaml --memory 0GB", "--memory is '0GB'"),
+    "more than all of the peak": ("plan small.yaml --mfu 1.5", "--mfu is 1.5"),
+    "no peak": ("plan small.yaml --peak-tflops 0", "--peak-tflops is 0"),
+    "batch over too many GPUs": ("plan small.yaml --gpus 3", "training.batch is 2, over 3 GPUs"),
+    "microbatch that does not divide": (
+        "plan small.yaml --set training.batch=6 --set compute.microbatch=4",
+        "compute.microbatch is 4",
+        "choose a divisor of 6",
+    ),
+    "shard that does not divide": (
+        "plan small.yaml --gpus 2 --set compute.shard=3",
+        "compute.shard is 3, with 2 GPUs",
+    ),
+    "adapters of no layer": (
+        "plan small.yaml --set roles=adapters --set adapters.targets=[to_z]",
+        "adapters.targets names 'to_z'",
+    ),
+    "plan there already": ("plan small.yaml --json row.json", "row.json exists already"),
+    "plan below a file": ("plan small.yaml --json small.yaml/plan.json", "small.yaml is a file"),
     # evaluate, table
     "row there already": ("evaluate student --json row.json", "row.json exists already"),
     "row below a file": ("evaluate student --json small.yaml/row.json", "small.yaml is a file"),

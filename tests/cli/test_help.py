@@ -27,7 +27,7 @@ def test_the_commands_are_all_there() -> None:
     names = {" ".join(path) for path in commands()}
     assert names >= {
         "demo", "distill", "generate", "evaluate", "table", "prepare", "world render",
-        "train vae", "train teacher", "train interpolator", "train pack",
+        "train vae", "train teacher", "train interpolator", "train pack", "plan",
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from avd import __version__, ui
-from avd.cli import compare, data, demo, distill, evaluate, generate, inspect, train
+from avd.cli import compare, data, demo, distill, evaluate, generate, inspect, plan, train
 from avd.types import Stopped, UserError
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _root(
 app.command("demo")(demo.demo)
 app.command("distill")(distill.distill)
 app.command("generate")(generate.generate)
+app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("table")(evaluate.table)

@@ -111,7 +111,7 @@ class VideoModel:
 
         Raises UserError if there is no such model or the folder is not a Wan model.
         """
-        folder = _locate(name)
+        folder = locate(name)
         try:
             with warnings.catch_warnings(action="ignore"):  # of the libraries' own ways with one another
                 return cls(
@@ -265,7 +265,7 @@ def read_settings(folder: Path) -> Settings:
         raise UserError(f"{path} is no settings file of avd ({error}): write the model folder again") from error
 
 
-def _locate(name: str) -> str:
+def locate(name: str) -> str:
     """A path, or a hub id left to diffusers to resolve."""
     if name in SHIPPED:
         return str(SHIPPED[name])

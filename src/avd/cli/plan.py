@@ -1,0 +1,175 @@
+"""`avd plan`: what a recipe takes, before anything is downloaded or rented."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from avd import ui
+from avd.types import UserError
+
+if TYPE_CHECKING:
+    from avd.planning.fitting import Remedy
+    from avd.planning.plan import Plan
+    from avd.planning.work import Work
+
+_UNITS = {"GB": 1e9, "GIB": 2.0**30}
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    gpus: Annotated[int, typer.Option("--gpus", help="GPUs, one process each.", min=1)] = 1,
+    memory: Annotated[str, typer.Option("--memory", help="Memory of each, in GB or GiB.")] = "80GB",
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model folder or a Wan2.1 hub id; default: the recipe's.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
+    ] = None,
+    mfu: Annotated[float, typer.Option("--mfu", help="Share of the peak that the arithmetic reaches.")] = 0.4,
+    peak_tflops: Annotated[
+        float | None, typer.Option("--peak-tflops", help="Peak of a GPU; default: an H100's, 989 in bfloat16.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="File for the plan's numbers.")] = None,
+) -> None:
+    """Say what a recipe takes in memory, arithmetic and time, whether it fits, and what would make it fit.
+
+    Needs no weights, no GPU and no network. Example: avd plan avd --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --gpus 8
+    """
+    from avd.config import load_recipe
+
+    overrides = list(changes or ()) + ([] if model is None else [f"model={model}"])
+    resolved = load_recipe(recipe, overrides)
+    size = _parse_memory(memory)
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu is {mfu:g}: it is a share, above 0 and at most 1")
+    if peak_tflops is not None and not 0 < peak_tflops < float("inf"):
+        raise UserError(f"--peak-tflops is {peak_tflops:g}: it must be positive")
+
+    from avd.data.files import check_can_make, write_atomically
+    from avd.planning.fitting import find_remedy
+    from avd.planning.plan import Machine, Planner
+
+    if json is not None:
+        if json.exists():
+            raise UserError(f"output {json} exists already: name another file")
+        check_can_make(json)
+    planner, machine = Planner(resolved), Machine(gpus, size, mfu, peak_tflops)
+    made = planner.plan(resolved, machine)
+    remedy = None if made.fits else find_remedy(planner, resolved, machine)
+    _show(made, remedy)
+    if json is not None:
+        write_atomically(json, _as_json(made, remedy))
+
+
+def _parse_memory(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)", text.strip(), flags=re.IGNORECASE)
+    size = float(found[1]) * _UNITS[found[2].upper()] if found else 0.0
+    if not size:
+        raise UserError(f"--memory is {text!r}: write it as 80GB or 80GiB")
+    return size
+
+
+def _as_json(plan: Plan, remedy: Remedy | None) -> bytes:
+    import json
+
+    fit = None if remedy is None else {"set": remedy.changes, "gpus": remedy.gpus, "plan": remedy.plan.to_json()}
+    return (json.dumps({**plan.to_json(), "remedy": fit}, indent=2) + "\n").encode()
+
+
+def _show(plan: Plan, remedy: Remedy | None) -> None:
+    recipe, skeleton, machine = plan.recipe, plan.skeleton, plan.machine
+    compute, clips = recipe.compute, recipe.training.batch // machine.gpus
+    millions = plan.parameters.network / 1e6
+    _say(f"{recipe.name} on {recipe.model}: {millions:,.1f} M parameters, roles {recipe.roles}")
+    _say(f"latents {' x '.join(map(str, skeleton.latent_CFHW))}, {skeleton.tokens():,} tokens a clip")
+    _say(
+        f"{machine.gpus} x {machine.memory / 1e9:,.1f} GB; batch {recipe.training.batch}, {clips} a rank, "
+        f"{min(compute.microbatch or clips, clips)} at once; weights over {compute.shard or machine.gpus}; "
+        f"{compute.dtype}; checkpointing {compute.checkpointing}"
+    )
+    for table in (_memory_table(plan), _work_table(plan)):
+        _say("")
+        ui.out.print(table)
+    _say("")
+    hours = plan.seconds * recipe.training.updates / 3600
+    kind = "" if machine.peak_tflops else f", an H100's in {compute.dtype}"
+    _say(f"{_number(plan.seconds)} s an update, {_number(hours)} h for {recipe.training.updates:,} updates,")
+    _say(f"at {machine.mfu:.0%} of {machine.peak_of(recipe):g} TFLOP/s a GPU{kind}")
+    _say(_verdict(plan, remedy))
+
+
+def _memory_table(plan: Plan) -> Table:
+    resident, highest = plan.resident, plan.highest
+    unit, scale = ("GB", 1e9) if plan.peak >= 1e9 else ("MB", 1e6)
+    table = _table("memory of a rank", unit)
+    for name, size in {
+        "frozen weights": resident.frozen_weights,
+        "trained weights": resident.trained_weights,
+        "average": resident.average,
+        "optimizer": resident.optimizer,
+        "batch": resident.batch,
+        "gradients": highest.gradients,
+        "gathered weights": highest.gathered,
+        "activations": highest.activations,
+        "optimizer's temporaries": highest.temporaries,
+        f"peak, in the {highest.name}": plan.peak,
+        "allowance for what is not counted": plan.allowance,
+    }.items():
+        table.add_row(name, f"{size / scale:,.1f}")
+    return table
+
+
+def _work_table(plan: Plan) -> Table:
+    clips = plan.recipe.training.batch
+    unit, scale = ("PFLOP", 1e15) if plan.flops >= 1e15 else ("TFLOP", 1e12)
+    table = _table(f"a cycle of {clips} clips", "forwards", "least", "most", unit)
+    for part in plan.work:
+        table.add_row(part.name, *_forwards([part]), f"{clips * part.flops / scale:,.1f}")
+    table.add_row("all", *_forwards(plan.work), f"{plan.flops / scale:,.1f}")
+    return table
+
+
+def _forwards(parts: Sequence[Work]) -> Iterator[str]:
+    for values in zip(*((part.forwards, part.least, part.most) for part in parts), strict=True):
+        yield f"{sum(values):,.1f}"
+
+
+def _table(title: str, *numbers: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0, pad_edge=False)
+    table.add_column(title, no_wrap=True)
+    for number in numbers:
+        table.add_column(number, justify="right", min_width=9, no_wrap=True)
+    return table
+
+
+def _verdict(plan: Plan, remedy: Remedy | None) -> str:
+    needed = f"{_needed(plan)} with the allowance, of {plan.machine.memory / 1e9:,.1f} GB"
+    if plan.fits:
+        return f"fits: {needed}"
+    if remedy is None:
+        return f"does not fit: {needed}; no change that was tried makes it fit"
+    words = [] if remedy.gpus is None else [f"--gpus {remedy.gpus}"]
+    words += [f"--set {key}={'null' if value is None else value}" for key, value in remedy.changes.items()]
+    return (
+        f"does not fit: {needed}\n"
+        f"fits with {' '.join(words)}: {_needed(remedy.plan)}, {_number(remedy.plan.seconds)} s an update"
+    )
+
+
+def _needed(plan: Plan) -> str:
+    return f"{(plan.peak + plan.allowance) / 1e9:,.1f} GB"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _say(text: str) -> None:
+    ui.out.print(text, highlight=False, markup=False, soft_wrap=True)

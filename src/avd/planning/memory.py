@@ -1,0 +1,194 @@
+"""Memory of one rank: what stays, and what each moment of a cycle adds to it.
+
+What stays is arithmetic on parameter counts, as `training.roles` keeps them: trained weights, their gradients and
+AdamW's moments in float32 (moments of 8 bits: a byte each, and a float32 for every 256), the average in float32, frozen
+weights in the dtype of the arithmetic; all of it divided over `compute.shard` ranks. A moment of the cycle adds the
+activations of its passes, measured by `planning.activations`, the weights that are gathered for it, and gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from avd.config import AdaptersRecipe, OptimizerRecipe, Recipe
+from avd.models.skeleton import Skeleton
+from avd.planning.activations import Pass, PassMemory, PassMeter
+
+_FLOAT32 = 4
+_LATENTS_ALIVE = 10
+"""Tensors of a clip's latents that a loss has at hand: clean, noise, noisy, velocities, gradient and the like."""
+_ADAPTERS = 3
+"""Of student, fake score and average."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many a network has, and how many of an adapter."""
+
+    block: int
+    outside: int
+    layers: int
+    largest: int
+    adapter_block: int = 0
+    adapter_outside: int = 0
+
+    @property
+    def network(self) -> int:
+        return self.layers * self.block + self.outside
+
+    @property
+    def adapter(self) -> int:
+        return self.layers * self.adapter_block + self.adapter_outside
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes on top of what stays, at one kind of moment of a cycle."""
+
+    name: str
+    activations: float
+    gradients: float = 0.0
+    gathered: float = 0.0
+    """Weights of the blocks at work, whole, with their gradients before these are spread over the ranks."""
+    temporaries: float = 0.0
+    """Of the optimizer's step."""
+
+    @property
+    def total(self) -> float:
+        return self.activations + self.gradients + self.gathered + self.temporaries
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Bytes that stay on one rank all through a run."""
+
+    frozen_weights: float
+    trained_weights: float
+    average: float
+    optimizer: float
+    batch: float
+
+    @property
+    def total(self) -> float:
+        return self.frozen_weights + self.trained_weights + self.average + self.optimizer + self.batch
+
+
+def count_parameters(skeleton: Skeleton, adapters: AdaptersRecipe | None) -> Parameters:
+    """Counted on a network of one block, on the meta device."""
+    network = skeleton.build(1, dtype=torch.float32, adapters=adapters).transformer
+    counts = {(inside, added): 0 for inside in (True, False) for added in (True, False)}
+    for name, parameter in network.named_parameters():
+        counts[name.startswith("blocks."), "lora_" in name] += parameter.numel()
+    trained = [parameter.numel() for parameter in network.parameters() if parameter.requires_grad]
+    return Parameters(
+        block=counts[True, False],
+        outside=counts[False, False],
+        layers=skeleton.layers,
+        largest=max(trained),
+        adapter_block=counts[True, True],
+        adapter_outside=counts[False, True],
+    )
+
+
+class Account:
+    """The memory of one of `gpus` ranks, each of which has `training.batch` / `gpus` clips."""
+
+    def __init__(self, recipe: Recipe, meter: PassMeter, parameters: Parameters, gpus: int) -> None:
+        self._recipe, self._meter, self._parameters = recipe, meter, parameters
+        self._dtype: torch.dtype = getattr(torch, recipe.compute.dtype)
+        self._on_gpu = recipe.compute.device != "cpu"
+        self._shard = recipe.compute.shard or gpus
+        self._sharded = gpus > 1 or recipe.compute.dtype != "float32"
+        self._clips = recipe.training.batch // gpus
+        self._part = min(recipe.compute.microbatch or self._clips, self._clips)
+        self._whole = self._part == self._clips
+        self._trained = parameters.adapter if recipe.roles == "adapters" else parameters.network
+        self._gradients = _FLOAT32 * self._trained / self._shard
+
+    def resident(self) -> Resident:
+        optimizers = (self._recipe.student.optimizer, self._recipe.fake_score.optimizer)
+        return Resident(
+            frozen_weights=self._dtype.itemsize * self._parameters.network / self._shard,
+            trained_weights=2 * _FLOAT32 * self._trained / self._shard,
+            average=_FLOAT32 * self._trained / self._shard,
+            optimizer=sum(_bytes_of_moments(optimizer) for optimizer in optimizers) * self._trained / self._shard,
+            batch=self._batch(),
+        )
+
+    def moments(self) -> list[Moment]:
+        """In the order of a cycle. A forward without gradient takes less than the same one with it, and is left out."""
+        objective = self._recipe.objective
+        learning = self._measure(self._part, gradient=True)
+        found: list[Moment] = []
+        judged = bool(objective.distribution_matching.weight or objective.temporal.weight)
+        had = 0.0 if self._whole else self._gradients
+        if objective.distribution_matching.weight:
+            branches = 1 if objective.distribution_matching.standard_guidance == 1.0 else 2
+            teacher = self._measure(branches * self._part, gradient=False, adapted=False)
+            waiting = learning.saved if self._whole else 0.0  # the student's graph, until its gradient is known
+            found.append(Moment("teacher's forward", waiting + teacher.peak, gathered=self._gathered(learning=False)))
+        if judged:
+            found.append(self._backward("student's backward", learning, had))
+        if objective.regression.weight:
+            found.append(self._backward("regression's backward", learning, self._gradients if judged else had))
+        found.append(self._backward("fake score's backward", learning, had))
+        return [*found, Moment("optimizer's step", 0.0, self._gradients, temporaries=self._temporaries())]
+
+    def _batch(self) -> float:
+        """Real latents and prompts, the rollouts' prompts, and what the losses make of latents."""
+        skeleton, rollout = self._meter.skeleton, self._recipe.rollout
+        channels, frames, height, width = skeleton.latent_CFHW
+        prompts = 1 + (1 if rollout.shared else self._recipe.fake_score.updates)
+        latent = channels * frames * height * width
+        return (
+            _FLOAT32
+            * self._clips
+            * (_LATENTS_ALIVE * latent + prompts * skeleton.text_tokens * skeleton.config["text_dim"])
+        )
+
+    def _backward(self, name: str, learning: PassMemory, had: float) -> Moment:
+        """Begins with all activations and the gradients `had` from earlier passes; ends with all gradients."""
+        gathered = self._gathered(learning=True)
+        begins = Moment(name, learning.peak, had, gathered)
+        ends = Moment(name, learning.peak - learning.saved, self._gradients, gathered)
+        return max(begins, ends, key=lambda moment: moment.total)
+
+    def _measure(self, clips: int, *, gradient: bool, adapted: bool = True) -> PassMemory:
+        compute, adapters = self._recipe.compute, self._recipe.roles == "adapters" and adapted
+        return self._meter(
+            Pass(
+                clips,
+                gradient,
+                self._dtype,
+                compute.checkpointing if gradient else "none",
+                self._recipe.adapters if adapters else None,
+                compute.attention,
+                self._on_gpu,
+            )
+        )
+
+    def _gathered(self, *, learning: bool) -> float:
+        """FSDP's: the block at work and the next with the buffer it arrives in, and what stands outside the blocks.
+
+        On the way back also the block's gradients, as computed and, in float32, as they are summed over ranks.
+        """
+        if not self._sharded:
+            return 0.0
+        p = self._parameters
+        block, outside = p.block + _ADAPTERS * p.adapter_block, p.outside + _ADAPTERS * p.adapter_outside
+        weights = self._dtype.itemsize * (3 * block + outside)
+        trained = p.adapter_block if self._recipe.roles == "adapters" else p.block
+        return weights + (trained * (self._dtype.itemsize + _FLOAT32) if learning else 0)
+
+    def _temporaries(self) -> float:
+        """Of AdamW: all tensors at once on a GPU; with 8 bits and on a CPU one after the other."""
+        bits = {self._recipe.student.optimizer.bits, self._recipe.fake_score.optimizer.bits}
+        at_once = self._on_gpu and 32 in bits
+        return _FLOAT32 * (self._trained if at_once else 2 * self._parameters.largest) / self._shard
+
+
+def _bytes_of_moments(recipe: OptimizerRecipe) -> float:
+    """A parameter's two moments."""
+    return 2 * (_FLOAT32 if recipe.bits == 32 else 1 + _FLOAT32 / 256)

@@ -1,0 +1,158 @@
+"""A plan: what a recipe takes on a number of GPUs, whether it fits, and if not, what would make it.
+
+Nothing is loaded but config files. `fitting` tries changes; this module describes one recipe as it stands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from avd.config import Recipe
+from avd.data import LatentCache
+from avd.models.skeleton import Skeleton, read_skeleton
+from avd.planning.activations import PassMeter
+from avd.planning.memory import Account, Moment, Parameters, Resident, count_parameters
+from avd.planning.work import Work, work_of
+from avd.types import UserError
+
+H100_TFLOPS = {"bfloat16": 989.0, "float32": 67.0}
+"""bfloat16 on its tensor cores, dense; float32 without them, as torch multiplies by default."""
+_CONTEXT, _FRAGMENTS = 2e9, 0.05
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`gpus`, each with `memory` bytes, that reach the share `mfu` of `peak_tflops` (None: an H100's)."""
+
+    gpus: int = 1
+    memory: float = 80e9
+    mfu: float = 0.4
+    peak_tflops: float | None = None
+
+    def peak_of(self, recipe: Recipe) -> float:
+        """TFLOP/s of a GPU in the recipe's dtype."""
+        return self.peak_tflops or H100_TFLOPS[recipe.compute.dtype]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one recipe on one machine. Activations are measured when they are first asked for."""
+
+    recipe: Recipe
+    machine: Machine
+    skeleton: Skeleton
+    parameters: Parameters
+    resident: Resident
+    work: tuple[Work, ...]
+    account: Account = field(repr=False)
+
+    @cached_property
+    def moments(self) -> list[Moment]:
+        return self.account.moments()
+
+    @property
+    def highest(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.total)
+
+    @property
+    def peak(self) -> float:
+        """Bytes on a rank."""
+        return self.resident.total + self.highest.total
+
+    @property
+    def allowance(self) -> float:
+        """Bytes for what is not counted: the device's context, workspaces of libraries, fragments. A CPU has none."""
+        return _CONTEXT + _FRAGMENTS * self.peak if self.recipe.compute.device != "cpu" else 0.0
+
+    @property
+    def fits(self) -> bool:
+        memory = self.machine.memory
+        return self.resident.total < memory and self.peak + self.allowance <= memory
+
+    @property
+    def flops(self) -> float:
+        """Of a cycle, over all clips of the batch."""
+        return self.recipe.training.batch * sum(part.flops for part in self.work)
+
+    @property
+    def seconds(self) -> float:
+        """Of an update, with its fake-score updates."""
+        return self.flops / (self.machine.gpus * self.machine.mfu * self.machine.peak_of(self.recipe) * 1e12)
+
+    def to_json(self) -> dict[str, Any]:
+        """Bytes, operations and seconds as numbers, with the recipe and the machine they are for."""
+        skeleton, parameters = self.skeleton, self.parameters
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "machine": {**asdict(self.machine), "peak_tflops": self.machine.peak_of(self.recipe)},
+            "model": {
+                "parameters": parameters.network,
+                "adapter_parameters": parameters.adapter,
+                "latents": list(skeleton.latent_CFHW),
+                "tokens": skeleton.tokens(),
+            },
+            "bytes": {
+                "resident": {**asdict(self.resident), "total": self.resident.total},
+                "moments": [{**asdict(moment), "total": moment.total} for moment in self.moments],
+                "peak": self.peak,
+                "allowance": self.allowance,
+            },
+            "work": [asdict(part) for part in self.work],
+            "flops_per_cycle": self.flops,
+            "seconds_per_update": self.seconds,
+            "fits": self.fits,
+        }
+
+
+class Planner:
+    """Plans for recipes of one model; what was measured for one plan serves the next."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Raises UserError if the recipe's model is not known here, or its cache is none."""
+        self.skeleton = _at_cache(read_skeleton(recipe.model), recipe.data.cache)
+        self._meter = PassMeter(self.skeleton)
+        self._parameters: dict[str, Parameters] = {}
+
+    def plan(self, recipe: Recipe, machine: Machine) -> Plan:
+        """Raises UserError for a batch, a microbatch or a shard that does not go with the number of GPUs."""
+        _check(recipe, self.skeleton, machine.gpus)
+        clips = recipe.training.batch // machine.gpus
+        if recipe.roles not in self._parameters:
+            adapters = recipe.adapters if recipe.roles == "adapters" else None
+            self._parameters[recipe.roles] = count_parameters(self.skeleton, adapters)
+        parameters = self._parameters[recipe.roles]
+        account = Account(recipe, self._meter, parameters, machine.gpus)
+        work = work_of(recipe, self.skeleton, in_parts=(recipe.compute.microbatch or clips) < clips)
+        return Plan(recipe, machine, self.skeleton, parameters, account.resident(), tuple(work), account)
+
+
+def _check(recipe: Recipe, skeleton: Skeleton, gpus: int) -> None:
+    """Raise UserError for what a run would refuse."""
+    batch, shard = recipe.training.batch, recipe.compute.shard
+    if batch % gpus:
+        raise UserError(f"training.batch is {batch}, over {gpus} GPUs: choose a multiple of {gpus}, or fewer GPUs")
+    microbatch, clips = recipe.compute.microbatch, batch // gpus
+    if microbatch is not None and clips % min(microbatch, clips):
+        raise UserError(
+            f"compute.microbatch is {microbatch}, and a GPU has {clips} clips of training.batch {batch}: "
+            f"choose a divisor of {clips}"
+        )
+    if shard is not None and gpus % shard:
+        raise UserError(f"compute.shard is {shard}, with {gpus} GPUs: choose a divisor of {gpus}")
+    if recipe.rollout.half_rate_stages and skeleton.frames() % 2 == 0:
+        raise UserError(
+            f"recipe {recipe.name} has half-rate stages and its clips have {skeleton.frames()} latent frames, an even "
+            "number: prepare clips of 8 n + 1 frames or set rollout.half_rate_stages=0"
+        )
+
+
+def _at_cache(skeleton: Skeleton, folder: str | None) -> Skeleton:
+    """Of the clips and prompts of a latent cache, where there is one: a run takes their size."""
+    if folder is None:
+        return skeleton
+    cache = LatentCache(Path(folder))
+    channels, frames, height, width = cache.latent_shape
+    return replace(skeleton, latent_CFHW=(channels, frames, height, width), text_tokens=cache.prompt_shape[0])

@@ -1,0 +1,81 @@
+"""`avd plan`: what it prints, what it writes, where it takes sizes from, and the page that shows it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command import avd
+from pages import as_on_page, console_blocks
+
+WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+PAGE = Path(__file__).parents[2] / "docs" / "planning.md"
+BLOCKS = console_blocks(PAGE.read_text(encoding="utf-8"))
+
+
+def planned(path: Path, *arguments: object) -> dict[str, Any]:
+    assert avd("plan", *arguments, "--json", path) == 0
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("command", BLOCKS)
+def test_the_page_shows_what_the_command_prints(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """If not: `python tests/pages.py docs/planning.md`."""
+    assert avd(*shlex.split(command)[1:]) == 0
+    assert as_on_page(capfd.readouterr().out) == BLOCKS[command]
+
+
+def test_the_page_has_both_models_on_three_numbers_of_gpus() -> None:
+    found = {(model, gpus) for command in BLOCKS for model, gpus in re.findall(r"-(1.3B|14B)-.*--gpus (\d+)", command)}
+    assert found == {(model, gpus) for model in ("1.3B", "14B") for gpus in ("1", "8", "24")}
+
+
+def test_the_numbers_written_are_those_printed(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = planned(tmp_path / "plan.json", "avd", "--model", WAN, "--set", "compute.checkpointing=full")
+    out = capfd.readouterr().out
+    assert f"{found['bytes']['peak'] / 1e9:,.1f}" in out
+    assert f"{found['flops_per_cycle'] / 1e15:,.1f}" in out
+    assert f"{found['seconds_per_update']:,.1f} s an update" in out
+    assert ("does not fit" in out) == (not found["fits"]) and found["model"]["tokens"] == 32760
+    assert found["recipe"]["compute"]["checkpointing"] == "full" and found["machine"]["peak_tflops"] == 67
+
+
+def test_what_the_verdict_names_makes_it_fit(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["avd", "--model", WAN, "--gpus", 4]
+    before = planned(tmp_path / "before.json", *command)
+    fix = re.search(r"fits with (.*): .* GB, ", capfd.readouterr().out)
+    assert fix is not None and not before["fits"]
+    after = planned(tmp_path / "after.json", *command, *shlex.split(fix[1]))
+    assert after["fits"] and after["bytes"] == before["remedy"]["plan"]["bytes"]
+
+
+def test_time_follows_the_assumptions(place: Path, tmp_path: Path) -> None:
+    command = ["small.yaml", "--mfu", 0.5, "--peak-tflops", 100]
+    one, two = (planned(tmp_path / f"{n}.json", *command, "--gpus", n) for n in (1, 2))
+    assert one["seconds_per_update"] == pytest.approx(one["flops_per_cycle"] / (0.5 * 100e12))
+    assert two["seconds_per_update"] == pytest.approx(one["seconds_per_update"] / 2)
+
+
+def test_sizes_are_those_of_the_folder_or_of_the_cache(place: Path, tmp_path: Path) -> None:
+    folder = planned(tmp_path / "folder.json", "small.yaml")
+    assert folder["model"]["latents"] == [12, 5, 2, 2] and folder["model"]["tokens"] == 5
+    assert avd("world", "render", "--output", "clips", "--count", 2, "--size", 16) == 0
+    captions = ["--captions", "clips/captions.jsonl", "--model", "tiny", "--output", "cache", "--frames", 9]
+    assert avd("prepare", "clips", *captions) == 0
+    cache = planned(tmp_path / "cache.json", "small.yaml", "--set", "data.cache=cache")
+    assert cache["model"]["latents"] == [12, 3, 2, 2] and cache["model"]["tokens"] == 3
+
+
+def test_config_files_are_all_it_reads_of_a_model(place: Path, tmp_path: Path) -> None:
+    shutil.copytree("tiny", tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    command = [sys.executable, "-m", "avd", "plan", "small.yaml", "--model", str(tmp_path / "bare")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0 and "fits: " in done.stdout and not done.stderr

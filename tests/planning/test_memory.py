@@ -1,0 +1,104 @@
+"""Memory of a rank: what real cycles allocate, and sums that can be done by hand."""
+
+from __future__ import annotations
+
+import pytest
+from torch.profiler import ProfilerActivity, profile
+
+from avd.config import Recipe, load_recipe
+from avd.models.wan import VideoModel
+from avd.planning.plan import Machine, Plan, Planner
+from real_cycles import make_task, recipe_for
+
+WAN_14B = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
+PARAMETERS_14B = 14_288_491_584
+CYCLES = 2
+"""The first one makes the optimizers' moments."""
+
+
+def measured_peak(recipe: Recipe, model: VideoModel) -> int:
+    """Most bytes of tensors at one time, by the allocator's own record of real cycles."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        task = make_task(recipe, model)
+        for n in range(CYCLES):
+            task.update(n)
+    assert record.profiler is not None and record.profiler.kineto_results is not None
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = sum(p.nbytes for p in model.transformer.parameters())  # there before: the teacher's
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def plan_for(recipe: Recipe, gpus: int = 1) -> Plan:
+    return Planner(recipe).plan(recipe, Machine(gpus))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.batch=8"],
+        ["training.batch=1"],
+        ["training.batch=8", "compute.checkpointing=full"],
+        ["training.batch=8", "objective.regression.weight=0"],
+    ],
+    ids=" ".join,
+)
+def test_the_peak_is_that_of_real_cycles(overrides: list[str]) -> None:
+    recipe = recipe_for("fake_score.updates=1", *overrides)
+    planned = plan_for(recipe)
+    assert planned.peak == pytest.approx(measured_peak(recipe, VideoModel.load("wan-mini")), rel=0.05)
+    assert planned.allowance == 0  # a CPU has no context
+
+
+# -- by hand ------------------------------------------------------------------------------------------------------
+
+
+def at_14b(*overrides: str) -> Recipe:
+    settings = [f"model={WAN_14B}", "compute.dtype=bfloat16", "compute.checkpointing=full", "compute.microbatch=1"]
+    return load_recipe("avd", [*settings, "training.batch=24", *overrides])
+
+
+@pytest.mark.parametrize(("gpus", "shard"), [(1, None), (8, None), (24, 8)])
+def test_what_stays_is_arithmetic(gpus: int, shard: int | None) -> None:
+    plan = plan_for(at_14b(f"compute.shard={shard or 'null'}"), gpus)
+    share = PARAMETERS_14B / (shard or gpus)
+    assert plan.parameters.network == PARAMETERS_14B
+    assert plan.resident.frozen_weights == 2 * share
+    assert plan.resident.trained_weights == 2 * 4 * share
+    assert plan.resident.average == 4 * share
+    assert plan.resident.optimizer == 2 * 2 * 4 * share
+
+
+def test_moments_of_8_bits_and_adapters() -> None:
+    small = plan_for(at_14b("student.optimizer.bits=8"), 8).resident
+    assert small.optimizer == pytest.approx((8 + 2 * (1 + 4 / 256)) * PARAMETERS_14B / 8)
+    adapted = plan_for(at_14b("roles=adapters", "adapters.rank=2"), 8)
+    d, f = 5120, 13824
+    adapter = 40 * 2 * (8 * (d + d) + 2 * (d + f))  # 40 blocks, rank 2; q, k, v, out of two attentions, two of the ffn
+    assert adapted.parameters.adapter == adapter and adapted.parameters.network == PARAMETERS_14B
+    assert adapted.resident.trained_weights == 2 * 4 * adapter / 8
+    assert adapted.resident.frozen_weights == 2 * PARAMETERS_14B / 8
+
+
+def test_a_lone_float32_process_gathers_nothing() -> None:
+    alone = plan_for(recipe_for("training.batch=2"))
+    assert all(moment.gathered == 0 for moment in alone.moments)
+    assert all(moment.gathered > 0 for moment in plan_for(recipe_for("training.batch=2"), 2).moments[:-1])
+
+
+def test_parts_of_a_batch_take_less_and_keep_gradients_between_them() -> None:
+    whole, parts = (plan_for(recipe_for("training.batch=8", f"compute.microbatch={n}")) for n in (8, 2))
+    assert parts.highest.activations == pytest.approx(whole.highest.activations / 4, rel=0.1)
+    for plan, kept in ((whole, False), (parts, True)):
+        backward = next(moment for moment in plan.moments if moment.name == "fake score's backward")
+        assert bool(backward.gradients) == kept
+    assert parts.flops > whole.flops  # the exit stage runs once more
+
+
+def test_the_optimizers_step_may_be_the_peak() -> None:
+    """With few tokens a step, AdamW's copies of all tensors are more than the activations."""
+    plan = plan_for(load_recipe("avd", ["training.batch=1", "objective.regression.weight=0"]))
+    assert plan.highest.name == "optimizer's step"
+    assert plan.highest.total == pytest.approx(2 * 4 * plan.parameters.network)

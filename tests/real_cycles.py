@@ -1,0 +1,27 @@
+"""Real cycles of distillation, to hold plans against."""
+
+from __future__ import annotations
+
+import torch
+
+from avd.config import Recipe, load_recipe
+from avd.data import MemoryLatents
+from avd.models.wan import VideoModel
+from avd.training.distill import DistillTask
+
+
+def recipe_for(*overrides: str) -> Recipe:
+    return load_recipe("avd", ["compute.device=cpu", "objective.temporal.truncation=never", *overrides])
+
+
+def make_task(recipe: Recipe, model: VideoModel) -> DistillTask:
+    """On as many random clips as a batch holds."""
+    count = recipe.training.batch
+    source = MemoryLatents(
+        torch.randn(count, *model.latent_shape()), model.encode_prompts(["a"] * count), ["a"] * count
+    )
+    task = DistillTask(recipe, model, source, None)
+    if recipe.compute.checkpointing == "full":
+        for role in (task.roles.student, task.roles.fake_score):
+            role.network.transformer.enable_gradient_checkpointing()
+    return task
