@@ -10,6 +10,8 @@ from torch import Tensor
 
 from avd.flow import few_step_sigmas
 from avd.interpolation import FrameInterpolator
+from avd.models.schedulers import unipc
+from avd.models.settings import SolverName
 from avd.models.wan import VideoModel
 from avd.sampling.rollout import Rollout, make_stages
 from avd.sampling.teacher import sample_teacher
@@ -34,17 +36,19 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class ManySteps:
-    """Euler with classifier-free guidance, by default as the model's settings say."""
+    """Many guided steps; `solver` None is the model's own."""
 
     model: VideoModel
     steps: int
     guidance: float
+    solver: SolverName | None = None
 
     @property
     def network_calls(self) -> int:
         return self.steps * (1 if self.guidance == 1.0 else 2)
 
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
+        shift = self.model.settings.shift
         return sample_teacher(
             self.model.velocity(),
             _noise(self.model, len(prompts), generator),
@@ -52,7 +56,8 @@ class ManySteps:
             self.model.encode_prompts([""]),
             steps=self.steps,
             guidance=self.guidance,
-            shift=self.model.settings.shift,
+            shift=shift,
+            solver=unipc(shift) if (self.solver or self.model.settings.solver) == "unipc" else None,
         )
 
 

@@ -47,6 +47,7 @@ class DistillTask:
         check_half_rate(recipe, source.latents([0]).shape[2], interpolator)
         self.rollout = Rollout(make_stages(sigmas, recipe.rollout.half_rate_stages), interpolator)
         self.cycle = Cycle(recipe, self.roles, self.rollout, model.encode_prompts([""]), self._truncation())
+        model.drop("text_encoder")  # all prompts are embeddings by now
         batch = recipe.training.batch
         self.video_order = BatchOrder(len(source), batch, recipe.seed)
         self.prompt_order = BatchOrder(len(source), batch, recipe.seed + 1)
