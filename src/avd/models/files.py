@@ -51,19 +51,22 @@ class ModelFiles:
             self.tokenizer = AutoTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
-        """A part's network in `dtype`. The weights are never in memory twice."""
+        """A part's network in `dtype`, but for what its class keeps in float32. No weight is in memory twice."""
         with self._explained():
             if part == "transformer" and self.transformer_file is not None:
-                # with a local config it asks the hub for nothing
-                return WanTransformer3DModel.from_single_file(
-                    str(self.transformer_file),
-                    config=str(self.folder),
-                    subfolder=part,
-                    dtype=dtype,
-                    local_files_only=True,
-                )
+                return self._load_single_file(self.transformer_file, dtype)
             kind = _PART_CLASSES[part]
             return kind.from_pretrained(self.folder, subfolder=part, dtype=dtype, use_safetensors=True)
+
+    def _load_single_file(self, file: Path, dtype: torch.dtype) -> Any:
+        network = WanTransformer3DModel.from_single_file(  # which asks the hub for nothing, given a local config
+            str(file), config=str(self.folder), subfolder="transformer", dtype=dtype, local_files_only=True
+        )
+        kept = set(WanTransformer3DModel._keep_in_fp32_modules)  # it would not, as `from_pretrained` does
+        for name, parameter in network.named_parameters():
+            if kept.intersection(name.split(".")):
+                parameter.data = parameter.data.float()
+        return network
 
     def entries(self) -> list[Entry]:
         """What the model's identity is made of."""
@@ -92,16 +95,15 @@ class ModelFiles:
             raise ValueError("its transformer wants a picture beside the noise: name a text-to-video model")
 
     def _check_weights(self, part: str) -> Weights:
-        if part == "transformer" and self.transformer_file is not None:
-            weights = Weights([self.transformer_file])
-            shapes, what = in_diffusers_names(weights.shapes), str(self.transformer_file)
-        else:
-            weights = Weights.of_part(self.folder / part)
-            shapes, what = weights.shapes, part
+        skeleton, file = self.skeletons[part], self.transformer_file if part == "transformer" else None
+        weights = Weights.of_part(self.folder / part) if file is None else Weights([file])
         try:
-            check_fits(self.skeletons[part], shapes)
+            if file is None:
+                check_fits(skeleton, weights.shapes)
+            else:  # diffusers takes a file with one name too many for one that it must rename
+                check_fits(skeleton, in_diffusers_names(weights.shapes), exactly=True)
         except ValueError as error:
-            raise ValueError(f"{what}: {error}") from error
+            raise ValueError(f"{file or part}: {error}") from error
         return weights
 
     @contextmanager

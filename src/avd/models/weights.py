@@ -50,12 +50,14 @@ class Weights:
             return file.get_slice(name)[:rows].flatten()[:count].float()
 
 
-def check_fits(skeleton: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless tensors of these `shapes` fill every weight of `skeleton`."""
+def check_fits(skeleton: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, exactly: bool = False) -> None:
+    """Raise ValueError unless tensors of these `shapes` fill every weight of `skeleton`; `exactly`: and no more."""
     expected = skeleton.state_dict()
+    if exactly and (unknown := min(shapes.keys() - expected.keys(), default=None)):
+        raise ValueError(f"it holds what its config has no place for, such as {unknown}")
     for name, alias in stored_names(skeleton, shapes).items():
         if alias is None:
-            raise ValueError(f"weights are missing, such as {name}")
+            raise ValueError(f"it lacks weights, such as {name}")
         if shapes[alias] != tuple(expected[name].shape):
             raise ValueError(f"{name} has shape {shapes[alias]}, and its config says {tuple(expected[name].shape)}")
 
