@@ -10,9 +10,9 @@ from torch import Tensor
 
 from avd.flow import few_step_sigmas
 from avd.interpolation import FrameInterpolator
+from avd.models.protocol import TextToVideo
 from avd.models.schedulers import unipc
 from avd.models.settings import SolverName
-from avd.models.wan import VideoModel
 from avd.sampling.rollout import Rollout, make_stages
 from avd.sampling.teacher import sample_teacher
 
@@ -21,7 +21,7 @@ class Sampler(Protocol):
     """`steps` and `network_calls` are those of one video."""
 
     @property
-    def model(self) -> VideoModel: ...
+    def model(self) -> TextToVideo: ...
 
     @property
     def steps(self) -> int: ...
@@ -38,7 +38,7 @@ class Sampler(Protocol):
 class ManySteps:
     """Many guided steps; `solver` None is the model's own."""
 
-    model: VideoModel
+    model: TextToVideo
     steps: int
     guidance: float
     solver: SolverName | None = None
@@ -65,7 +65,7 @@ class ManySteps:
 class FewSteps:
     """The student's rollout at `timesteps` (of 1000), its first stages at half rate if asked."""
 
-    model: VideoModel
+    model: TextToVideo
     timesteps: tuple[float, ...]
     half_rate_stages: int = 0
     interpolator: FrameInterpolator | None = None
@@ -85,5 +85,5 @@ class FewSteps:
         return rollout(self.model.velocity(), noise, self.model.encode_prompts(prompts), generator)
 
 
-def _noise(model: VideoModel, count: int, generator: torch.Generator) -> Tensor:
+def _noise(model: TextToVideo, count: int, generator: torch.Generator) -> Tensor:
     return torch.randn(count, *model.latent_shape(), generator=generator)
