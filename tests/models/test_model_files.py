@@ -160,21 +160,34 @@ def test_a_single_file_that_does_not_fit_is_one_line(copied: Path, change: str) 
     ) in message
 
 
-@pytest.mark.parametrize("damage", ["two experts", "picture", "missing", "shape"])
-def test_another_kind_of_model_is_one_line(copied: Path, damage: str) -> None:
-    index, config = copied / "model_index.json", copied / "transformer" / "config.json"
-    weights = copied / "transformer" / "diffusion_pytorch_model.safetensors"
-    if damage == "two experts":
-        index.write_text(
-            json.dumps({**json.loads(index.read_text()), "transformer_2": ["diffusers", "WanTransformer3DModel"]})
-        )
-    elif damage == "picture":
-        config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 36}))
-    elif damage == "missing":
-        save_file({k: v for k, v in load_file(weights).items() if k != "proj_out.bias"}, weights)
-    else:
-        save_file({**load_file(weights), "proj_out.bias": torch.zeros(3)}, weights)
-    assert {"two experts": "two transformers", "picture": "picture"}.get(damage, "proj_out.bias") in refused(copied)
+def change_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "part"),
+    [
+        ("model_index.json", {"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "two transformers"),
+        ("transformer/config.json", {"image_dim": 1280}, "wants an image"),
+        ("transformer/config.json", {"in_channels": 36}, "takes 36 channels, and its VAE makes 16"),
+        ("transformer/config.json", {"text_dim": 64}, "prompts of width 64, and its text encoder makes 32"),
+        ("transformer/config.json", {"num_layers": 3}, "lacks weights, such as blocks.2."),
+        ("transformer/config.json", {"ffn_dim": 128}, "blocks.0.ffn.net.0.proj.weight has shape (64, 128)"),
+        ("transformer/config.json", {"_class_name": "WanVACETransformer3DModel"}, "is of class WanVACE"),
+    ],
+)
+def test_another_kind_of_model_is_one_line(copied: Path, file: str, values: dict[str, object], part: str) -> None:
+    change_json(copied / file, **values)
+    assert part in refused(copied)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_missing_weights_are_told_before_anything_is_read(copied: Path, part: str) -> None:
+    (file,) = (copied / part).glob("*.safetensors")
+    weights = load_file(file)
+    missing = max(weights)
+    save_file({name: weights[name] for name in weights if name != missing}, file, metadata={"format": "pt"})
+    assert f"{part}: it lacks weights, such as {missing}" in refused(copied)
 
 
 def test_a_hub_id_is_found_in_the_local_cache(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,3 +224,11 @@ def test_a_copy_keeps_what_it_is(small: Path, tmp_path: Path) -> None:
     assert (tmp_path / "copy" / weights).read_bytes() == (source / weights).read_bytes()
     copy, before = VideoModel.load(str(tmp_path / "copy")), VideoModel.load(str(source))
     assert copy.identity == before.identity and copy.settings == before.settings
+
+
+def test_a_model_in_half_precision_is_saved_as_it_is(copied: Path, tmp_path: Path) -> None:
+    change_json(copied / "model_index.json", expand_timesteps=True)
+    VideoModel.load(str(copied)).half().save(tmp_path / "half")
+    weights = load_file(tmp_path / "half" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert json.loads((tmp_path / "half" / "model_index.json").read_text())["expand_timesteps"] is True

@@ -88,11 +88,17 @@ class ModelFiles:
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
     def _check_family(self) -> None:
-        transformer, vae = self.skeletons["transformer"].config, self.skeletons["vae"].config
+        transformer, vae, text = (self.skeletons[part].config for part in ("transformer", "vae", "text_encoder"))
         if self.index.get("transformer_2", [None, None])[0] is not None:
             raise ValueError("it has two transformers, one for each range of noise levels: name a model of one")
-        if transformer.image_dim is not None or transformer.in_channels != vae.z_dim:
-            raise ValueError("its transformer wants a picture beside the noise: name a text-to-video model")
+        if transformer.image_dim is not None:
+            raise ValueError("its transformer wants an image: name a text-to-video model")
+        if transformer.in_channels != vae.z_dim:
+            found = f"takes {transformer.in_channels} channels, and its VAE makes {vae.z_dim}"
+            raise ValueError(f"its transformer {found}: name a text-to-video model")
+        if transformer.text_dim != text.d_model:
+            found = f"takes prompts of width {transformer.text_dim}, and its text encoder makes {text.d_model}"
+            raise ValueError(f"its transformer {found}")
 
     def _check_weights(self, part: str) -> Weights:
         skeleton, file = self.skeletons[part], self.transformer_file if part == "transformer" else None

@@ -77,6 +77,9 @@ class VideoModel:
         for name in self._parts:
             _settle(name, self._parts[name])
         self._files, self._dtype = files, dtype
+        self.folder = None if files is None else files.folder
+        """Where it was loaded from."""
+        self._expand_timesteps = files is not None and bool(files.index.get("expand_timesteps"))
         self.tokenizer = tokenizer
         self.settings = settings
 
@@ -91,11 +94,6 @@ class VideoModel:
         """
         files = ModelFiles(name, transformer)
         return cls(None, None, None, files.tokenizer, read_settings(files.folder, files.index), files, dtype)
-
-    @property
-    def folder(self) -> Path | None:
-        """Where it was loaded from."""
-        return None if self._files is None else self._files.folder
 
     @property
     def transformer(self) -> WanTransformer3DModel:
@@ -202,7 +200,7 @@ class VideoModel:
             vae=self.vae if files is None else None,
             transformer=self.transformer if transformer is None else transformer,
             scheduler=scheduler_of(written),
-            expand_timesteps=files is not None and files.index.get("expand_timesteps", False),
+            expand_timesteps=self._expand_timesteps,
         )
         pipeline.save_pretrained(folder)
         if files is not None:
