@@ -159,9 +159,3 @@ def test_the_teacher_makes_videos_with_either_solver(case: Case) -> None:
     finally:
         Path("wan/avd.json").unlink()
     assert np.abs(euler - unipc).mean() > 1.0
-
-
-def test_a_student_has_no_solver(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--prompt", PROMPT, "--solver", "unipc", "--output", "never.mp4")
-    assert avd("generate", "run/student", *words) == 2
-    assert "leave --solver out" in capsys.readouterr().err

@@ -151,8 +151,13 @@ def _locate(name: str) -> Path:
             raise UserError(f"{name} is no diffusers folder: it has no {INDEX_FILE}")
         return Path(name)
     if name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).parent.exists():
-        folder = Path(DiffusionPipeline.download(name, use_safetensors=True))
-        snapshot_download(name, allow_patterns=["avd.json", "interpolator/*"])  # which diffusers knows nothing of
+        try:
+            folder = Path(DiffusionPipeline.download(name, use_safetensors=True))
+            snapshot_download(name, allow_patterns=["avd.json", "interpolator/*"])  # which diffusers knows nothing of
+        except OSError as error:
+            raise ValueError(
+                "it is not whole in the local cache and cannot be fetched: check name and network, or name a folder"
+            ) from error
         return folder
     raise UserError(
         f"there is no model {name}: name a shipped one ({', '.join(SHIPPED)}), a diffusers folder or a hub id"
