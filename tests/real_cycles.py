@@ -20,8 +20,4 @@ def make_task(recipe: Recipe, model: VideoModel) -> DistillTask:
     source = MemoryLatents(
         torch.randn(count, *model.latent_shape()), model.encode_prompts(["a"] * count), ["a"] * count
     )
-    task = DistillTask(recipe, model, source, None)
-    if recipe.compute.checkpointing == "full":
-        for role in (task.roles.student, task.roles.fake_score):
-            role.network.transformer.enable_gradient_checkpointing()
-    return task
+    return DistillTask(recipe, model, source, None)

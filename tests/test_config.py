@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from avd.config import Recipe, load_recipe, shipped_recipes
+from avd.models.known import KNOWN
 from avd.types import UserError
 
 
@@ -77,6 +78,34 @@ def test_defaults_are_the_papers() -> None:
     assert recipe.student.optimizer == recipe.fake_score.optimizer
     assert (recipe.student.optimizer.learning_rate, recipe.student.optimizer.betas) == (2e-6, (0.9, 0.999))
     assert recipe.fake_score.updates == 5
+
+
+def test_the_recipes_for_wan_have_the_papers_settings() -> None:
+    paper, recipe = Recipe(name="paper"), load_recipe("avd-wan2.1-1.3b")
+    assert (recipe.rollout, recipe.objective) == (paper.rollout, paper.objective)
+    assert (recipe.student, recipe.fake_score) == (paper.student, paper.fake_score)
+
+    def changes(name: str, base: str) -> dict[str, Any]:
+        before = dict(leaves(load_recipe(base)))
+        return {k: v for k, v in leaves(load_recipe(name)) if k != "name" and before[k] != v}
+
+    alone = {"objective.regression.weight": 0.0, "objective.temporal.weight": 0.0}
+    larger = {"model": "Wan-AI/Wan2.1-T2V-14B-Diffusers", "roles": "adapters"}
+    assert changes("avd-wan2.1-14b", "avd-wan2.1-1.3b") == larger
+    assert changes("dmd-wan2.1-1.3b", "avd-wan2.1-1.3b") == alone
+    assert changes("dmd-wan2.1-14b", "avd-wan2.1-14b") == alone
+    assert changes("released-code-wan2.1-1.3b", "avd-wan2.1-1.3b") == {
+        "objective.distribution_matching.guidance_form": "conditional",
+        "objective.distribution_matching.shift": 5.0,
+        "objective.regression.weight": 1.0,
+        "objective.regression.order": "update_first",
+        "objective.temporal.truncation": 0.8,
+    }
+
+
+def test_the_recipes_for_wan_name_known_models() -> None:
+    known = {model.hub_id for model in KNOWN.values()}
+    assert {load_recipe(name).model for name in shipped_recipes() if "wan2.1" in name} < known
 
 
 def test_the_released_codes_guidance_of_5_is_6_in_the_usual_convention() -> None:

@@ -8,7 +8,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from avd.data import MemoryLatents
 from avd.interpolation.unet import FrameInterpolator, InterpolatorConfig
 from avd.models import mini
-from avd.models.wan import Settings, VideoModel
+from avd.models.settings import Settings
+from avd.models.wan import VideoModel
 
 CHANNELS = 12
 LATENT_SHAPE = (CHANNELS, 5, 2, 2)

@@ -195,6 +195,8 @@ class Recipe(_Section):
 
     name: str
     model: str = "wan-mini"
+    transformer: str | None = None
+    """A safetensors file to take the transformer's weights from; None: the model's own."""
     seed: int = Field(0, ge=0)
     roles: Literal["full", "adapters"] = "full"
     """full: three whole models; adapters: one frozen base, the student and the fake score its LoRA adapters."""

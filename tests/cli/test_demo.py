@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from avd.models.wan import SHIPPED
+from avd.models.files import SHIPPED
 from command import avd, snapshot
 
 FIELDS = {

@@ -49,6 +49,20 @@ MISTAKES = {
     "damaged text encoder": (f"generate cut-text_encoder {PROMPT} -o new.mp4", "cut-text_encoder cannot be loaded"),
     "damaged tokenizer": (f"generate cut-tokenizer {PROMPT} -o new.mp4", "cut-tokenizer cannot be loaded"),
     "weights of another size": (f"generate mixed {PROMPT} -o new.mp4", "mixed cannot be loaded"),
+    "a hub id that is not here": (
+        "distill avd-wan2.1-1.3b -o new",
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers cannot be loaded",
+    ),
+    "no transformer file": (
+        "distill small.yaml -o new --set transformer=nowhere.safetensors",
+        "there is no transformer nowhere.safetensors",
+    ),
+    "transformer of another kind": (
+        f"generate tiny --transformer tiny/vae/diffusion_pytorch_model.safetensors {PROMPT} -o new.mp4",
+        "tiny cannot be loaded",
+        "tiny/vae/diffusion_pytorch_model.safetensors",
+    ),
+    "solver of a student": (f"generate student --solver unipc {PROMPT} -o new.mp4", "leave --solver out"),
     "damaged settings": (f"generate cut-settings {PROMPT} -o new.mp4", "avd.json is no settings file"),
     "damaged interpolator": ("distill small.yaml -o new --set model=cut-interpolator", "interpolator", "is damaged"),
     "model whose clips the world cannot draw": (

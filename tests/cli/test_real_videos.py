@@ -216,3 +216,21 @@ def test_videos_made_elsewhere_are_measured(clips: Path) -> None:
     assert avd("evaluate", clips, "--suite", "world", "--json", "clips.json", "--clips", 4) == 0
     row = only_row("clips.json")
     assert (row.name, row.steps, row.videos, row.seconds_per_video) == ("clips", 0, CLIPS, None)
+
+
+def test_no_command_reads_more_of_a_model_than_it_uses(
+    clips: Path, cache: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from avd.models.files import ModelFiles
+
+    read: list[str] = []
+    load = ModelFiles.load
+    monkeypatch.setattr(ModelFiles, "load", lambda files, part, dtype: (read.append(part), load(files, part, dtype))[1])
+    assert avd("inspect", cache) == 0 and not read
+    assert avd("prepare", clips, "--model", "tiny", "--output", "cache-again") == 0
+    assert sorted(read) == ["text_encoder", "vae"]
+    read.clear()
+    assert (
+        avd("distill", "small.yaml", "--data", "cache", "--output", "run-read", "--set", "training.sample_every=0") == 0
+    )
+    assert sorted(read) == ["text_encoder", "transformer"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from avd.models import mini
-from avd.models.wan import Settings, VideoModel
+from avd.models.settings import Settings
+from avd.models.wan import VideoModel
 
 WORDS = ("a", "red", "blue", "circle", "square", "moves", "left", "and", "is", "still")
 

@@ -41,7 +41,11 @@ def plan_for(recipe: Recipe, gpus: int = 1) -> Plan:
         ["training.batch=8"],
         ["training.batch=1"],
         ["training.batch=8", "compute.checkpointing=full"],
+        ["training.batch=8", "compute.checkpointing=selective"],
         ["training.batch=8", "objective.regression.weight=0"],
+        ["training.batch=8", "compute.microbatch=2"],
+        ["training.batch=8", "roles=adapters"],
+        ["training.batch=8", "roles=adapters", "compute.checkpointing=full", "compute.microbatch=2"],
     ],
     ids=" ".join,
 )

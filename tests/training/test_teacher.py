@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from avd.models import mini
-from avd.models.wan import Settings, VideoModel
+from avd.models.settings import Settings
+from avd.models.wan import VideoModel
 from avd.training.teacher import TeacherConfig, TeacherTask
 from avd.world import World, vocabulary
 

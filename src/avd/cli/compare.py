@@ -74,7 +74,7 @@ def _teachers(recipe: Recipe, output: Path, seed: int) -> list[_Named]:
     from avd.models.wan import VideoModel
     from avd.sampling.samplers import FewSteps, ManySteps
 
-    teacher = VideoModel.load(recipe.model)
+    teacher = VideoModel.load(recipe.model, transformer=recipe.transformer)
     settings = teacher.settings
     many = ManySteps(teacher, settings.steps, settings.guidance)
     few = FewSteps(teacher, recipe.rollout.timesteps)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from avd import ui
+from avd.models.settings import SolverName
 
 
 def generate(
@@ -24,6 +25,13 @@ def generate(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of a many-step model.", min=1)] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale of a many-step model.")] = None,
+    solver: Annotated[
+        SolverName | None, typer.Option("--solver", help="Solver of a many-step model; default: the model's own.")
+    ] = None,
+    transformer: Annotated[
+        Path | None,
+        typer.Option("--transformer", help="Safetensors file with the transformer, in place of the model's own."),
+    ] = None,
 ) -> None:
     """Make videos with a student (4 steps) or a teacher (many steps).
 
@@ -52,8 +60,8 @@ def generate(
     from avd.models.wan import VideoModel
     from avd.training.runs import make_sampler
 
-    video_model = VideoModel.load(model)
-    sampler = make_sampler(video_model, half_rate=half_rate, steps=steps, guidance=guidance)
+    video_model = VideoModel.load(model, transformer=None if transformer is None else str(transformer))
+    sampler = make_sampler(video_model, half_rate=half_rate, steps=steps, guidance=guidance, solver=solver)
     output.parent.mkdir(parents=True, exist_ok=True)
     with ui.bars() as bar:
         progress = bar("generating")

@@ -15,8 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from avd.models.adapters import switched_as_now
 from avd.types import UserError
 
+Recomputed = Literal["none", "selective", "full"]
 
-def recompute_blocks(transformer: WanTransformer3DModel, which: Literal["none", "selective", "full"]) -> None:
+
+def recompute_blocks(transformer: WanTransformer3DModel, which: Recomputed) -> None:
     """Keep only the inputs of all blocks ("full") or of every second one for the backward pass, which then computes
     their activations again."""
     if which == "none":

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from peft import LoraConfig
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from avd.config import AdaptersRecipe
-from avd.models.wan import Settings, WanVelocity, locate, read_settings
+from avd.models.adapters import add_adapters
+from avd.models.blocks import Recomputed, recompute_blocks
+from avd.models.files import INDEX_FILE, locate
+from avd.models.known import KNOWN
+from avd.models.settings import Settings, read_settings
+from avd.models.wan import WanVelocity
 from avd.types import UserError
 
 _TEXT_TOKENS = 512
@@ -52,7 +54,12 @@ class Skeleton:
         return (self.frames(stride) // time) * (self.latent_CFHW[2] // high) * (self.latent_CFHW[3] // wide)
 
     def build(
-        self, layers: int, *, dtype: torch.dtype, adapters: AdaptersRecipe | None = None, checkpointing: str = "none"
+        self,
+        layers: int,
+        *,
+        dtype: torch.dtype,
+        adapters: AdaptersRecipe | None = None,
+        checkpointing: Recomputed = "none",
     ) -> WanVelocity:
         """The network with `layers` blocks on the meta device, all of it trained or, with `adapters`, only these.
 
@@ -62,42 +69,12 @@ class Skeleton:
         with torch.device("meta"):
             transformer = WanTransformer3DModel.from_config({**self.config, "num_layers": layers})
             if adapters is not None:
-                transformer.requires_grad_(False)
-                _add_adapter(transformer, adapters)
+                rank, alpha, targets = adapters.rank, adapters.alpha, adapters.targets
+                add_adapters(transformer, ("student",), rank=rank, alpha=alpha, targets=targets)
         for parameter in transformer.parameters():
             parameter.data = parameter.data.to(dtype)
-        if checkpointing != "none":
-            chosen = set(transformer.blocks if checkpointing == "full" else transformer.blocks[::2])
-            transformer.enable_gradient_checkpointing(
-                lambda block, *args: checkpoint(block, *args, use_reentrant=False) if block in chosen else block(*args)
-            )
+        recompute_blocks(transformer, checkpointing)
         return WanVelocity(transformer)
-
-
-def _add_adapter(transformer: WanTransformer3DModel, adapters: AdaptersRecipe) -> None:
-    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-    for target in adapters.targets:
-        if not any(f".{name}".endswith(f".{target}") for name in linear):
-            raise UserError(f"adapters.targets names {target!r}, and the model has no such layer: see docs/recipes.md")
-    targets = list(adapters.targets)
-    transformer.add_adapter(LoraConfig(r=adapters.rank, lora_alpha=adapters.alpha, target_modules=targets))
-
-
-_WAN21 = {
-    "patch_size": (1, 2, 2),
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "cross_attn_norm": True,
-    "qk_norm": "rms_norm_across_heads",
-}
-_HUB = {
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {**_WAN21, "num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},
-    "Wan-AI/Wan2.1-T2V-14B-Diffusers": {**_WAN21, "num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824},
-}
-_WAN21_VAE = {"z_dim": 16, "scale_factor_temporal": 4, "scale_factor_spatial": 8}
 
 
 def read_skeleton(name: str) -> Skeleton:
@@ -105,18 +82,21 @@ def read_skeleton(name: str) -> Skeleton:
 
     Raises UserError if there is no such model, its sizes are not known here, or it is not a Wan text-to-video model.
     """
-    if name in _HUB and not Path(name).is_dir():
-        return _skeleton(_HUB[name], _WAN21_VAE, Settings(), _TEXT_TOKENS)
-    folder = Path(locate(name))
-    if not folder.is_dir():
-        raise UserError(f"the sizes of {name} are not known here: name its folder, or one of {', '.join(_HUB)}")
+    known = next((model for model in KNOWN.values() if model.hub_id == name and not Path(name).is_dir()), None)
+    if known is not None:
+        return _skeleton(known.transformer, known.vae, known.settings, _TEXT_TOKENS)
+    folder = locate(name, fetch=False)
+    if folder is None:
+        hub = ", ".join(model.hub_id for model in KNOWN.values())
+        raise UserError(f"the sizes of {name} are not known here: name its folder, or one of {hub}")
     try:
         config = _read(folder / "transformer" / "config.json")
-        vae = {**_WAN21_VAE, **_read(folder / "vae" / "config.json")}
+        vae = {**KNOWN["wan2.1-1.3b"].vae, **_read(folder / "vae" / "config.json")}
         limit = _read(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", _TEXT_TOKENS)
         if config["_class_name"] != "WanTransformer3DModel" or config.get("image_dim") is not None:
             raise ValueError(f"its transformer is a {config['_class_name']}")
-        return _skeleton(config, vae, read_settings(folder), min(limit, _TEXT_TOKENS))
+        settings = read_settings(folder, _read(folder / INDEX_FILE))
+        return _skeleton(config, vae, settings, min(limit, _TEXT_TOKENS))
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:

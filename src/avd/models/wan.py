@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from avd.flow import TIMESTEPS
 from avd.models.codec import decode_video, encode_video
+from avd.models.files import ModelFiles
+from avd.models.identity import entries_in_memory, identity_of
 from avd.models.rotary import StridedRotary
+from avd.models.schedulers import scheduler_of
+from avd.models.settings import SETTINGS_FILE, Settings, read_settings
 from avd.types import UserError
 
 # Loading and saving a miniature is quick, and progress is the command line's to show. What these libraries merely warn
@@ -31,28 +32,6 @@ from avd.types import UserError
 for _logging in (diffusers_logging, transformers_logging):
     _logging.disable_progress_bar()
     _logging.set_verbosity_error()
-
-SHIPPED = {"wan-mini": Path(__file__).parent.parent / "assets" / "wan-mini"}
-SETTINGS_FILE = "avd.json"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a model folder does not say by itself: its clip geometry and how its teacher is sampled.
-
-    Read from `avd.json` in the folder; the defaults are Wan2.1-T2V's.
-    """
-
-    frames: int = 81
-    height: int = 480
-    width: int = 832
-    fps: int = 16
-    steps: int = 50
-    guidance: float = 5.0
-    shift: float = 5.0
-    student_timesteps: tuple[float, ...] | None = None
-    """Set for a distilled model: it is sampled with the few-step rollout at these timesteps."""
-    half_rate_stages: int = 0
 
 
 class WanVelocity(nn.Module):
@@ -87,46 +66,76 @@ def store_frozen(transformer: WanTransformer3DModel, dtype: torch.dtype) -> None
 
 
 class VideoModel:
-    """Transformer, VAE, text encoder and tokenizer of one model folder."""
+    """A text-to-video model of the Wan family: transformer, VAE, text encoder and tokenizer.
+
+    Of a model with `files`, a part that is not given is read when it is first asked for, and `drop` lets it go again.
+    So preparing a cache needs no transformer, training on one no VAE, and a prompt's encoder no longer than the prompt.
+    """
 
     def __init__(
         self,
-        transformer: WanTransformer3DModel,
-        vae: AutoencoderKLWan,
-        text_encoder: UMT5EncoderModel,
+        transformer: WanTransformer3DModel | None,
+        vae: AutoencoderKLWan | None,
+        text_encoder: UMT5EncoderModel | None,
         tokenizer: PreTrainedTokenizerBase,
         settings: Settings,
-        folder: Path | None = None,
+        files: ModelFiles | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.folder = folder
-        self.transformer = transformer
-        self.vae = vae.eval().requires_grad_(False)
-        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        given = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
+        self._parts: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
+        assert files is not None or len(self._parts) == len(given)
+        for name in self._parts:
+            _settle(name, self._parts[name])
+        self._files, self._dtype = files, dtype
+        self.folder = None if files is None else files.folder
+        """Where it was loaded from."""
+        self._expand_timesteps = files is not None and bool(files.index.get("expand_timesteps"))
         self.tokenizer = tokenizer
         self.settings = settings
 
     @classmethod
-    def load(cls, name: str) -> VideoModel:
-        """Load a shipped model by name, a diffusers folder, or a hub id, in float32.
+    def load(cls, name: str, *, transformer: str | None = None, dtype: torch.dtype = torch.float32) -> VideoModel:
+        """Open a shipped model by name, a diffusers folder, or a hub id.
 
-        Raises UserError if there is no such model or the folder is not a Wan model.
+        `transformer` is a safetensors file to take the transformer's weights from, in Wan's original names or in
+        diffusers'. Transformer and text encoder come in `dtype` whatever they are stored in, the VAE in float32.
+        Everything is checked now; weights are read later. Raises UserError if there is no such model or its files are
+        damaged, do not fit each other, or are no text-to-video model of the Wan family.
         """
-        folder = locate(name)
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of the libraries' own ways with one another
-                return cls(
-                    _load_whole(WanTransformer3DModel, folder, "transformer"),
-                    _load_whole(AutoencoderKLWan, folder, "vae"),
-                    _load_whole(UMT5EncoderModel, folder, "text_encoder"),
-                    AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-                    read_settings(Path(folder)),
-                    Path(folder) if Path(folder).is_dir() else None,
-                )
-        except UserError:
-            raise
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{name} cannot be loaded as a Wan model: {reason}") from error
+        files = ModelFiles(name, transformer)
+        return cls(None, None, None, files.tokenizer, read_settings(files.folder, files.index), files, dtype)
+
+    @property
+    def transformer(self) -> WanTransformer3DModel:
+        return self._part("transformer")
+
+    @property
+    def vae(self) -> AutoencoderKLWan:
+        return self._part("vae")
+
+    @property
+    def text_encoder(self) -> UMT5EncoderModel:
+        return self._part("text_encoder")
+
+    def drop(self, *parts: str) -> None:
+        """Forget parts, by name, that can be read again."""
+        if self._files is not None:
+            for part in parts:
+                self._parts.pop(part, None)
+
+    def _part(self, name: str) -> Any:
+        if name not in self._parts:
+            assert self._files is not None
+            precision = torch.float32 if name == "vae" else self._dtype
+            self._parts[name] = _settle(name, self._files.load(name, precision))
+        return self._parts[name]
+
+    def _config(self, name: str) -> Any:
+        """A part's config, without loading the part."""
+        if self._files is None or name in self._parts:
+            return self._parts[name].config
+        return self._files.skeletons[name].config
 
     def velocity(self) -> WanVelocity:
         return WanVelocity(self.transformer)
@@ -137,7 +146,7 @@ class VideoModel:
 
     def latent_shape(self, frames: int | None = None) -> tuple[int, int, int, int]:
         """(C, F, H, W) of a clip of the model's geometry, or of `frames` frames."""
-        s, config = self.settings, self.vae.config
+        s, config = self.settings, self._config("vae")
         return (
             config.z_dim,
             ((frames or s.frames) - 1) // config.scale_factor_temporal + 1,
@@ -147,8 +156,8 @@ class VideoModel:
 
     def check_clip(self, frames: int, height: int, width: int) -> None:
         """Raise UserError unless the model can encode and denoise clips of this size."""
-        time, space = self.vae.config.scale_factor_temporal, self.vae.config.scale_factor_spatial
-        side = space * self.transformer.config.patch_size[1]
+        vae = self._config("vae")
+        time, side = vae.scale_factor_temporal, vae.scale_factor_spatial * self._config("transformer").patch_size[1]
         if frames < 1 or (frames - 1) % time or min(height, width) < 1 or height % side or width % side:
             raise UserError(
                 f"clips of {frames} frames of {height} x {width} do not fit the model: it takes {time} n + 1 frames, "
@@ -162,13 +171,12 @@ class VideoModel:
     @property
     def identity(self) -> str:
         """Changes whenever latents or prompt embeddings made with this model would no longer fit it."""
-        whitening = (self.vae.config.latents_mean, self.vae.config.latents_std)
-        digest = hashlib.sha256(repr((self.text_length, whitening)).encode())
-        for module in (self.vae, self.text_encoder):
-            for name, tensor in sorted(module.state_dict().items()):
-                sample = tensor.flatten()[:64].float().cpu().numpy().tobytes()
-                digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample)
-        return f"wan-{digest.hexdigest()[:16]}"
+        vae = self._config("vae")
+        if self._files is None:
+            entries = [*entries_in_memory(self.vae), *entries_in_memory(self.text_encoder)]
+        else:
+            entries = self._files.entries()
+        return identity_of(entries, self.text_length, (vae.latents_mean, vae.latents_std))
 
     def encode_video(self, frames: np.ndarray) -> Tensor:
         """uint8 (B, F, H, W, 3) to whitened latents (B, C, F', H', W')."""
@@ -187,21 +195,34 @@ class VideoModel:
         """All weights in half precision, in place: for shipping, not for computing on a CPU."""
         for module in (self.transformer, self.vae, self.text_encoder):
             module.half()
+        self._files = None  # which hold something else
         return self
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None, **settings: Any) -> None:
-        """Write a diffusers folder, with `weights` in place of the transformer's own and changed `settings`."""
-        transformer = self.transformer if weights is None else _with_weights(self.transformer, weights)
+        """Write a diffusers folder, with `weights` in place of the transformer's own and changed `settings`.
+
+        VAE, text encoder and tokenizer of a model with files are copied, in the precision they are stored in.
+        """
+        written = replace(self.settings, **settings)
+        files = self._files
         pipeline = WanPipeline(
-            tokenizer=self.tokenizer,
-            text_encoder=self.text_encoder,
-            vae=self.vae,
-            transformer=transformer,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=self.settings.shift),
+            tokenizer=self.tokenizer if files is None else None,
+            text_encoder=self.text_encoder if files is None else None,
+            vae=self.vae if files is None else None,
+            transformer=self.transformer if weights is None else _with_weights(self.transformer, weights),
+            scheduler=scheduler_of(written),
+            expand_timesteps=self._expand_timesteps,
         )
         pipeline.save_pretrained(folder)
+        if files is not None:
+            files.complete(folder)
         _forget_paths(folder)
-        (folder / SETTINGS_FILE).write_text(json.dumps({**asdict(self.settings), **settings}, indent=2) + "\n")
+        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(written), indent=2) + "\n")
+
+
+def _settle(name: str, part: Any) -> Any:
+    """A part as the rest of the project finds it: only the transformer is ever trained."""
+    return part if name == "transformer" else part.eval().requires_grad_(False)
 
 
 def _with_weights(transformer: WanTransformer3DModel, weights: Mapping[str, Tensor]) -> WanTransformer3DModel:
@@ -223,16 +244,6 @@ def encode_prompts(
     return hidden * mask.unsqueeze(-1)
 
 
-def _load_whole(kind: Any, folder: str, part: str) -> Any:
-    """One network of a model folder, in float32. Raises ValueError if weights are missing; never reads a pickle."""
-    network, found = kind.from_pretrained(
-        folder, subfolder=part, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
-    if found["missing_keys"]:
-        raise ValueError(f"{part} lacks weights, such as {min(found['missing_keys'])}")
-    return network
-
-
 def load_vae(folder: Path) -> AutoencoderKLWan:
     """The VAE of a folder that holds one, itself or in `vae/`. Raises UserError if there is none."""
     inner = folder / "vae"
@@ -249,32 +260,3 @@ def _forget_paths(folder: Path) -> None:
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def read_settings(folder: Path) -> Settings:
-    """Settings of a model folder; Wan2.1's where it has none."""
-    path = folder / SETTINGS_FILE
-    if not path.exists():
-        return Settings()
-    try:
-        values = json.loads(path.read_text())
-        if values.get("student_timesteps") is not None:
-            values["student_timesteps"] = tuple(values["student_timesteps"])
-        return Settings(**values)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no settings file of avd ({error}): write the model folder again") from error
-
-
-def locate(name: str) -> str:
-    """A path, or a hub id left to diffusers to resolve."""
-    if name in SHIPPED:
-        return str(SHIPPED[name])
-    if Path(name).is_dir():
-        if not (Path(name) / "model_index.json").exists():
-            raise UserError(f"{name} is no diffusers folder: it has no model_index.json")
-        return name
-    if name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).parent.exists():
-        return name
-    raise UserError(
-        f"there is no model {name}: name a shipped one ({', '.join(SHIPPED)}), a diffusers folder or a hub id"
-    )

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from avd.config import AdaptersRecipe
+from avd.models.blocks import Recomputed
 from avd.models.skeleton import Skeleton
 
 _DEPTHS = (2, 4)
@@ -37,7 +38,7 @@ class Pass:
     clips: int
     gradient: bool
     dtype: torch.dtype
-    checkpointing: str = "none"
+    checkpointing: Recomputed = "none"
     adapters: AdaptersRecipe | None = None
     """Adapters that are on; with a gradient they alone are trained."""
     attention: str | None = None

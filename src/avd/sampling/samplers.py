@@ -10,7 +10,9 @@ from torch import Tensor
 
 from avd.flow import few_step_sigmas
 from avd.interpolation import FrameInterpolator
-from avd.models.wan import VideoModel
+from avd.models.protocol import TextToVideo
+from avd.models.schedulers import unipc
+from avd.models.settings import SolverName
 from avd.sampling.rollout import Rollout, make_stages
 from avd.sampling.teacher import sample_teacher
 
@@ -19,7 +21,7 @@ class Sampler(Protocol):
     """`steps` and `network_calls` are those of one video."""
 
     @property
-    def model(self) -> VideoModel: ...
+    def model(self) -> TextToVideo: ...
 
     @property
     def steps(self) -> int: ...
@@ -34,17 +36,19 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class ManySteps:
-    """Euler with classifier-free guidance, by default as the model's settings say."""
+    """Many guided steps; `solver` None is the model's own."""
 
-    model: VideoModel
+    model: TextToVideo
     steps: int
     guidance: float
+    solver: SolverName | None = None
 
     @property
     def network_calls(self) -> int:
         return self.steps * (1 if self.guidance == 1.0 else 2)
 
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
+        shift = self.model.settings.shift
         return sample_teacher(
             self.model.velocity(),
             _noise(self.model, len(prompts), generator),
@@ -52,7 +56,8 @@ class ManySteps:
             self.model.encode_prompts([""]),
             steps=self.steps,
             guidance=self.guidance,
-            shift=self.model.settings.shift,
+            shift=shift,
+            solver=unipc(shift) if (self.solver or self.model.settings.solver) == "unipc" else None,
         )
 
 
@@ -60,7 +65,7 @@ class ManySteps:
 class FewSteps:
     """The student's rollout at `timesteps` (of 1000), its first stages at half rate if asked."""
 
-    model: VideoModel
+    model: TextToVideo
     timesteps: tuple[float, ...]
     half_rate_stages: int = 0
     interpolator: FrameInterpolator | None = None
@@ -81,5 +86,5 @@ class FewSteps:
         return rollout(self.model.velocity(), noise, prompt, lambda _: torch.randn(noise.shape, generator=generator))
 
 
-def _noise(model: VideoModel, count: int, generator: torch.Generator) -> Tensor:
+def _noise(model: TextToVideo, count: int, generator: torch.Generator) -> Tensor:
     return torch.randn(count, *model.latent_shape(), generator=generator)

@@ -1,12 +1,25 @@
-"""The many-step teacher: Euler on the guided velocity."""
+"""The many-step teacher: Euler, or a solver of diffusers, on the guided velocity."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from avd.flow import guide, integrate, many_step_sigmas
+from avd.flow import TIMESTEPS, guide, integrate, many_step_sigmas
 from avd.types import Velocity
+
+
+class Solver(Protocol):
+    """The part of a diffusers scheduler that is needed here."""
+
+    timesteps: Tensor
+
+    def set_timesteps(self, num_inference_steps: int) -> None: ...
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool) -> tuple[Tensor]: ...
 
 
 def guided(network: Velocity, x: Tensor, sigma: Tensor, prompt: Tensor, null_prompt: Tensor, scale: float) -> Tensor:
@@ -21,12 +34,38 @@ def guided(network: Velocity, x: Tensor, sigma: Tensor, prompt: Tensor, null_pro
 
 @torch.no_grad()
 def sample_teacher(
-    network: Velocity, noise: Tensor, prompt: Tensor, null_prompt: Tensor, *, steps: int, guidance: float, shift: float
+    network: Velocity,
+    noise: Tensor,
+    prompt: Tensor,
+    null_prompt: Tensor,
+    *,
+    steps: int,
+    guidance: float,
+    shift: float,
+    solver: Solver | None = None,
 ) -> Tensor:
     """Latents (B, C, F, H, W) from `noise` of that shape: `steps` Euler steps on the shifted uniform grid.
 
-    `prompt` is (B, L, D), `null_prompt` (1, L, D).
+    A `solver` steps on its own grid instead, with its own shift. `prompt` is (B, L, D), `null_prompt` (1, L, D).
     """
-    return integrate(
-        lambda x, sigma: guided(network, x, sigma, prompt, null_prompt, guidance), noise, many_step_sigmas(steps, shift)
-    )
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        return guided(network, x, sigma, prompt, null_prompt, guidance)
+
+    if solver is None:
+        return integrate(velocity, noise, many_step_sigmas(steps, shift))
+    return solve(velocity, noise, solver, steps)
+
+
+@torch.no_grad()
+def solve(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, solver: Solver, steps: int) -> Tensor:
+    """As `flow.integrate`, by `steps` steps of a solver of diffusers. The state is kept in float32.
+
+    Velocities are asked for at the solver's timesteps, which some round to whole numbers.
+    """
+    solver.set_timesteps(steps)
+    x = noise.float()
+    for timestep in solver.timesteps:
+        sigma_B = torch.full((len(x),), timestep.item() / TIMESTEPS, device=x.device)
+        (x,) = solver.step(velocity(x, sigma_B).float(), timestep, x, return_dict=False)
+    return x

@@ -60,6 +60,7 @@ class DistillTask:
         check_half_rate(recipe, shape[1], interpolator)
         self.rollout = Rollout(make_stages(sigmas, recipe.rollout.half_rate_stages), interpolator)
         self.cycle = Cycle(recipe, self.roles, self.rollout, null_prompt, self._truncation(), ranks)
+        model.drop("text_encoder")  # all prompts are embeddings by now
         own, shares = ranks.place
         self.video_order, self.prompt_order = (
             BatchOrder(len(source), len(self.rows), recipe.seed + i, rank=own, world_size=shares) for i in range(2)

@@ -10,6 +10,7 @@ import yaml
 
 from avd.config import Recipe
 from avd.interpolation import FrameInterpolator
+from avd.models.settings import SolverName
 from avd.models.wan import VideoModel
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
 from avd.training.checkpoint import check_newest
@@ -33,7 +34,8 @@ def distill_run(recipe: Recipe, output: Path, *, resume: bool, encoding: Encodin
         ranks.rows(recipe.training.batch)
         for role in (recipe.student, recipe.fake_score):
             check_optimizer(role.optimizer)
-        model, data, training = VideoModel.load(recipe.model), recipe.data, recipe.training
+        model = VideoModel.load(recipe.model, transformer=recipe.transformer)
+        data, training = recipe.data, recipe.training
         interpolator = load_interpolator(model)
         cache = None if data.cache is None else open_cache(Path(data.cache), model)
         if cache is not None:  # the student makes clips of the size it was distilled on
@@ -63,7 +65,12 @@ def load_interpolator(model: VideoModel) -> FrameInterpolator | None:
 
 
 def make_sampler(
-    model: VideoModel, *, half_rate: bool | None = None, steps: int | None = None, guidance: float | None = None
+    model: VideoModel,
+    *,
+    half_rate: bool | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: SolverName | None = None,
 ) -> Sampler:
     """How a model is run: a student by its rollout, any other model by many guided steps.
 
@@ -74,9 +81,11 @@ def make_sampler(
         if half_rate:
             raise UserError("half rate is for students: distil one first, or leave --half-rate out")
         scale = settings.guidance if guidance is None else guidance
-        return ManySteps(model, settings.steps if steps is None else steps, scale)
+        return ManySteps(model, settings.steps if steps is None else steps, scale, solver)
     if guidance is not None:
         raise UserError("a student has its guidance distilled into it: leave --guidance out")
+    if solver is not None:
+        raise UserError("a student has its own steps and solves nothing: leave --solver out")
     stages = settings.half_rate_stages
     if half_rate is not None:
         stages = (stages or len(settings.student_timesteps) // 2) * half_rate

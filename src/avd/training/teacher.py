@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from avd.flow import add_noise, velocity_of
 from avd.models import mini
 from avd.models.codec import AutoencoderKLWan
-from avd.models.wan import Settings, VideoModel, WanVelocity, encode_prompts
+from avd.models.settings import Settings
+from avd.models.wan import VideoModel, WanVelocity, encode_prompts
 from avd.sampling.teacher import sample_teacher
 from avd.training.ema import EMA
 from avd.training.folder import whole_folder

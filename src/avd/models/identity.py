@@ -1,0 +1,41 @@
+"""Which latents and prompt embeddings belong to which model: a hash over what they were made with.
+
+It reads the first values of every weight of VAE and text encoder. Of a model on disk it reads only those, so it needs
+no memory, whatever the size of the text encoder and the precision it would be loaded in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from avd.models.weights import Weights, stored_names
+
+_VALUES = 64
+Entry = tuple[str, bytes]
+"""Name and shape of a weight, and its first values."""
+
+
+def entries_in_memory(network: nn.Module) -> Iterator[Entry]:
+    for name, tensor in sorted(network.state_dict().items()):
+        values = tensor.flatten()[:_VALUES].float().cpu().numpy()
+        yield f"{name}{tuple(tensor.shape)}", values.tobytes()
+
+
+def entries_on_disk(skeleton: nn.Module, weights: Weights) -> Iterator[Entry]:
+    """Of the weights that fill `skeleton`; the same as those of the network they make, loaded in float32."""
+    stored = stored_names(skeleton, weights.shapes)
+    for name, tensor in sorted(skeleton.state_dict().items()):
+        alias = stored[name]
+        assert alias is not None, "weights were checked when they were found"
+        yield f"{name}{tuple(tensor.shape)}", weights.first_values(alias, _VALUES).numpy().tobytes()
+
+
+def identity_of(entries: Iterable[Entry], *about: object) -> str:
+    """A name that changes with any of the entries and with what else is passed."""
+    digest = hashlib.sha256(repr(about).encode())
+    for name, values in entries:
+        digest.update(name.encode() + values)
+    return f"wan-{digest.hexdigest()[:16]}"
