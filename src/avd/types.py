@@ -29,6 +29,13 @@ class UserError(ValueError):
     """
 
 
+class RunStopped(Exception):
+    """A run ended itself because of what it measured, with its state saved. The message is one line that says why.
+
+    The command line prints it and exits with code 3.
+    """
+
+
 class Velocity(Protocol):
     """A network seen as the maths sees it: the velocity v = eps - x0 that it predicts at a noise level.
 

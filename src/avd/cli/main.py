@@ -9,7 +9,7 @@ import typer
 
 from avd import __version__
 from avd.cli import compare, data, demo, distill, evaluate, generate, inspect, train
-from avd.types import UserError
+from avd.types import RunStopped, UserError
 from avd.ui import err
 
 app = typer.Typer(
@@ -49,13 +49,15 @@ app.add_typer(data.world_app, name="world")
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one line on stderr and exit code 2."""
+    """Run the command line; what a user can mend is one line on stderr and exit code 2, a run that ended itself 3."""
     try:
         sys.exit(app(prog_name="avd", standalone_mode=False))
     except typer.TyperException as error:
         _explain_usage(error)
     except UserError as error:
         _fail(str(error))
+    except RunStopped as stop:
+        _fail(str(stop), code=3)
     except OSError as error:  # a full disk, a folder that may not be written to
         _fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
 
@@ -69,6 +71,6 @@ def _explain_usage(error: typer.TyperException) -> NoReturn:
     sys.exit(2)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     err.print("avd: " + " ".join(message.split()), style="red", highlight=False, markup=False, soft_wrap=True)
-    sys.exit(2)
+    sys.exit(code)

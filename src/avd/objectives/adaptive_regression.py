@@ -24,6 +24,8 @@ from avd.types import LossTerm
 Order = Literal["weight_first", "update_first"]
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; the identity in a single process."""
+Listener = Callable[[Tensor, Tensor], None]
+"""Told the weights of samples and their timesteps' indices."""
 
 
 class LossMeans:
@@ -50,6 +52,7 @@ class LossMeans:
         if not 0.0 <= omega < 1.0:
             raise ValueError(f"omega is {omega}: it must lie in [0, 1)")
         self.omega, self.k, self.order, self.reduce = omega, k, order, reduce
+        self.listener: Listener = lambda weight_B, timestep_B: None
         self.mean_S = torch.zeros(timesteps, dtype=torch.float64)
         self.seen_S = torch.zeros(timesteps, dtype=torch.bool)
 
@@ -69,6 +72,7 @@ class LossMeans:
         reference_S = before_S if self.order == "weight_first" else after_S
         self.mean_S, self.seen_S = after_S, self.seen_S | here_S
         weight = 1 - torch.sigmoid(self.k * (loss - reference_S[index]))
+        self.listener(weight, index)
         return weight.to(loss_B)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from avd.objectives.fake_score import fake_score_denoising
 from avd.objectives.temporal import temporal_regularization
 from avd.sampling.rollout import Rollout
 from avd.sampling.teacher import guided
+from avd.training.gradients import Pulls
 from avd.training.roles import Roles
 from avd.types import LossTerm, Velocity
 
@@ -47,6 +48,7 @@ class Cycle:
         self.sigmas = few_step_sigmas(recipe.rollout.timesteps)
         plain = recipe.objective.regression
         self.means = LossMeans(len(self.sigmas), omega=plain.omega, k=plain.k, order=plain.order)
+        self.pulls = Pulls()
 
     def run(self, batch: Batch, generator: torch.Generator) -> dict[str, float]:
         """One student update and all fake-score updates; returns what to log."""
@@ -71,10 +73,10 @@ class Cycle:
         leaf = sample.detach().requires_grad_()
         figures: dict[str, float] = {}
         if objective.distribution_matching.weight:
-            term = self._distribution_matching(leaf, prompt, generator)
+            term = self._distribution_matching(self.pulls.on_video("distribution_matching", leaf), prompt, generator)
             figures |= self._backward(term, objective.distribution_matching.weight)
         if objective.temporal.weight:
-            term = temporal_regularization(leaf, truncation=self.truncation)
+            term = temporal_regularization(self.pulls.on_video("temporal", leaf), truncation=self.truncation)
             figures |= self._backward(term, objective.temporal.weight)
         if judged:
             sample.backward(leaf.grad)
@@ -83,6 +85,7 @@ class Cycle:
         norm = self.roles.student.step()
         if math.isfinite(norm):
             self.roles.average.update(self.roles.student.network, self.roles.student.steps - 1)
+        figures |= self.pulls.take()
         return leaf.detach(), {"exit_stage": exit_stage, **figures, "student_grad_norm": norm}
 
     def _update_fake_score(self, sample: Tensor, prompt: Tensor, generator: torch.Generator) -> dict[str, float]:
@@ -124,9 +127,14 @@ class Cycle:
         choices = torch.tensor([i for i, stage in enumerate(stages) if stage.frame_stride == stride])
         timestep_B = choices[torch.randint(len(choices), (len(batch.latents_BCFHW),), generator=generator)]
         x0 = batch.latents_BCFHW[:, :, ::stride]
+
+        def student(x: Tensor, sigma: Tensor) -> Tensor:
+            v = self._predict(self.roles.student.network, batch.prompts_BLD, x, sigma, frame_stride=stride)
+            return self.pulls.on_velocity("regression", v, sigma)
+
         return regression(
             x0,
-            student=partial(self._predict, self.roles.student.network, batch.prompts_BLD, frame_stride=stride),
+            student=student,
             sigma_B=torch.tensor(self.sigmas)[timestep_B],
             eps_BCFHW=_noise_like(x0, generator),
             timestep_B=timestep_B,

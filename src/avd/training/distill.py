@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +18,11 @@ from avd.interpolation import FrameInterpolator
 from avd.models.wan import VideoModel
 from avd.objectives.temporal import temporal_regularization
 from avd.sampling.rollout import Rollout, make_stages
+from avd.sampling.teacher import sample_teacher
 from avd.training.checkpoint import pack_module, unpack_module
 from avd.training.cycle import Batch, Cycle
 from avd.training.folder import whole_folder
+from avd.training.monitors import Monitor
 from avd.training.preview import write_preview
 from avd.training.randomness import generator_for
 from avd.training.roles import Roles
@@ -50,6 +53,11 @@ class DistillTask:
         batch = recipe.training.batch
         self.video_order = BatchOrder(len(source), batch, recipe.seed)
         self.prompt_order = BatchOrder(len(source), batch, recipe.seed + 1)
+        self.monitor = Monitor(recipe, source, _Studio(self)) if recipe.monitors.every else None
+        self.roll_backs = 0
+        """How often the run was sent back; decides the noise from there on."""
+        if self.monitor is not None:
+            self.cycle.means.listener = self.monitor.weights.add
 
     def update(self, n: int) -> dict[str, float]:
         self.cycle.rollout = self.rollout if falls_in_share(n, self.recipe.rollout.half_rate_share) else self.full_rate
@@ -60,10 +68,14 @@ class DistillTask:
             self.source.prompts(videos),
             tuple(self.source.prompts(self.prompt_order.next()) for _ in range(rollouts)),
         )
-        return self.cycle.run(batch, generator_for(self.recipe.seed, "cycle", n))
+        branch = ("roll-back", self.roll_backs) if self.roll_backs else ()
+        figures = self.cycle.run(batch, generator_for(self.recipe.seed, "cycle", n, *branch))
+        if self.monitor is not None:
+            self.monitor.observe(figures)
+        return figures
 
     def validate(self, n: int) -> dict[str, float]:
-        return {}
+        return {} if self.monitor is None else self.monitor.measure()
 
     @torch.no_grad()
     def sample(self, folder: Path, n: int) -> None:
@@ -88,6 +100,8 @@ class DistillTask:
             "fake_score": self.roles.fake_score.state(),
             "video_order": self.video_order.state_dict(),
             "prompt_order": self.prompt_order.state_dict(),
+            "roll_backs": self.roll_backs,
+            "monitors": None if self.monitor is None else self.monitor.state_dict(),
         }
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -97,6 +111,9 @@ class DistillTask:
         self.cycle.means.load_state_dict({k: tensors[f"loss_means.{k}"] for k in ("mean", "seen")})
         self.video_order.load_state_dict(state["video_order"])
         self.prompt_order.load_state_dict(state["prompt_order"])
+        self.roll_backs = state["roll_backs"]
+        if self.monitor is not None and state["monitors"] is not None:  # they may have been switched on since
+            self.monitor.load_state_dict(state["monitors"])
 
     def export(self, folder: Path) -> None:
         """`student/`: a diffusers folder of the averaged student, with how it is to be sampled."""
@@ -119,6 +136,32 @@ class DistillTask:
             latents = self.source.latents(list(range(min(256, len(self.source)))))
             return temporal_regularization(latents).per_sample_B[0].item()
         return truncation
+
+
+class _Studio:
+    """See `training.monitors.Studio`: videos of the networks of a run."""
+
+    def __init__(self, task: DistillTask) -> None:
+        self._task = task
+
+    @torch.no_grad()
+    def student(self, noise: Tensor, prompts: Tensor, generator: torch.Generator) -> Tensor:
+        return self._task.rollout(self._task.roles.average.module, noise, prompts, generator)
+
+    def teacher(self, noise: Tensor, prompts: Tensor, steps: int | None) -> Tensor:
+        settings, null_prompt = self._task.model.settings, self._task.cycle.null_prompt
+        return sample_teacher(
+            self._task.roles.teacher,
+            noise,
+            prompts,
+            null_prompt,
+            steps=settings.steps if steps is None else steps,
+            guidance=settings.guidance,
+            shift=settings.shift,
+        )
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        return self._task.model.decode_video(latents)
 
 
 def falls_in_share(n: int, share: float) -> bool:

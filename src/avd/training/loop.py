@@ -18,7 +18,7 @@ from torch import Tensor
 
 from avd.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from avd.training.folder import RunFolder
-from avd.types import UserError
+from avd.types import RunStopped, UserError
 
 
 class Task(Protocol):
@@ -62,23 +62,55 @@ class Schedule:
     sample_every: int = 0
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What is to become of a run: by default it goes on."""
+
+    stop: str | None = None
+    """Save the state and end the run, for this reason."""
+    roll_back: bool = False
+    """Go on from the newest checkpoint, as a resumed run does."""
+
+
+GO_ON = Verdict()
+
+
+class Watch(Protocol):
+    """Looks on while a task is trained."""
+
+    def begin(self, updates: int) -> None:
+        """The run begins, or goes on from a checkpoint, after `updates` updates."""
+        ...
+
+    def look(self, updates: int, figures: Mapping[str, float]) -> Verdict:
+        """After each update: its figures are logged, its samples written, its checkpoint is not yet."""
+        ...
+
+
 Progress = Callable[[int, int, Mapping[str, float], float | None], None]
 """Called with (updates done, updates in all, figures of the last one, seconds left or None)."""
 
 
-def run(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress) -> None:
-    """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export."""
+def run(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress, watch: Watch | None = None) -> None:
+    """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export.
+
+    Raises RunStopped if `watch` ends the run.
+    """
     folder.claim()
     try:
-        _train(task, folder, schedule, progress)
+        while not _train(task, folder, schedule, progress, watch):
+            pass
         task.export(folder.path)
     finally:
         folder.release()
 
 
-def _train(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress) -> None:
+def _train(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress, watch: Watch | None) -> bool:
+    """False if the run was sent back, to go on from the newest checkpoint."""
     done = _restore(task, folder)
     folder.rewind_metrics(done)
+    if watch is not None:
+        watch.begin(done)
     pace = Pace()
     for n in range(done, schedule.updates):
         started = time.perf_counter()
@@ -89,10 +121,16 @@ def _train(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress
         folder.log(n, {**figures, "seconds": round(seconds, 4)})
         if _due(n + 1, schedule.sample_every, schedule.updates):
             task.sample(folder.samples, n + 1)
-        if _due(n + 1, schedule.checkpoint_every, schedule.updates):
+        verdict = GO_ON if watch is None else watch.look(n + 1, figures)
+        if verdict.roll_back:
+            return False
+        if verdict.stop or _due(n + 1, schedule.checkpoint_every, schedule.updates):
             save_checkpoint(folder.checkpoints, n + 1, task.tensors(), task.state(), schedule.keep_checkpoints)
+        if verdict.stop:
+            raise RunStopped(verdict.stop)
         pace.add(seconds)
         progress(n + 1, schedule.updates, figures, pace.left(schedule.updates - n - 1))
+    return True
 
 
 def _restore(task: Task, folder: RunFolder) -> int:

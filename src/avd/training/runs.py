@@ -18,15 +18,20 @@ from avd.training.folder import RECIPE_FILE, RunFolder
 from avd.training.loop import Progress, Schedule, run
 from avd.training.sources import Progress as EncodingProgress
 from avd.training.sources import encode_world, open_cache, world_of
+from avd.training.trackers import check_trackers, open_trackers
+from avd.training.watch import RunWatch, Tell
 from avd.types import UserError
 
 
-def distill_run(recipe: Recipe, output: Path, *, resume: bool, encoding: EncodingProgress, progress: Progress) -> Path:
-    """Distil as `recipe` says in the folder `output`; returns the student's folder.
+def distill_run(
+    recipe: Recipe, output: Path, *, resume: bool, encoding: EncodingProgress, progress: Progress, tell: Tell
+) -> Path:
+    """Distil as `recipe` says in the folder `output`; returns the student's folder. `tell` shows a line.
 
     Raises UserError for a folder that is taken, a model or cache that is missing or does not fit, or a damaged
-    checkpoint; none of them changes what is there.
+    checkpoint; none of them changes what is there. Raises RunStopped if a monitor ends the run.
     """
+    check_trackers(recipe.trackers)
     model, data, training = VideoModel.load(recipe.model), recipe.data, recipe.training
     interpolator = load_interpolator(model)
     cache = None if data.cache is None else open_cache(Path(data.cache), model)
@@ -44,9 +49,13 @@ def distill_run(recipe: Recipe, output: Path, *, resume: bool, encoding: Encodin
         training.updates,
         checkpoint_every=training.checkpoint_every,
         keep_checkpoints=training.keep_checkpoints,
+        validate_every=recipe.monitors.every,
         sample_every=training.sample_every,
     )
-    run(task, folder, schedule, progress)
+    if task.monitor is not None:
+        task.monitor.find_references(folder.path, tell)
+    with open_trackers(recipe, folder.path, tell) as trackers:
+        run(task, folder, schedule, progress, RunWatch(task, folder, trackers, tell))
     return output / "student"
 
 

@@ -1,0 +1,186 @@
+"""Monitors: while a run trains, the averaged student makes the same few videos again and again, and they are measured.
+
+The videos are made from fixed prompts and fixed noise, so that from one measurement to the next only the student
+changes. Two references stand beside them, measured once and kept in the run's folder: the real clips that have these
+very captions, and what the many-step teacher makes of the same prompts from the same noise. A figure's ratio to a
+reference is the ratio of the means over the clips.
+
+Nothing here draws from a generator that training draws from, and nothing touches weights or gradients: a run gives the
+same student whether it is watched or not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avd.config import Recipe
+from avd.data import LatentSource
+from avd.training.alarms import Alarms, Event, rules_of
+from avd.training.folder import write_text
+from avd.training.pixels import Look, look_at
+from avd.training.randomness import generator_for
+from avd.training.statistics import FakeScoreLevel, WeightStatistics
+
+REFERENCES_FILE = "references.json"
+
+_SMALLEST = 1e-4
+"""References below this are as good as nothing, and a ratio to them means nothing: grey videos, videos at rest."""
+
+
+class Studio(Protocol):
+    """What makes the videos. `noise` is (B, C, F, H, W), `prompts` (B, L, D)."""
+
+    def student(self, noise: Tensor, prompts: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents of the averaged student's rollout."""
+        ...
+
+    def teacher(self, noise: Tensor, prompts: Tensor, steps: int | None) -> Tensor:
+        """Latents of the teacher, in as many steps as its model's settings say or in `steps`."""
+        ...
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """uint8 videos (B, F, H, W, 3)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one measurement gave. `lasting` says what has been crossed for long enough to act, in words."""
+
+    figures: dict[str, float]
+    events: list[Event]
+    lasting: str | None
+    best: bool
+    """By `monitors.keep_best`, the best of the run so far."""
+
+
+class Monitor:
+    """Watches one run. `references` must be called before the first `measure`."""
+
+    def __init__(self, recipe: Recipe, source: LatentSource, studio: Studio) -> None:
+        self.recipe, self._source, self._studio = recipe.monitors, source, studio
+        self._seed, self._batch = recipe.seed, recipe.compute.microbatch
+        count = min(self.recipe.clips, len(source))
+        self._indices = [i * len(source) // count for i in range(count)]
+        self.weights = WeightStatistics(recipe.rollout.timesteps)
+        self.fake_score = FakeScoreLevel()
+        self._alarms = Alarms(rules_of(self.recipe.limits, recipe.rollout.timesteps))
+        self._teacher = self._real = Look(math.nan, math.nan, math.nan)
+        self._best: float | None = None
+        self._latest: Measurement | None = None
+
+    def find_references(self, folder: Path, tell: Callable[[str], None]) -> None:
+        """Measure teacher and real clips, or read what an earlier process of the run measured."""
+        path = folder / REFERENCES_FILE
+        asked = {"clips": self._indices, "teacher_steps": self.recipe.teacher_steps}
+        kept = _read_references(path, asked)
+        if kept is None:
+            tell(f"monitors: sampling the teacher on {len(self._indices)} prompts, once")
+            teacher = self._measure(lambda noise, prompts, _: self._teach(noise, prompts))
+            real = _mean_look([look_at(video) for i in self._indices for video in self._decode([i])])
+            kept = {"teacher": asdict(teacher), "real": asdict(real)}
+            write_text(path, json.dumps({**asked, **kept}, indent=2) + "\n")
+        self._teacher, self._real = Look(**kept["teacher"]), Look(**kept["real"])
+
+    def observe(self, figures: Mapping[str, float]) -> None:
+        """Take note of one update's figures."""
+        if "fake_score" in figures:
+            self.fake_score.add(figures["fake_score"])
+
+    def measure(self) -> dict[str, float]:
+        """Measure the student as it is, judge, and return the figures to log."""
+        look = self._measure(self._studio.student)
+        figures: dict[str, float] = asdict(look)
+        for name in asdict(look):
+            figures[f"{name}_to_real"] = _ratio(getattr(look, name), getattr(self._real, name))
+            figures[f"{name}_to_teacher"] = _ratio(getattr(look, name), getattr(self._teacher, name))
+        distances = score(figures)
+        figures |= {"score": distances["score"], **self.weights.take(), **self.fake_score.take()}
+        events = self._alarms.judge(figures)
+        figures["warnings"] = self._alarms.crossed
+        own = math.nan if self.recipe.keep_best is None else distances[self.recipe.keep_best]
+        best = not math.isnan(own) and (self._best is None or own < self._best)
+        if best:
+            self._best = own
+        lasting = self._alarms.lasting(figures, self.recipe.patience)
+        self._latest = Measurement(figures, events, lasting, best)
+        return figures
+
+    def take(self) -> Measurement | None:
+        """The measurement since the last call, if there was one."""
+        latest, self._latest = self._latest, None
+        return latest
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "weights": self.weights.state_dict(),
+            "fake_score": self.fake_score.state_dict(),
+            "alarms": self._alarms.state_dict(),
+            "best": self._best,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.weights.load_state_dict(state["weights"])
+        self.fake_score.load_state_dict(state["fake_score"])
+        self._alarms.load_state_dict(state["alarms"])
+        self._best = state["best"]
+
+    def _measure(self, make: Callable[[Tensor, Tensor, torch.Generator], Tensor]) -> Look:
+        """Mean figures of what `make` makes of the fixed prompts and noise."""
+        looks, shape = [], self._source.latents([0]).shape[1:]
+        size = self._batch or len(self._indices)
+        for start in range(0, len(self._indices), size):
+            indices = self._indices[start : start + size]
+            noise = [torch.randn(*shape, generator=generator_for(self._seed, "monitor", i)) for i in indices]
+            generator = generator_for(self._seed, "monitor", "stages", start)
+            latents = make(torch.stack(noise), self._source.prompts(indices), generator)
+            looks += [look_at(video) for latent in latents.split(1) for video in self._studio.decode(latent)]
+        return _mean_look(looks)
+
+    def _teach(self, noise: Tensor, prompts: Tensor) -> Tensor:
+        return self._studio.teacher(noise, prompts, self.recipe.teacher_steps)
+
+    def _decode(self, indices: list[int]) -> np.ndarray:
+        return self._studio.decode(self._source.latents(indices))
+
+
+def score(figures: Mapping[str, float]) -> dict[str, float]:
+    """How far the student is from its references, 0 at best: what `monitors.keep_best` keeps the least of.
+
+        saturation = |ln(saturation / real data's)|      motion = |ln(motion / the teacher's)|
+        score      = saturation + motion + |ln(contrast / real data's)|
+
+    NaN where a ratio is not defined, infinite for a student without any motion or colour.
+    """
+    saturation, contrast, motion = (
+        abs(math.log(ratio)) if ratio > 0 else math.nan if math.isnan(ratio) else math.inf
+        for ratio in (figures["saturation_to_real"], figures["contrast_to_real"], figures["motion_to_teacher"])
+    )
+    return {"saturation": saturation, "motion": motion, "score": saturation + contrast + motion}
+
+
+def _ratio(value: float, reference: float) -> float:
+    return value / reference if reference >= _SMALLEST else math.nan
+
+
+def _mean_look(looks: list[Look]) -> Look:
+    return Look(*(float(np.mean(column)) for column in zip(*(asdict(look).values() for look in looks), strict=True)))
+
+
+def _read_references(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the file holds, if it answers what is asked now; a recipe's monitors may change between processes."""
+    try:
+        kept = json.loads(path.read_text())
+        fits = all(kept[key] == value for key, value in asked.items())
+        return kept if fits and Look(**kept["teacher"]) and Look(**kept["real"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
