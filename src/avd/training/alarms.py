@@ -1,4 +1,4 @@
-"""Thresholds on what a run measures of itself, and the words in which it warns."""
+"""Limits on what a run measures of itself, and the words in which it warns."""
 
 from __future__ import annotations
 
@@ -13,42 +13,47 @@ from avd.training.statistics import LOW_WEIGHT
 
 @dataclass(frozen=True)
 class Rule:
-    """A figure, whether a value of it is too much (or too little), how to say it, and what it is a sign of."""
+    """When a figure is over its limit, and how that is said."""
 
-    name: str
     figure: str
     crossed: Callable[[float], bool]
     words: Callable[[float], str]
     fault: str
+    """What the figure is then a sign of."""
+    relief: str
+    """What is said when it is no longer."""
+
+    def warning(self, value: float) -> str:
+        return f"{self.words(value)}: {self.fault}"
 
 
 @dataclass(frozen=True)
 class Event:
-    """A threshold was crossed, or is no longer."""
+    """A limit was crossed, or is no longer."""
 
     kind: Literal["crossed", "recovered"]
-    rule: str
+    figure: str
     text: str
 
 
 def rules_of(limits: LimitsRecipe, timesteps: Sequence[float]) -> list[Rule]:
-    """The rules that are not switched off; ratios are to the references, see `training.monitors`."""
+    """The rules that are not switched off; `training.monitors` says what the figures are."""
     rules = []
     if limits.saturation is not None:
-        rules.append(_excess("saturation", "saturation_to_real", limits.saturation, "real data", "oversaturation"))
+        rules.append(_excess("saturation", limits.saturation, "oversaturation"))
     if limits.contrast is not None:
-        rules.append(_excess("contrast", "contrast_to_real", limits.contrast, "real data", "overcontrast"))
+        rules.append(_excess("contrast", limits.contrast, "overcontrast"))
     if limits.motion is not None:
-        rules.append(_motion(limits.motion))
+        rules.append(_collapse(limits.motion))
     if limits.fake_score is not None:
-        rules.append(_fake_score(limits.fake_score))
+        rules.append(_lag(limits.fake_score))
     if limits.low_weights is not None:
-        rules += [_low_weights(limits.low_weights, f"{timestep:g}") for timestep in timesteps]
+        rules += [_distrust(limits.low_weights, f"{timestep:g}") for timestep in timesteps]
     return rules
 
 
 class Alarms:
-    """Judges measurement after measurement; knows for how many in a row each threshold has been crossed."""
+    """Judges measurement after measurement; knows for how many in a row each limit has been crossed."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = rules
@@ -61,27 +66,27 @@ class Alarms:
             value = figures.get(rule.figure, math.nan)
             if math.isnan(value):
                 continue
-            streak = self._streaks.pop(rule.name, 0)
+            streak = self._streaks.pop(rule.figure, 0)
             if rule.crossed(value):
-                self._streaks[rule.name] = streak + 1
+                self._streaks[rule.figure] = streak + 1
                 if streak == 0:
-                    events.append(Event("crossed", rule.name, f"{rule.words(value)}: {rule.fault}"))
+                    events.append(Event("crossed", rule.figure, rule.warning(value)))
             elif streak:
-                events.append(Event("recovered", rule.name, f"{rule.words(value)}: recovered from {rule.fault}"))
+                events.append(Event("recovered", rule.figure, f"{rule.words(value)}: {rule.relief}"))
         return events
 
     @property
     def crossed(self) -> int:
-        """How many thresholds are crossed now."""
+        """How many limits are crossed now."""
         return len(self._streaks)
 
     def lasting(self, figures: Mapping[str, float], patience: int) -> str | None:
         """In words, what has been crossed for `patience` measurements in a row, if anything has."""
-        texts = [
-            f"{rule.words(figures[rule.figure])}: {rule.fault}, for {streak} measurement{'s' * (streak > 1)} in a row"
-            for rule in self._rules
-            if (streak := self._streaks.get(rule.name, 0)) >= patience and rule.figure in figures
-        ]
+        texts = []
+        for rule in self._rules:
+            value, streak = figures.get(rule.figure, math.nan), self._streaks.get(rule.figure, 0)
+            if streak >= patience and not math.isnan(value):
+                texts.append(f"{rule.warning(value)}, for {streak} measurement{'s' * (streak > 1)} in a row")
         return "; ".join(texts) or None
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,34 +94,36 @@ class Alarms:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Alarms whose rule is switched off since are forgotten."""
-        known = {rule.name for rule in self._rules}
-        self._streaks = {name: streak for name, streak in state["streaks"].items() if name in known}
+        known = {rule.figure for rule in self._rules}
+        self._streaks = {figure: streak for figure, streak in state["streaks"].items() if figure in known}
 
 
-def _excess(what: str, figure: str, limit: float, reference: str, fault: str) -> Rule:
+def _excess(what: str, limit: float, fault: str) -> Rule:
     def words(ratio: float) -> str:
-        return f"{what} {100 * abs(ratio - 1):.0f} % {'above' if ratio >= 1 else 'below'} {reference}"
+        return f"{what} {100 * abs(ratio - 1):.0f} % {'above' if ratio >= 1 else 'below'} real data"
 
-    return Rule(what, figure, lambda ratio: ratio > 1 + limit, words, fault)
+    return Rule(f"{what}_to_real", lambda ratio: ratio > 1 + limit, words, fault, f"recovered from {fault}")
 
 
-def _motion(limit: float) -> Rule:
+def _collapse(limit: float) -> Rule:
     def words(ratio: float) -> str:
         return f"motion at {100 * ratio:.0f} % of the teacher's"
 
-    return Rule("motion", "motion_to_teacher", lambda ratio: ratio < limit, words, "temporal collapse")
+    fault = "temporal collapse"
+    return Rule("motion_to_teacher", lambda ratio: ratio < limit, words, fault, f"recovered from {fault}")
 
 
-def _fake_score(limit: float) -> Rule:
+def _lag(limit: float) -> Rule:
     def words(rise: float) -> str:
         return f"the fake score's loss {100 * rise:.0f} % above its lowest level"
 
-    return Rule("fake_score", "fake_score_rise", lambda rise: rise > limit, words, "it loses track of the student")
+    return Rule(
+        "fake_score_rise", lambda rise: rise > limit, words, "it lags behind the student", "no longer lags behind"
+    )
 
 
-def _low_weights(limit: float, timestep: str) -> Rule:
+def _distrust(limit: float, timestep: str) -> Rule:
     def words(share: float) -> str:
         return f"{100 * share:.0f} % of the regression's weights at timestep {timestep} below {LOW_WEIGHT}"
 
-    figure = f"weight_low_{timestep}"
-    return Rule(figure, figure, lambda share: share > limit, words, "real data hardly count")
+    return Rule(f"weight_low_{timestep}", lambda share: share > limit, words, "it hardly acts", "acts again")

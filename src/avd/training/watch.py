@@ -60,7 +60,7 @@ class RunWatch:
         if measurement is None:
             return GO_ON
         for event in measurement.events:
-            self._note(updates, event.kind, event.rule, event.text)
+            self._note(updates, event.kind, event.figure, event.text)
         if measurement.best:
             self._keep_best(updates, measurement)
         if measurement.lasting is None or self._recipe.action == "warn":
