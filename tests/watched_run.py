@@ -17,7 +17,10 @@ SMALL = (
     "training.batch=2", "training.checkpoint_every=2", "training.sample_every=0", "training.keep_checkpoints=3",
     "fake_score.updates=2", "monitors.every=1", "monitors.clips=2",
 )  # fmt: skip
-COLLAPSING = ("monitors.limits.motion=1000", "monitors.patience=2")
+COLLAPSING = (
+    "monitors.limits.motion=1000", "monitors.limits.fake_score=null", "monitors.limits.low_weights=null",
+    "monitors.patience=2",
+)  # fmt: skip
 """The teacher's motion a thousand times over is more than any student has."""
 
 

@@ -184,9 +184,9 @@ class LimitsRecipe(_Section):
     """Saturation above real data's, as a share of it."""
     contrast: float | None = Field(0.25, gt=0)
     """Contrast above real data's, as a share of it."""
-    motion: float | None = Field(0.5, gt=0)
+    motion: float | None = Field(0.6, gt=0)
     """Motion, as a share of the teacher's, below which it is collapsing."""
-    fake_score: float | None = Field(0.5, gt=0)
+    fake_score: float | None = Field(1.0, gt=0)
     """Rise of the fake score's loss above its lowest level, as a share of it."""
     low_weights: float | None = Field(0.5, gt=0, lt=1)
     """Share of the adaptive regression's weights below 0.1, at any timestep."""

@@ -14,7 +14,7 @@ import torch
 
 from avd.data import MemoryLatents
 from avd.models.wan import VideoModel
-from avd.training import distill, loop, watch
+from avd.training import distill, watch
 from avd.training.checkpoint import list_checkpoints, load_checkpoint
 from avd.training.distill import DistillTask
 from avd.training.monitors import score
@@ -23,7 +23,12 @@ from avd.types import RunStopped
 from command import snapshot
 from watched_run import COLLAPSING, watched, watched_recipe, watched_task
 
-ROLLING_BACK = (*COLLAPSING, "monitors.action=roll_back", "monitors.keep_best=saturation", "monitors.roll_backs=2")
+UPDATES = 6
+ROLLING_BACK = (
+    *COLLAPSING, "monitors.patience=4", "monitors.action=roll_back", "monitors.keep_best=motion",
+    "monitors.roll_backs=2", "student.optimizer.learning_rate=0.01", "seed=2",
+)  # fmt: skip
+"""The motion of this run leaves the teacher's from the first updates on, so that the best lies behind."""
 
 
 class Killed(BaseException):
@@ -202,12 +207,17 @@ RIGHT = {"saturation_to_real": 1.0, "contrast_to_real": 1.0, "motion_to_teacher"
 def test_a_roll_back_goes_on_from_the_best_with_other_noise(tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(RunStopped, match="temporal collapse"):
-        watched(tmp_path / "back", 8, *ROLLING_BACK, said=said)
+        watched(tmp_path / "back", UPDATES, *ROLLING_BACK, said=said)
     with pytest.raises(RunStopped):
-        watched(tmp_path / "stopped", 8, *COLLAPSING, "monitors.action=stop", "monitors.keep_best=saturation")
-    back = [text for text in said if "rolled back" in text or "back to update" in text]
-    assert len(back) == 2 and "with other noise (number 2)" in back[1]
-    assert [line["roll_backs"] for line in lines(tmp_path / "back" / "warnings.jsonl")] == [0, 0, 1, 1, 2, 2]
+        watched(tmp_path / "stopped", UPDATES, *ROLLING_BACK, "monitors.action=stop", "monitors.patience=5")
+    back = [text.partition(":")[::2] for text in said if "rolled back" in text]
+    assert [(when, what[:55]) for when, what in back] == [
+        ("update 4", " rolled back to update 1, with other noise (number 1): "),
+        ("update 5", " rolled back to update 2, with other noise (number 2): "),
+    ]
+    warnings = [(line["roll_backs"], line["event"]) for line in lines(tmp_path / "back" / "warnings.jsonl")]
+    assert warnings == [(n, event) for n in range(3) for event in ("crossed", "rolled back" if n < 2 else "stopped")]
+    assert [line["update"] for line in lines(tmp_path / "back" / "metrics.jsonl")] == list(range(6))
     tensors, state = load_checkpoint(list_checkpoints(tmp_path / "back" / "checkpoints")[-1])
     other, _ = load_checkpoint(list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1])
     assert state["roll_backs"] == 2
@@ -219,40 +229,36 @@ def rolled_back(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a run leaves that is rolled back twice and then stopped, and never killed."""
     path = tmp_path_factory.mktemp("straight") / "run"
     with pytest.raises(RunStopped):
-        watched(path, 8, *ROLLING_BACK)
+        watched(path, UPDATES, *ROLLING_BACK)
     return outcome(path)
 
 
-PLACES: dict[str, tuple[Any, str]] = {
-    "update": (DistillTask, "update"),
-    "measurement": (DistillTask, "validate"),
-    "export of the best": (VideoModel, "save"),
-    "checkpoint": (loop, "save_checkpoint"),
-    "checkpoint of the best or of a roll-back": (watch, "save_checkpoint"),
-    "removal of later checkpoints": (watch, "_remove"),
-    "removal's end": (watch.shutil, "rmtree"),
-    "reading the best": (watch, "load_checkpoint"),
-    "rename": (watch.os, "replace"),
+PLACES: dict[str, tuple[Any, str, int]] = {
+    "update": (DistillTask, "update", 3),
+    "checkpoint of the best or of a roll-back": (watch, "save_checkpoint", 2),
+    "removal of later checkpoints": (watch, "_remove", 1),
+    "removal of any folder": (watch.shutil, "rmtree", 9),
+    "rename of any file or folder": (watch.os, "replace", 9),
 }
+"""The last number is how much further each process comes than the one before it."""
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_around_a_roll_back_and_resumed_it_is_the_same_run(
     place: str, rolled_back: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The first process is killed at the first call of the place, the next at its second, and so on to the end."""
-    owner, name = PLACES[place]
+    owner, name, stride = PLACES[place]
     path, original = tmp_path / "run", getattr(owner, name)
-    for calls in range(1, 60):
-        left = [calls]
+    for kills in range(60):
         try:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(owner, name, killing(original, left))
-                watched(path, 8, *ROLLING_BACK, resume=path.exists())
+                patch.setattr(owner, name, killing(original, [1 + kills * stride]))
+                watched(path, UPDATES, *ROLLING_BACK, resume=path.exists())
         except Killed:
             continue
         except RunStopped:
             break
+    assert kills > 1
     assert outcome(path) == rolled_back
 
 
@@ -271,7 +277,7 @@ def test_without_a_best_there_is_nothing_to_roll_back_to(tmp_path: Path, monkeyp
     watched(path, 1, *COLLAPSING)
     monkeypatch.setattr("avd.training.monitors.score", lambda _: dict.fromkeys(("saturation", "score"), math.nan))
     with pytest.raises(RunStopped, match="no best checkpoint to roll back to"):
-        watched(path, 4, *ROLLING_BACK, resume=True)
+        watched(path, 4, *COLLAPSING, "monitors.action=roll_back", "monitors.keep_best=saturation", resume=True)
 
 
 def test_memory_latents_of_one_clip_are_enough() -> None:

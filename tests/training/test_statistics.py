@@ -6,15 +6,16 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avd.objectives.adaptive_regression import LossMeans
 from avd.training.statistics import FakeScoreLevel, WeightStatistics
 
-SAMPLES = st.lists(st.tuples(st.floats(0.0, 1.0), st.integers(0, 2)), min_size=1, max_size=20)
+SAMPLES = st.lists(st.tuples(st.floats(0.0, 1.0), st.integers(0, 2)), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(batches=st.lists(SAMPLES, min_size=1, max_size=4), saved=st.integers(0, 4))
 def test_weights_by_timestep(batches: list[list[tuple[float, int]]], saved: int) -> None:
     statistics = WeightStatistics((1000, 757.5, 522))
@@ -32,6 +33,8 @@ def test_weights_by_timestep(batches: list[list[tuple[float, int]]], saved: int)
         if here:
             assert figures[f"weight_mean_{name}"] == pytest.approx(sum(here) / len(here))
             assert figures[f"weight_least_{name}"] == min(here)
+        assert (f"weight_low_{name}" in figures) == (len(here) >= 10)
+        if len(here) >= 10:
             assert figures[f"weight_low_{name}"] == pytest.approx(sum(weight < 0.1 for weight in here) / len(here))
     assert statistics.take() == {}
 
@@ -43,7 +46,6 @@ def test_the_loss_means_tell_their_weights() -> None:
     weights = means.weigh(torch.tensor([3.0, 0.5, float("nan")]), torch.tensor([0, 1, 1]))
     figures = statistics.take()
     assert figures["weight_least_1000"] == pytest.approx(weights[0].item())
-    assert figures["weight_low_1000"] == 0.5
     assert figures["weight_mean_500"] == pytest.approx((0.5 + weights[1].item()) / 2)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+_ENOUGH = 10
+"""Of fewer samples a share says nothing."""
 LOW_WEIGHT = 0.1
 """A regression sample with a smaller weight counts for next to nothing."""
 
@@ -29,12 +31,14 @@ class WeightStatistics:
                 self._least[i] = min(self._least[i], weight)
 
     def take(self) -> dict[str, float]:
-        """Mean, least, and share below `LOW_WEIGHT` since the last call, of the timesteps that were met."""
+        """Mean and least since the last call of the timesteps that were met, and the share below `LOW_WEIGHT` of those
+        that were met often enough."""
         figures: dict[str, float] = {}
         for i, name in enumerate(self._names):
             if self._count[i]:
                 figures[f"weight_mean_{name}"] = self._sum[i] / self._count[i]
                 figures[f"weight_least_{name}"] = self._least[i]
+            if self._count[i] >= _ENOUGH:
                 figures[f"weight_low_{name}"] = self._low[i] / self._count[i]
         self._clear()
         return figures

@@ -87,7 +87,7 @@ class RunWatch:
         step = state.pop("step")
         number = self._task.roll_backs + 1
         self._note(
-            updates, "rolled back", "run", f"{reason}: back to update {step}, with other noise (number {number})"
+            updates, "rolled back", "run", f"rolled back to update {step}, with other noise (number {number}): {reason}"
         )
         state["roll_backs"] = number
         state["monitors"]["alarms"] = Alarms([]).state_dict()  # what was crossed is judged anew
