@@ -105,6 +105,9 @@ class Trackers:
     def __init__(self, trackers: Mapping[str, Tracker], tell: Callable[[str], None]) -> None:
         self._trackers, self._tell = dict(trackers), tell
 
+    def add(self, name: str, tracker: Tracker) -> None:
+        self._trackers[name] = tracker
+
     def figures(self, updates: int, figures: Mapping[str, float]) -> None:
         """Figures that are not finite are left out."""
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}
@@ -143,12 +146,10 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 @contextmanager
 def open_trackers(recipe: Recipe, folder: Path, tell: Callable[[str], None]) -> Iterator[Trackers]:
     """The recipe's trackers, for the duration of a block. Raises UserError for one that does not start."""
-    started: dict[str, Tracker] = {}
-    trackers = Trackers(started, tell)
+    trackers = Trackers({}, tell)
     try:
         for name in recipe.trackers:
-            started[name] = _start(name, folder, recipe)
-        trackers = Trackers(started, tell)
+            trackers.add(name, _start(name, folder, recipe))
         yield trackers
     finally:
         trackers.close()
