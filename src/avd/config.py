@@ -197,7 +197,7 @@ class MonitorsRecipe(_Section):
 
     every: int = Field(100, ge=0)
     """Student updates between measurements; 0 is never."""
-    clips: int = Field(8, ge=1)
+    clips: int = Field(16, ge=1)
     """Prompts, from the run's data, on which student and teacher are sampled."""
     teacher_steps: int | None = Field(None, ge=1)
     """Steps of the teacher's videos. None: as its model's settings say."""

@@ -13,8 +13,8 @@ from avd.training.cycle import Cycle
 from command import avd
 
 QUICK = (
-    "training.batch=4", "training.sample_every=0", "training.checkpoint_every=0", "data.world_clips=16",
-    "monitors.every=4", "monitors.clips=4", "monitors.teacher_steps=8",
+    "training.batch=4", "training.sample_every=0", "training.checkpoint_every=0", "data.world_clips=32",
+    "monitors.every=4", "monitors.clips=8", "monitors.teacher_steps=12",
 )  # fmt: skip
 OVERSATURATING = (
     "objective.distribution_matching.guidance=20", "fake_score.updates=1", "student.optimizer.learning_rate=1e-3",

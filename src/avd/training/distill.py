@@ -112,7 +112,7 @@ class DistillTask:
         self.video_order.load_state_dict(state["video_order"])
         self.prompt_order.load_state_dict(state["prompt_order"])
         self.roll_backs = state["roll_backs"]
-        if self.monitor is not None and state["monitors"] is not None:  # they may have been switched on since
+        if self.monitor is not None and state["monitors"] is not None:  # it may have been switched on since
             self.monitor.load_state_dict(state["monitors"])
 
     def export(self, folder: Path) -> None:

@@ -9,6 +9,7 @@ their noise is drawn from `generator_for(seed, "cycle", update, "roll-back", num
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -70,7 +71,7 @@ class RunWatch:
         return self._stop(updates, measurement.lasting)
 
     def _stop(self, updates: int, reason: str) -> Verdict:
-        self._note(updates, "stopped", "run", reason)
+        self._note(updates, "stopped", "run", reason, shown=False)  # it is shown as the command ends
         best = self._folder.path / BEST / "student"
         kept = f"; the best student is in {best}" if best.exists() else ""
         path = self._folder.path
@@ -80,7 +81,7 @@ class RunWatch:
         )
 
     def _roll_back(self, updates: int, reason: str) -> Verdict:
-        found = list_checkpoints(self._folder.path / BEST_CHECKPOINT)
+        found = [p for p in list_checkpoints(self._folder.path / BEST_CHECKPOINT) if _step(p) <= updates]
         if not found:  # no measurement had a score, or the options were changed and the run was resumed
             return self._stop(updates, f"{reason}; and there is no best checkpoint to roll back to")
         tensors, state = load_checkpoint(found[-1])
@@ -102,13 +103,11 @@ class RunWatch:
             write_text(best / "best.json", json.dumps(_finite(told), indent=2) + "\n")
         if self._recipe.action == "roll_back":
             path = self._folder.path / BEST_CHECKPOINT
-            for other in list_checkpoints(path):  # of a branch that was given up
-                if int(other.name.rpartition("-")[2]) > updates:
-                    _remove(other)
+            _forget_after(path, updates)  # of updates that are being done again
             save_checkpoint(path, updates, self._task.tensors(), self._task.state(), keep=1)
 
-    def _note(self, updates: int, event: str, about: str, text: str) -> None:
-        """On the screen, in the file, and in the trackers."""
+    def _note(self, updates: int, event: str, about: str, text: str, *, shown: bool = True) -> None:
+        """In the file, in the trackers, and on the screen."""
         line = {
             "updates": updates,
             "roll_backs": self._task.roll_backs,
@@ -119,16 +118,24 @@ class RunWatch:
         with self._warnings.open("a") as file:
             file.write(json.dumps(line) + "\n")
         said = f"update {updates}: {'' if event in ('recovered', 'rolled back') else 'warning: '}{text}"
-        self._tell(said)
         self._trackers.text(updates, said)
+        if shown:
+            self._tell(said)
 
 
 def _forget_after(folder: Path, step: int) -> None:
-    """Remove checkpoints past `step`, the newest first: killed in between, the run goes on from one of the others,
-    comes to the same roll-back, and does it again."""
+    """Remove checkpoints past `step`.
+
+    The newest goes first: killed in between, a run goes on from one of the others, comes to the same roll-back, and
+    does it again.
+    """
     for path in reversed(list_checkpoints(folder)):
-        if int(path.name.rpartition("-")[2]) > step:
+        if _step(path) > step:
             _remove(path)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _remove(checkpoint: Path) -> None:
@@ -150,4 +157,4 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in values.items()}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
