@@ -90,7 +90,7 @@ class Alarms:
         return "; ".join(texts) or None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"streaks": self._streaks}
+        return {"streaks": dict(self._streaks)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Alarms whose rule is switched off since are forgotten."""

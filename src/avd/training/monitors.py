@@ -64,7 +64,7 @@ class Measurement:
 
 
 class Monitor:
-    """Watches one run. `references` must be called before the first `measure`."""
+    """Watches one run. Call `find_references` before the first `measure`: without them there are no ratios."""
 
     def __init__(self, recipe: Recipe, source: LatentSource, studio: Studio) -> None:
         self.recipe, self._source, self._studio = recipe.monitors, source, studio
@@ -85,8 +85,10 @@ class Monitor:
         kept = _read_references(path, asked)
         if kept is None:
             tell(f"monitors: sampling the teacher on {len(self._indices)} prompts, once")
-            teacher = self._measure(lambda noise, prompts, _: self._teach(noise, prompts))
-            real = _mean_look([look_at(video) for i in self._indices for video in self._decode([i])])
+            steps, studio = self.recipe.teacher_steps, self._studio
+            teacher = self._measure(lambda noise, prompts, _: studio.teacher(noise, prompts, steps))
+            clips = (self._source.latents([i]) for i in self._indices)
+            real = _mean_look([look_at(video) for clip in clips for video in studio.decode(clip)])
             kept = {"teacher": asdict(teacher), "real": asdict(real)}
             write_text(path, json.dumps({**asked, **kept}, indent=2) + "\n")
         self._teacher, self._real = Look(**kept["teacher"]), Look(**kept["real"])
@@ -108,7 +110,7 @@ class Monitor:
         events = self._alarms.judge(figures)
         figures["warnings"] = self._alarms.crossed
         own = math.nan if self.recipe.keep_best is None else distances[self.recipe.keep_best]
-        best = not math.isnan(own) and (self._best is None or own < self._best)
+        best = math.isfinite(own) and (self._best is None or own < self._best)
         if best:
             self._best = own
         lasting = self._alarms.lasting(figures, self.recipe.patience)
@@ -125,14 +127,15 @@ class Monitor:
             "weights": self.weights.state_dict(),
             "fake_score": self.fake_score.state_dict(),
             "alarms": self._alarms.state_dict(),
-            "best": self._best,
+            "best": {"by": self.recipe.keep_best, "value": self._best},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.weights.load_state_dict(state["weights"])
         self.fake_score.load_state_dict(state["fake_score"])
         self._alarms.load_state_dict(state["alarms"])
-        self._best = state["best"]
+        if state["best"]["by"] == self.recipe.keep_best:  # it may have been changed since
+            self._best = state["best"]["value"]
 
     def _measure(self, make: Callable[[Tensor, Tensor, torch.Generator], Tensor]) -> Look:
         """Mean figures of what `make` makes of the fixed prompts and noise."""
@@ -145,12 +148,6 @@ class Monitor:
             latents = make(torch.stack(noise), self._source.prompts(indices), generator)
             looks += [look_at(video) for latent in latents.split(1) for video in self._studio.decode(latent)]
         return _mean_look(looks)
-
-    def _teach(self, noise: Tensor, prompts: Tensor) -> Tensor:
-        return self._studio.teacher(noise, prompts, self.recipe.teacher_steps)
-
-    def _decode(self, indices: list[int]) -> np.ndarray:
-        return self._studio.decode(self._source.latents(indices))
 
 
 def score(figures: Mapping[str, float]) -> dict[str, float]:

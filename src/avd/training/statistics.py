@@ -44,7 +44,12 @@ class WeightStatistics:
         return figures
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self._count, "sum": self._sum, "low": self._low, "least": self._least}
+        return {
+            "count": list(self._count),
+            "sum": list(self._sum),
+            "low": list(self._low),
+            "least": list(self._least),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._count, self._sum = list(state["count"]), list(state["sum"])
