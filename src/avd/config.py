@@ -179,6 +179,51 @@ class ComputeRecipe(_Section):
     """Ranks that share each clip, splitting its sequence between them (Ulysses, through diffusers)."""
 
 
+class LimitsRecipe(_Section):
+    """Where a monitor warns; null: nowhere."""
+
+    saturation: float | None = Field(0.25, gt=0)
+    """Saturation above real data's, as a share of it."""
+    contrast: float | None = Field(0.25, gt=0)
+    """Contrast above real data's, as a share of it."""
+    motion: float | None = Field(0.6, gt=0)
+    """Motion, as a share of the teacher's, below which it is collapsing."""
+    fake_score: float | None = Field(1.0, gt=0)
+    """Rise of the fake score's loss above its lowest level, as a share of it."""
+    low_weights: float | None = Field(0.5, gt=0, lt=1)
+    """Share of the adaptive regression's weights below 0.1, at any timestep."""
+
+
+class MonitorsRecipe(_Section):
+    """What a run watches of itself, and what it does about it. Watching changes nothing that is learnt."""
+
+    every: int = Field(100, ge=0)
+    """Student updates between measurements; 0 is never."""
+    clips: int = Field(16, ge=1)
+    """Prompts, from the run's data, on which student and teacher are sampled."""
+    teacher_steps: int | None = Field(None, ge=1)
+    """Steps of the teacher's videos. None: as its model's settings say."""
+    limits: LimitsRecipe = LimitsRecipe()
+    action: Literal["warn", "stop", "roll_back"] = "warn"
+    """What follows when a limit is crossed for `patience` measurements in a row, besides a warning."""
+    patience: int = Field(3, ge=1)
+    roll_backs: int = Field(3, ge=1)
+    """After so many the run stops instead."""
+    keep_best: Literal["saturation", "motion", "score"] | None = None
+    """Keep the student that came nearest to its references in `best/`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MonitorsRecipe:
+        if self.action == "roll_back" and self.keep_best is None:
+            raise ValueError("action roll_back needs keep_best: saturation, motion or score")
+        if self.action != "warn" and not self.every:
+            raise ValueError(f"action {self.action} needs measurements: set every to at least 1")
+        return self
+
+
+TrackerName = Literal["tensorboard", "wandb"]
+
+
 class TrainingRecipe(_Section):
     """How long and how often, in student updates; 0 is never."""
 
@@ -208,6 +253,9 @@ class Recipe(_Section):
     student: StudentRecipe = StudentRecipe()
     compute: ComputeRecipe = ComputeRecipe()
     training: TrainingRecipe = TrainingRecipe()
+    monitors: MonitorsRecipe = MonitorsRecipe()
+    trackers: tuple[TrackerName, ...] = ()
+    """Where figures, samples and warnings go besides the run's folder."""
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -54,7 +54,7 @@ def compare(
         if not (run / "student").exists():
             with ui.bars() as bar:
                 encoding, progress = bar("encoding clips"), bar(run.name)
-                distill_run(recipe, run, resume=run.exists(), encoding=encoding, progress=progress)
+                distill_run(recipe, run, resume=run.exists(), encoding=encoding, progress=progress, tell=ui.say)
     samplers = [(seed, *named) for seed in range(seeds) for named in _teachers(resolved[0], output, seed)]
     samplers += [(recipe.seed, *named) for recipe in resolved for named in _students(recipe, output, half_rate)]
     for seed, name, sampler, file, values in samplers:

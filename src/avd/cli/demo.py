@@ -80,7 +80,7 @@ def _run(output: Path, plan: _Plan, seed: int) -> Results:
     with ui.bars() as bar:
         ui.say(f"1/2  distilling {recipe.model} into {len(recipe.rollout.timesteps)} steps, {plan.updates} updates")
         encoding, training = bar("encoding clips"), bar("distilling")
-        student = distill_run(recipe, run, resume=run.exists(), encoding=encoding, progress=training)
+        student = distill_run(recipe, run, resume=run.exists(), encoding=encoding, progress=training, tell=ui.say)
     ui.say("2/2  sampling and measuring")
     return _measure(output, student, plan, seed)
 

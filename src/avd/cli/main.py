@@ -49,7 +49,7 @@ app.add_typer(data.world_app, name="world")
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one line on stderr and exit code 2."""
+    """Run the command line; what a user can mend is one line on stderr and exit code 2, a run that ended itself 3."""
     try:
         sys.exit(app(prog_name="avd", standalone_mode=False))
     except typer.TyperException as error:

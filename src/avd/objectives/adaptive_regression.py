@@ -24,6 +24,8 @@ from avd.types import LossTerm
 Order = Literal["weight_first", "update_first"]
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; the identity in a single process."""
+Listener = Callable[[Tensor, Tensor], None]
+"""Told the weights of samples and their timesteps' indices."""
 
 
 class LossMeans:
@@ -51,6 +53,7 @@ class LossMeans:
         if not 0.0 <= omega < 1.0:
             raise ValueError(f"omega is {omega}: it must lie in [0, 1)")
         self.omega, self.k, self.order, self.reduce = omega, k, order, reduce
+        self.listener: Listener = lambda weight_B, timestep_B: None
         self.mean_S = torch.zeros(timesteps, dtype=torch.float64)
         self.seen_S = torch.zeros(timesteps, dtype=torch.bool)
         self._gathered = torch.zeros(2, timesteps, dtype=torch.float64)
@@ -66,7 +69,9 @@ class LossMeans:
         if self.order == "update_first":
             self.commit()
         reference_B = torch.where(self.seen_S[index], self.mean_S[index], loss)
-        return (1 - torch.sigmoid(self.k * (loss - reference_B))).to(loss_B)
+        weight = 1 - torch.sigmoid(self.k * (loss - reference_B))
+        self.listener(weight, index)
+        return weight.to(loss_B)
 
     @torch.no_grad()
     def commit(self) -> None:

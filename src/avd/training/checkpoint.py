@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,8 @@ def write_pieces(folder: Path, step: int, pieces: Mapping[str, Piece], rank: int
 
 
 def publish(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
-    """Make checkpoint `step`, whose parts are all written, one of those under `folder`, the newest `keep` of them."""
+    """Make checkpoint `step`, whose parts are all written, one of those under `folder`, and keep the newest `keep` of
+    them; 0 keeps all."""
     writing, final = folder / f"{_WRITING}{step}", folder / f"{_PREFIX}{step:07d}"
     (writing / _STATE).write_text(json.dumps({"step": step, **state}))
     _sync(writing / _STATE)
@@ -77,7 +78,7 @@ def publish(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Non
         shutil.rmtree(final)
     os.replace(writing, final)
     _sync(folder)
-    for old in list_checkpoints(folder)[:-keep]:
+    for old in list_checkpoints(folder)[:-keep] if keep else []:
         shutil.rmtree(old)
 
 
@@ -94,6 +95,19 @@ def save_checkpoint(
     clear_unfinished(folder)
     write_pieces(folder, step, copy_pieces(tensors, first=True))
     publish(folder, step, state, keep)
+
+
+def restore_checkpoint(saved: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Make a copy of the checkpoint `saved`, with a changed state, one of those under `folder`; none is removed."""
+    state = _read_state(saved)
+    step = state.pop("step")
+    change(state)
+    clear_unfinished(folder)
+    writing = folder / f"{_WRITING}{step}"
+    shutil.copytree(saved, writing, ignore=shutil.ignore_patterns(_STATE))
+    for part in writing.iterdir():
+        _sync(part)
+    publish(folder, step, state, keep=0)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -30,6 +30,7 @@ from avd.objectives.temporal import temporal_regularization
 from avd.sampling.rollout import Rollout
 from avd.sampling.teacher import guided
 from avd.training.distributed import ALONE, Ranks
+from avd.training.gradients import Pulls
 from avd.training.randomness import Draws
 from avd.training.roles import Network, Roles
 from avd.types import LossTerm
@@ -62,6 +63,7 @@ class Cycle:
         self.sigmas = few_step_sigmas(recipe.rollout.timesteps)
         plain = recipe.objective.regression
         self.means = LossMeans(len(self.sigmas), omega=plain.omega, k=plain.k, order=plain.order, reduce=ranks.total)
+        self.pulls = Pulls()
 
     def run(self, batch: Batch, draws: Draws) -> dict[str, float]:
         """One student update and all fake-score updates; returns what to log, the same on all ranks."""
@@ -96,13 +98,16 @@ class Cycle:
         figures: dict[str, float] = {"exit_stage": exit_stage}
         if objective.distribution_matching.weight:
             terms = (
-                self._distribution_matching(leaf, prompt[rows], draws.part(rows))
+                self._distribution_matching(
+                    self.pulls.on_video("distribution_matching", leaf), prompt[rows], draws.part(rows)
+                )
                 for leaf, rows in zip(leaves, parts, strict=True)
             )
             figures |= self._backward(terms, objective.distribution_matching.weight, parts)
         if objective.temporal.weight:
+            samples_BCFHW = torch.cat([self.pulls.on_video("temporal", leaf) for leaf in leaves])
             term = temporal_regularization(
-                torch.cat(leaves), truncation=self.truncation, expectation=self.ranks.expectation
+                samples_BCFHW, truncation=self.truncation, expectation=self.ranks.expectation
             )
             figures |= self._backward([term], objective.temporal.weight, parts=[slice(0, len(draws.rows))])
         if judged:
@@ -115,6 +120,7 @@ class Cycle:
         norm = self.roles.student.step()
         if math.isfinite(norm):
             self.roles.average.update(student, self.roles.student.steps - 1)
+        figures |= self.pulls.take(self.ranks)
         return [leaf.detach() for leaf in leaves], {**figures, "student_grad_norm": norm}
 
     def _update_fake_score(self, samples: list[Tensor], prompt: Tensor, draws: Draws, i: int) -> dict[str, float]:
@@ -172,10 +178,15 @@ class Cycle:
         x0 = batch.latents_BCFHW[rows, :, ::stride]
         choice_B = here.integers("regression", "timestep", high=len(choices))
         timestep_B = torch.tensor(choices, device=x0.device)[choice_B]
-        student, prompt = self.roles.student.network, batch.prompts_BLD[rows]
+        network, prompt = self.roles.student.network, batch.prompts_BLD[rows]
+
+        def student(x: Tensor, sigma: Tensor) -> Tensor:
+            v = network(x, sigma, prompt, frame_stride=stride)
+            return self.pulls.on_velocity("regression", v, sigma)
+
         return regression(
             x0,
-            student=partial(_predict, student, prompt, frame_stride=stride),
+            student=student,
             sigma_B=torch.tensor(self.sigmas, device=x0.device)[timestep_B],
             eps_BCFHW=here.normal("regression", "noise", shape=x0.shape[1:]),
             timestep_B=timestep_B,
@@ -201,5 +212,5 @@ class Cycle:
         return figures
 
 
-def _predict(network: Network, prompt: Tensor, x: Tensor, sigma: Tensor, *, frame_stride: int = 1) -> Tensor:
-    return network(x, sigma, prompt, frame_stride=frame_stride)
+def _predict(network: Network, prompt: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    return network(x, sigma, prompt)

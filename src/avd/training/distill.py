@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +16,15 @@ from avd.config import Recipe
 from avd.data import BatchOrder, LatentSource
 from avd.flow import few_step_sigmas
 from avd.interpolation import FrameInterpolator
+from avd.models.schedulers import unipc
 from avd.models.wan import VideoModel
 from avd.objectives.temporal import temporal_regularization
-from avd.sampling.rollout import Rollout, make_stages
+from avd.sampling.rollout import Renoise, Rollout, make_stages
+from avd.sampling.teacher import sample_teacher
 from avd.training.cycle import Batch, Cycle
 from avd.training.distributed import ALONE, Ranks
 from avd.training.folder import whole_folder
+from avd.training.monitors import Monitor
 from avd.training.packing import pack_weights, unpack_weights
 from avd.training.preview import write_preview
 from avd.training.randomness import Draws, derive_seed
@@ -65,6 +69,11 @@ class DistillTask:
         self.video_order, self.prompt_order = (
             BatchOrder(len(source), len(self.rows), recipe.seed + i, rank=own, world_size=shares) for i in range(2)
         )
+        self.monitor = Monitor(recipe, source, _Studio(self), ranks) if recipe.monitors.every else None
+        self.roll_backs = 0
+        """How often the run was sent back; decides the noise from there on."""
+        if self.monitor is not None:
+            self.cycle.means.listener = self.monitor.weights.add
 
     def update(self, n: int) -> dict[str, float]:
         self.cycle.rollout = self.rollout if falls_in_share(n, self.recipe.rollout.half_rate_share) else self.full_rate
@@ -75,10 +84,16 @@ class DistillTask:
             self.source.prompts(videos).to(device),
             tuple(self.source.prompts(self.prompt_order.next()).to(device) for _ in range(rollouts)),
         )
-        return self.cycle.run(batch, Draws(self.recipe.seed, n, self.rows, device))
+        seed = self.recipe.seed
+        if self.roll_backs:
+            seed = derive_seed(seed, "roll-back", self.roll_backs)
+        figures = self.cycle.run(batch, Draws(seed, n, self.rows, device))
+        if self.monitor is not None:
+            self.monitor.observe(figures)
+        return figures
 
     def validate(self, n: int) -> dict[str, float]:
-        return {}
+        return {} if self.monitor is None else self.monitor.measure()
 
     @torch.no_grad()
     def sample(self, folder: Path, n: int) -> None:
@@ -103,6 +118,8 @@ class DistillTask:
             "fake_score": self.roles.fake_score.state(),
             "video_order": self.video_order.state_dict(),
             "prompt_order": self.prompt_order.state_dict(),
+            "roll_backs": self.roll_backs,
+            "monitors": None if self.monitor is None else self.monitor.state_dict(),
         }
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -112,6 +129,9 @@ class DistillTask:
         self.cycle.means.load_state_dict({k: tensors[f"loss_means.{k}"] for k in ("mean", "seen")})
         self.video_order.load_state_dict(state["video_order"])
         self.prompt_order.load_state_dict(state["prompt_order"])
+        self.roll_backs = state["roll_backs"]
+        if self.monitor is not None and state["monitors"] is not None:  # it may have been switched on since
+            self.monitor.load_state_dict(state["monitors"])
 
     def export(self, folder: Path) -> None:
         """`student/`: a diffusers folder of the averaged student, with how it is to be sampled."""
@@ -137,6 +157,36 @@ class DistillTask:
             latents = self.source.latents(list(range(min(256, len(self.source)))))
             return temporal_regularization(latents).per_sample_B[0].item()
         return truncation
+
+
+class _Studio:
+    """See `training.monitors.Studio`: videos of the networks of a run."""
+
+    def __init__(self, task: DistillTask) -> None:
+        self._task, self._device = task, task.ranks.device
+
+    @torch.no_grad()
+    def student(self, noise: Tensor, prompts: Tensor, renoise: Renoise) -> Tensor:
+        network, device = self._task.roles.average.module, self._device
+        return self._task.rollout(
+            network, noise.to(device), prompts.to(device), lambda stage: renoise(stage).to(device)
+        ).cpu()
+
+    def teacher(self, noise: Tensor, prompts: Tensor, steps: int | None) -> Tensor:
+        settings, null_prompt = self._task.model.settings, self._task.cycle.null_prompt
+        return sample_teacher(
+            self._task.roles.teacher,
+            noise.to(self._device),
+            prompts.to(self._device),
+            null_prompt,
+            steps=settings.steps if steps is None else steps,
+            guidance=settings.guidance,
+            shift=settings.shift,
+            solver=unipc(settings.shift) if settings.solver == "unipc" else None,
+        ).cpu()
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        return self._task.model.decode_video(latents)
 
 
 def falls_in_share(n: int, share: float) -> bool:

@@ -69,6 +69,14 @@ class Ranks:
         dist.all_reduce(summed)
         return summed
 
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest over ranks of each value, on the CPU."""
+        if self.size == 1:
+            return values
+        found = values.detach().cpu().clone()
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found
+
     def expectation(self, value_B: Tensor) -> Tensor:
         """The mean over the samples of all ranks. Its gradient is that of this rank's own samples, times the number
         of ranks: averaged over ranks, it is the gradient of the whole mean."""

@@ -22,7 +22,13 @@ _WRITING = ".writing"
 _LOCK = ".lock"
 _SCHEDULE = ("updates", "checkpoint_every", "keep_checkpoints", "sample_every")
 _COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "shard", "context")
-_MAY_CHANGE = {"updates", *(f"training.{key}" for key in _SCHEDULE), *(f"compute.{key}" for key in _COMPUTE)}
+_MAY_CHANGE = {
+    "updates",
+    "trackers",
+    *(f"training.{key}" for key in _SCHEDULE),
+    *(f"compute.{key}" for key in _COMPUTE),
+}
+_MAY_CHANGE_UNDER = "monitors."
 
 
 class RunFolder:
@@ -111,13 +117,13 @@ class RunFolder:
 
 
 def _refuse_other_recipe(saved: Path, recipe_text: str) -> None:
-    """A run goes on only as it began; how long it is and how often it saves may change."""
+    """A run goes on only as it began; how long it is, how often it saves and how it is watched may change."""
     try:
         before, now = _flat(yaml.safe_load(saved.read_text())), _flat(yaml.safe_load(recipe_text))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{saved} is no recipe of avd: name another output folder") from error
     for key in sorted(before.keys() | now.keys()):
-        if key not in _MAY_CHANGE and before.get(key) != now.get(key):
+        if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_UNDER) and before.get(key) != now.get(key):
             raise UserError(
                 f"run {saved.parent} began with {key} = {before.get(key)}, now it is {now.get(key)}: "
                 "resume with the same recipe, or name another output folder"

@@ -65,30 +65,76 @@ class Schedule:
     sample_every: int = 0
 
 
+STOPPED_BY_WATCH = 3
+"""Exit code of a run that was ended because of what it measured."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to become of a run: by default it goes on."""
+
+    stop: str | None = None
+    """Save the state and end the run, for this reason."""
+    roll_back: bool = False
+    """Go on from the newest checkpoint, as a resumed run does."""
+
+
+GO_ON = Verdict()
+
+
+class Watch(Protocol):
+    """Looks on while a task is trained."""
+
+    def begin(self, updates: int) -> None:
+        """The run begins, or goes on from a checkpoint, after `updates` updates."""
+        ...
+
+    def look(self, updates: int, figures: Mapping[str, float]) -> Verdict:
+        """After each update: its figures are logged, its samples written, its checkpoint is not yet."""
+        ...
+
+
 Progress = Callable[[int, int, Mapping[str, float], float | None], None]
 """Called with (updates done, updates in all, figures of the last one, seconds left or None)."""
 
 
-def run(task: Task, folder: RunFolder, schedule: Schedule, progress: Progress, ranks: Ranks = ALONE) -> None:
+def run(
+    task: Task,
+    folder: RunFolder,
+    schedule: Schedule,
+    progress: Progress,
+    watch: Watch | None = None,
+    ranks: Ranks = ALONE,
+) -> None:
     """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export.
 
-    Every rank runs it, on a folder that all see; the first one writes. Raises Stopped, with a checkpoint saved, if any
-    rank is asked to end by SIGTERM or Ctrl-C.
+    Every rank runs it, on a folder that all see; the first one writes. Raises Stopped, with a checkpoint saved, if
+    `watch` ends the run or any rank is asked to end by SIGTERM or Ctrl-C.
     """
     folder.claim()
     try:
         with stop_requests() as stop:
-            _train(task, folder, schedule, progress, ranks, stop)
+            while not _train(task, folder, schedule, progress, watch, ranks, stop):
+                pass
         task.export(folder.path)
     finally:
         folder.release()
 
 
 def _train(
-    task: Task, folder: RunFolder, schedule: Schedule, progress: Progress, ranks: Ranks, stop: StopRequest
-) -> None:
+    task: Task,
+    folder: RunFolder,
+    schedule: Schedule,
+    progress: Progress,
+    watch: Watch | None,
+    ranks: Ranks,
+    stop: StopRequest,
+) -> bool:
+    """False if the run was sent back, to go on from the newest checkpoint."""
     done = _restore(task, folder)
     folder.rewind_metrics(done)
+    if watch is not None:
+        watch.begin(done)
     saver = Saver(folder.checkpoints, schedule.keep_checkpoints, ranks)
     pace = Pace()
     for n in range(done, schedule.updates):
@@ -100,19 +146,28 @@ def _train(
         folder.log(n, {**figures, "seconds": round(seconds, 4)})
         if _due(n + 1, schedule.sample_every, schedule.updates):
             task.sample(folder.samples, n + 1)
-        stopping = ranks.any(bool(stop))
-        if stopping or _due(n + 1, schedule.checkpoint_every, schedule.updates):
+        verdict = GO_ON
+        if watch is not None:
+            saver.finish()  # it may put another checkpoint in the place of the newest
+            verdict = watch.look(n + 1, figures)
+        if verdict.roll_back:
+            return False
+        asked = ranks.any(bool(stop))
+        if asked or verdict.stop or _due(n + 1, schedule.checkpoint_every, schedule.updates):
             saver.save(n + 1, task.tensors(), task.state())
         saver.poll()
         pace.add(seconds)
         progress(n + 1, schedule.updates, figures, pace.left(schedule.updates - n - 1))
-        if stopping:
+        if verdict.stop:
             saver.finish()
-            signal = stop.signal or SIGTERM
-            raise Stopped(
-                f"stopped by {signal.name} after update {n + 1}, which is saved: go on with --resume", 128 + signal
-            )
+            raise Stopped(verdict.stop, STOPPED_BY_WATCH)
+        if asked:
+            saver.finish()
+            number = stop.signal or SIGTERM
+            reason = f"stopped by {number.name} after update {n + 1}, which is saved: go on with --resume"
+            raise Stopped(reason, 128 + number)
     saver.finish()
+    return True
 
 
 def _restore(task: Task, folder: RunFolder) -> int:

@@ -21,19 +21,24 @@ from avd.training.loop import Progress, Schedule, run
 from avd.training.optimizers import check_optimizer
 from avd.training.sources import Progress as EncodingProgress
 from avd.training.sources import encode_world, open_cache, world_of
+from avd.training.trackers import check_trackers, open_trackers
+from avd.training.watch import RunWatch, Tell
 from avd.types import UserError
 
 
-def distill_run(recipe: Recipe, output: Path, *, resume: bool, encoding: EncodingProgress, progress: Progress) -> Path:
+def distill_run(
+    recipe: Recipe, output: Path, *, resume: bool, encoding: EncodingProgress, progress: Progress, tell: Tell
+) -> Path:
     """Distil as `recipe` says in the folder `output`, with as many processes as torchrun started; the student's folder.
 
-    Raises UserError for a folder that is taken, a model or cache that is missing or does not fit, or a damaged
-    checkpoint; none of them changes what is there. Raises Stopped if it was asked to end.
+    `tell` shows a line. Raises UserError for a folder that is taken, a model or cache that is missing or does not fit,
+    or a damaged checkpoint; none of them changes what is there. Raises Stopped if a monitor or a signal ends the run.
     """
+    check_trackers(recipe.trackers)
+    for role in (recipe.student, recipe.fake_score):
+        check_optimizer(role.optimizer)
     with joined(recipe.compute) as ranks:
         ranks.rows(recipe.training.batch)
-        for role in (recipe.student, recipe.fake_score):
-            check_optimizer(role.optimizer)
         model = VideoModel.load(recipe.model, transformer=recipe.transformer)
         data, training = recipe.data, recipe.training
         interpolator = load_interpolator(model)
@@ -48,14 +53,23 @@ def distill_run(recipe: Recipe, output: Path, *, resume: bool, encoding: Encodin
         folder.claim()
         source = cache or encode_world(model, world_of(model, data.world_level), data.world_clips, progress=encoding)
         task = DistillTask(recipe, model, source, interpolator, ranks)
-        schedule = Schedule(
-            training.updates,
-            checkpoint_every=training.checkpoint_every,
-            keep_checkpoints=training.keep_checkpoints,
-            sample_every=training.sample_every,
-        )
-        run(task, folder, schedule, progress, ranks)
+        if task.monitor is not None:
+            task.monitor.find_references(folder.path, tell)
+        with open_trackers(recipe, folder.path, tell, ranks) as trackers:
+            watch = RunWatch(task, folder, trackers, tell)
+            run(task, folder, _schedule(recipe), progress, watch, ranks)
     return output / "student"
+
+
+def _schedule(recipe: Recipe) -> Schedule:
+    training = recipe.training
+    return Schedule(
+        training.updates,
+        checkpoint_every=training.checkpoint_every,
+        keep_checkpoints=training.keep_checkpoints,
+        validate_every=recipe.monitors.every,
+        sample_every=training.sample_every,
+    )
 
 
 def load_interpolator(model: VideoModel) -> FrameInterpolator | None:
