@@ -46,7 +46,7 @@ def distill(
     folder = RunFolder(path, resume=resume, recipe_text=task.recipe.to_yaml(), owner=task.ranks.first)
     every = task.recipe.training
     schedule = Schedule(updates, every.checkpoint_every, every.keep_checkpoints, sample_every=every.sample_every)
-    run(task, folder, schedule, _silent, task.ranks)
+    run(task, folder, schedule, _silent, ranks=task.ranks)
     return task
 
 

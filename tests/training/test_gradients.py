@@ -9,7 +9,7 @@ from torch import Tensor
 from avd.flow import add_noise, velocity_of, x0_from_velocity
 from avd.objectives.temporal import temporal_regularization
 from avd.training.gradients import Pulls
-from cycles import make_batch, make_cycle
+from cycles import draws, make_batch, make_cycle
 
 
 def test_a_pull_is_the_gradient_of_a_samples_own_loss() -> None:
@@ -69,7 +69,7 @@ def test_a_cycle_tells_the_pull_of_every_term() -> None:
         return original(name, x)
 
     cycle.pulls.on_video = watched  # type: ignore[method-assign]
-    figures = cycle.run(make_batch(cycle.recipe), torch.Generator().manual_seed(0))
+    figures = cycle.run(make_batch(cycle.recipe), draws())
     sample = seen["temporal"]
     (0.3 * temporal_regularization(sample, truncation=cycle.truncation).per_sample_B.mean()).backward()
     assert sample.grad is not None
@@ -84,11 +84,11 @@ def test_a_cycle_tells_the_pull_of_every_term() -> None:
 
 def test_a_term_left_out_has_no_pull() -> None:
     cycle = make_cycle("objective.temporal.weight=0", "objective.regression.weight=0")
-    figures = cycle.run(make_batch(cycle.recipe), torch.Generator().manual_seed(0))
+    figures = cycle.run(make_batch(cycle.recipe), draws())
     assert {name for name in figures if name.endswith("_pull")} == {"distribution_matching_pull"}
 
 
 def test_a_truncated_term_pulls_no_more() -> None:
     cycle = make_cycle()
     cycle.truncation = 100.0
-    assert cycle.run(make_batch(cycle.recipe), torch.Generator().manual_seed(0))["temporal_pull"] == 0.0
+    assert cycle.run(make_batch(cycle.recipe), draws())["temporal_pull"] == 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import torch
 
 from avd.data import MemoryLatents
 from avd.models.wan import VideoModel
-from avd.training import distill, watch
+from avd.training import distill, saving, watch
 from avd.training.checkpoint import list_checkpoints, load_checkpoint
 from avd.training.distill import DistillTask
 from avd.training.monitors import score
 from avd.training.pixels import look_at
-from avd.types import RunStopped
+from avd.types import Stopped
 from command import snapshot
 from watched_run import COLLAPSING, watched, watched_recipe, watched_task
 
@@ -139,7 +140,7 @@ def test_a_watched_run_gives_the_same_bytes(tmp_path: Path) -> None:
     watched(tmp_path / "alone", 3, "monitors.every=0")
     assert snapshot(tmp_path / "watched" / "student") == snapshot(tmp_path / "alone" / "student")
     checkpoints = [list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("watched", "alone")]
-    assert len({(path / "tensors.safetensors").read_bytes() for path in checkpoints}) == 1
+    assert len({(path / "tensors-00000-of-00001.safetensors").read_bytes() for path in checkpoints}) == 1
     for seen, alone in zip(*(lines(tmp_path / name / "metrics.jsonl") for name in ("watched", "alone")), strict=True):
         assert {key: seen[key] for key in alone} == alone and "saturation" in seen.keys() - alone.keys()
     assert not (tmp_path / "alone" / "references.json").exists()
@@ -169,13 +170,11 @@ def test_a_warning_is_shown_once_and_kept(tmp_path: Path) -> None:
 
 def test_a_stopped_run_has_saved_its_state_and_goes_on_when_asked(tmp_path: Path) -> None:
     path, stop = tmp_path / "run", (*COLLAPSING, "monitors.action=stop", "monitors.patience=3")
-    with pytest.raises(
-        RunStopped, match=r"after 3 updates: motion at .* temporal collapse, for 3 measurements in a row"
-    ):
+    with pytest.raises(Stopped, match=r"after 3 updates: motion at .* temporal collapse, for 3 measurements in a row"):
         watched(path, 6, *stop)
     assert not (path / "student").exists()
     assert [point.name for point in list_checkpoints(path / "checkpoints")] == ["step-0000002", "step-0000003"]
-    with pytest.raises(RunStopped, match=r"after 4 updates: .* for 4 measurements"):
+    with pytest.raises(Stopped, match=r"after 4 updates: .* for 4 measurements"):
         watched(path, 6, *stop, resume=True)
     watched(path, 6, *COLLAPSING, resume=True)
     watched(tmp_path / "never stopped", 6, *COLLAPSING)
@@ -206,18 +205,20 @@ RIGHT = {"saturation_to_real": 1.0, "contrast_to_real": 1.0, "motion_to_teacher"
 
 def test_a_roll_back_goes_on_from_the_best_with_other_noise(tmp_path: Path) -> None:
     said: list[str] = []
-    with pytest.raises(RunStopped, match="temporal collapse"):
+    with pytest.raises(Stopped, match="temporal collapse"):
         watched(tmp_path / "back", UPDATES, *ROLLING_BACK, said=said)
-    with pytest.raises(RunStopped):
+    with pytest.raises(Stopped):
         watched(tmp_path / "stopped", UPDATES, *ROLLING_BACK, "monitors.action=stop", "monitors.patience=5")
-    back = [text.partition(":")[::2] for text in said if "rolled back" in text]
-    assert [(when, what[:55]) for when, what in back] == [
-        ("update 4", " rolled back to update 1, with other noise (number 1): "),
-        ("update 5", " rolled back to update 2, with other noise (number 2): "),
-    ]
+    pattern = re.compile(r"update (\d): rolled back to update (\d), with other noise \(number (\d)\)")
+    (first, best, one), (second, best_then, two) = (
+        map(int, found.groups()) for text in said if (found := pattern.match(text))
+    )
+    patience = 4
+    assert (one, two) == (1, 2) and first == patience
+    assert best < first and second == best + patience and best_then < second
     warnings = [(line["roll_backs"], line["event"]) for line in lines(tmp_path / "back" / "warnings.jsonl")]
     assert warnings == [(n, event) for n in range(3) for event in ("crossed", "rolled back" if n < 2 else "stopped")]
-    assert [line["update"] for line in lines(tmp_path / "back" / "metrics.jsonl")] == list(range(6))
+    assert [line["update"] for line in lines(tmp_path / "back" / "metrics.jsonl")] == list(range(best_then + patience))
     tensors, state = load_checkpoint(list_checkpoints(tmp_path / "back" / "checkpoints")[-1])
     other, _ = load_checkpoint(list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1])
     assert state["roll_backs"] == 2
@@ -228,14 +229,15 @@ def test_a_roll_back_goes_on_from_the_best_with_other_noise(tmp_path: Path) -> N
 def rolled_back(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a run leaves that is rolled back twice and then stopped, and never killed."""
     path = tmp_path_factory.mktemp("straight") / "run"
-    with pytest.raises(RunStopped):
+    with pytest.raises(Stopped):
         watched(path, UPDATES, *ROLLING_BACK)
     return outcome(path)
 
 
 PLACES: dict[str, tuple[Any, str, int]] = {
     "update": (DistillTask, "update", 3),
-    "checkpoint of the best or of a roll-back": (watch, "save_checkpoint", 2),
+    "checkpoint": (saving, "publish", 3),
+    "checkpoint of a roll-back": (watch, "restore_checkpoint", 1),
     "removal of later checkpoints": (watch, "_remove", 1),
     "removal of any folder": (watch.shutil, "rmtree", 9),
     "rename of any file or folder": (watch.os, "replace", 9),
@@ -256,7 +258,7 @@ def test_killed_around_a_roll_back_and_resumed_it_is_the_same_run(
                 watched(path, UPDATES, *ROLLING_BACK, resume=path.exists())
         except Killed:
             continue
-        except RunStopped:
+        except Stopped:
             break
     assert kills > 1
     assert outcome(path) == rolled_back
@@ -276,7 +278,7 @@ def test_without_a_best_there_is_nothing_to_roll_back_to(tmp_path: Path, monkeyp
     path = tmp_path / "run"
     watched(path, 1, *COLLAPSING)
     monkeypatch.setattr("avd.training.monitors.score", lambda _: dict.fromkeys(("saturation", "score"), math.nan))
-    with pytest.raises(RunStopped, match="no best checkpoint to roll back to"):
+    with pytest.raises(Stopped, match="no best checkpoint to roll back to"):
         watched(path, 4, *COLLAPSING, "monitors.action=roll_back", "monitors.keep_best=saturation", resume=True)
 
 

@@ -27,7 +27,7 @@ class _Write:
     step: int
     state: Mapping[str, Any]
     thread: threading.Thread
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 class Saver:
@@ -54,7 +54,7 @@ class Saver:
         def work() -> None:
             try:
                 write_pieces(self._folder, step, pieces, self._ranks.rank, self._ranks.size)
-            except (OSError, SafetensorError) as error:
+            except BaseException as error:  # whatever it is, the checkpoint must not appear
                 write.error = error
 
         write = self._write = _Write(step, dict(state), threading.Thread(target=work, name="checkpoint"))
@@ -79,6 +79,8 @@ class Saver:
                 publish(self._folder, write.step, write.state, self._keep)
             except OSError as error:
                 write.error = error
+        if write.error is not None and not isinstance(write.error, OSError | SafetensorError):
+            raise write.error
         if self._ranks.any(write.error is not None):
             if self._ranks.first:
                 shutil.rmtree(self._folder / f".writing-{write.step}", ignore_errors=True)
