@@ -32,10 +32,10 @@ def half_written(call: int) -> None:
     """Die when half of a checkpoint's tensors are on disk."""
     original, calls = checkpoint.save_file, 0
 
-    def torn(tensors: Any, path: Path) -> None:
+    def torn(tensors: Any, path: Path, metadata: Any) -> None:
         nonlocal calls
         calls += 1
-        original(tensors, path)
+        original(tensors, path, metadata)
         if calls == call:
             os.truncate(path, path.stat().st_size // 2)
             die()

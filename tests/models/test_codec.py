@@ -41,7 +41,7 @@ def test_the_vae_is_given_and_gives_whitened_latents(model: VideoModel) -> None:
     assert latents.shape == (1, 12, 2, 2, 2)
     mode: Tensor = model.vae.encode(to_signed(video)).latent_dist.mode()
     torch.testing.assert_close(latents, whiten(model.vae, mode))
-    decoded = decode_video(model.vae, torch.cat([latents, latents]), batch=1)
+    decoded = decode_video(model.vae, torch.cat([latents, latents]))
     assert decoded.shape == (2, 5, 16, 16, 3) and decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded[0], decoded[1])
     np.testing.assert_array_equal(decoded[:1], to_uint8(model.vae.decode(mode).sample))

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ranks_run
+from avd.models.devices import pick_device
 from avd.training.checkpoint import list_checkpoints
 from avd.training.distill import check_sequences, sequence_lengths
-from avd.training.distributed import ALONE, Ranks, device_for, joined
+from avd.training.distributed import ALONE, Ranks, joined
 from avd.types import UserError
 from distill_run import distill, small_recipe
 from tiny import tiny_model
@@ -207,6 +208,6 @@ def test_clips_that_ranks_cannot_share_are_refused() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
-    assert device_for("auto") == torch.device("cpu") == ALONE.device
+    assert pick_device("auto") == torch.device("cpu") == ALONE.device
     with pytest.raises(UserError, match="finds 0 GPUs"):
-        device_for("cuda")
+        pick_device("cuda")

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import WanPipeline
 from torch import Tensor
 
 from avd.config import load_recipe
+from avd.models.wan import VideoModel, WanVelocity
 from avd.training.cycle import Cycle
+from avd.training.distill import DistillTask
 from avd.training.randomness import generator_for
 from avd.training.roles import Roles
+from avd.training.runs import load_interpolator, make_sampler
 from avd.types import UserError
 from cycles import draws, draws_for_exit, make_batch, make_cycle
-from tiny import LATENT_SHAPE, tiny_model
+from distill_run import distill, small_recipe
+from tiny import LATENT_SHAPE, tiny_interpolator, tiny_model, tiny_source
 
 ADAPTERS = ("roles=adapters", "adapters.rank=4", "adapters.alpha=8")
 
@@ -168,6 +175,47 @@ def test_what_is_exported_computes_what_the_average_does(mode: tuple[str, ...]) 
     x, sigma = torch.randn(2, *LATENT_SHAPE, generator=g), torch.tensor([0.9, 0.3])
     found = plain(x, sigma, torch.zeros(2, 7, 64))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_may_stay_an_adapter(tmp_path: Path) -> None:
+    """It loads by its folder as a merged one does, and by stock diffusers on its base."""
+    tiny_model().save(tmp_path / "base")
+    latents, velocities_ = {}, {}
+    for merge in ("true", "false"):
+        recipe = small_recipe(*ADAPTERS, f"adapters.merge={merge}", "student.optimizer.learning_rate=1e-2")
+        model = VideoModel.load(str(tmp_path / "base"))
+        task = DistillTask(recipe, model, tiny_source(model), tiny_interpolator())
+        distill(tmp_path / merge, 2, task=task)
+        student = VideoModel.load(str(tmp_path / merge / "student"))
+        assert student.settings.student_timesteps == (1000, 900, 757, 522) and student.settings.half_rate_stages == 2
+        assert load_interpolator(student) is not None
+        latents[merge] = make_sampler(student)(["a red square"], generator_for(0))
+    torch.testing.assert_close(latents["false"], latents["true"], rtol=1e-4, atol=1e-4)
+    names = {part.name for part in (tmp_path / "false" / "student").iterdir()}
+    assert names == {"adapter.json", "avd.json", "interpolator", "pytorch_lora_weights.safetensors"}
+
+    pipeline = WanPipeline.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    x, sigma, prompt = torch.ones(1, *LATENT_SHAPE), torch.tensor([0.5]), torch.ones(1, 7, 64)
+    velocities_["base"] = WanVelocity(pipeline.transformer)(x, sigma, prompt)
+    pipeline.load_lora_weights(tmp_path / "false" / "student")
+    velocities_["stock"] = WanVelocity(pipeline.transformer)(x, sigma, prompt)
+    velocities_["own"] = VideoModel.load(str(tmp_path / "true" / "student")).velocity()(x, sigma, prompt)
+    torch.testing.assert_close(velocities_["stock"], velocities_["own"], rtol=1e-4, atol=1e-4)
+    assert (velocities_["stock"] - velocities_["base"]).abs().max() > 1e-2
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    tiny_model().save(tmp_path / "base")
+    model = VideoModel.load(str(tmp_path / "base"))
+    task = DistillTask(small_recipe(*ADAPTERS, "adapters.merge=false"), model, tiny_source(model), tiny_interpolator())
+    distill(tmp_path / "run", 1, task=task)
+    student = tmp_path / "run" / "student"
+    (student / "adapter.json").write_text(json.dumps({"base": "wan-mini", "transformer": None}))
+    with pytest.raises(UserError, match=r"the adapter .*student does not fit its base"):
+        VideoModel.load(str(student)).velocity()
+    (student / "adapter.json").write_text("{")
+    with pytest.raises(UserError, match=r"adapter.json does not say what it is an adapter of"):
+        VideoModel.load(str(student))
 
 
 def test_an_unknown_target_is_refused() -> None:

@@ -74,7 +74,7 @@ def _teachers(recipe: Recipe, output: Path, seed: int) -> list[_Named]:
     from avd.models.wan import VideoModel
     from avd.sampling.samplers import FewSteps, ManySteps
 
-    teacher = VideoModel.load(recipe.model, transformer=recipe.transformer)
+    teacher = VideoModel.open(recipe.model, transformer=recipe.transformer)
     settings = teacher.settings
     many = ManySteps(teacher, settings.steps, settings.guidance)
     few = FewSteps(teacher, recipe.rollout.timesteps)
@@ -90,7 +90,7 @@ def _students(recipe: Recipe, output: Path, half_rate: bool) -> list[_Named]:
     from avd.training.runs import make_sampler
 
     run = output / f"{recipe.name}-{recipe.seed}"
-    student = VideoModel.load(str(run / "student"))
+    student = VideoModel.open(str(run / "student"))
     values = recipe.model_dump(mode="json")
     named: list[_Named] = [(recipe.name, make_sampler(student, half_rate=False), run / "row.json", values)]
     if half_rate:

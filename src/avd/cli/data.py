@@ -82,7 +82,7 @@ def prepare(
     from avd.data import prepare as prepare_cache
     from avd.models.wan import VideoModel
 
-    encoder = VideoModel.load(model)
+    encoder = VideoModel.open(model)
     own = encoder.settings
     encoder.check_clip(frames or own.frames, height or own.height, width or own.width)
     with interruptible(), ui.bars() as bar:

@@ -96,7 +96,7 @@ def _measure(output: Path, student: Path, plan: _Plan, seed: int) -> Results:
     from avd.world import World
 
     suite = Suite(World(), plan.measured_clips, repeats=0)
-    teacher, pupil = VideoModel.load("wan-mini"), VideoModel.load(str(student))
+    teacher, pupil = VideoModel.open("wan-mini"), VideoModel.open(str(student))
     timesteps = pupil.settings.student_timesteps
     assert timesteps is not None
     samplers: dict[str, Sampler] = {

@@ -62,7 +62,7 @@ def evaluate(
         from avd.models.wan import VideoModel
         from avd.training.runs import make_sampler, recipe_of
 
-        sampler = make_sampler(VideoModel.load(what), half_rate=half_rate, steps=steps, guidance=guidance)
+        sampler = make_sampler(VideoModel.open(what), half_rate=half_rate, steps=steps, guidance=guidance)
         with ui.bars() as bar:
             progress = bar("sampling and judging")
             row, _ = measure.row_of_sampler(

@@ -60,7 +60,7 @@ def generate(
     from avd.models.wan import VideoModel
     from avd.training.runs import make_sampler
 
-    video_model = VideoModel.load(model, transformer=None if transformer is None else str(transformer))
+    video_model = VideoModel.open(model, transformer=None if transformer is None else str(transformer))
     sampler = make_sampler(video_model, half_rate=half_rate, steps=steps, guidance=guidance, solver=solver)
     output.parent.mkdir(parents=True, exist_ok=True)
     with ui.bars() as bar:

@@ -39,7 +39,7 @@ def inspect(
 
     if sheet is not None and model is None:
         raise UserError("--sheet needs --model, the model that the cache was made with")
-    network = None if model is None else VideoModel.load(model)
+    network = None if model is None else VideoModel.open(model)
     opened = LatentCache(cache) if network is None else open_cache(cache, network)
     if verify:
         opened.verify()

@@ -95,7 +95,7 @@ def interpolator(
     from avd.training.sources import Window, encode_world, open_cache, world_of
 
     config = _with_updates(InterpolatorTrainingConfig(seed=seed), updates)
-    video_model = VideoModel.load(model)
+    video_model = VideoModel.open(model)
     cache = None if data is None else open_cache(data, video_model)
     if cache is None:  # refused now, before there is a folder
         world_of(video_model, level)
@@ -106,7 +106,8 @@ def interpolator(
         source = cache or encode_world(video_model, world_of(video_model, level), clips, progress=encoding)
     kept = len(source) - max(len(source) // 20, 1)  # the last clips are held out
     heldout = source.latents(range(kept, len(source)))
-    _train("interpolator", InterpolatorTask(config, Window(source, 0, kept), heldout), folder, config.updates)
+    task = InterpolatorTask(config, Window(source, 0, kept), heldout, video_model.device)
+    _train("interpolator", task, folder, config.updates)
 
 
 @app.command()

@@ -8,24 +8,34 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
 
-from diffusers import WanTransformer3DModel
+from diffusers import WanPipeline, WanTransformer3DModel
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from avd.models.wan import WanVelocity
-from avd.types import UserError
+from avd.types import UserError, Velocity
 
 Whole = Callable[[Tensor], Tensor]
 """A tensor that may be sharded, gathered on the CPU."""
 
 
+class Base(Velocity, Protocol):
+    """A velocity that is a module around a transformer."""
+
+    transformer: WanTransformer3DModel
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+
 class AdapterVelocity:
     """A base with one of its adapters switched on, or with none, as an `avd.types.Velocity`."""
 
-    def __init__(self, base: WanVelocity, adapter: str | None) -> None:
+    def __init__(self, base: Base, adapter: str | None) -> None:
         self.base, self.adapter = base, adapter
 
     def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
@@ -96,19 +106,44 @@ def merged_weights(transformer: WanTransformer3DModel, adapter: str, whole: Whol
         for name, p in transformer.named_parameters()
         if "lora_" not in name
     }
-    for name, layer in transformer.named_modules():
-        if isinstance(layer, LoraLayer):
-            weight = merged[f"{name}.weight"]
-            down, up = whole(layer.lora_A[adapter].weight), whole(layer.lora_B[adapter].weight)
-            weight += (layer.scaling[adapter] * (up.float() @ down.float())).to(weight.dtype)
+    for name, layer in _named_layers(transformer):
+        weight = merged[f"{name}.weight"]
+        down, up = whole(layer.lora_A[adapter].weight), whole(layer.lora_B[adapter].weight)
+        weight += (layer.scaling[adapter] * (up.float() @ down.float())).to(weight.dtype)
     return merged
 
 
 def adapter_weights(transformer: WanTransformer3DModel, adapter: str, whole: Whole) -> dict[str, Tensor]:
-    """The adapter by itself, under the names that peft and diffusers give a LoRA of a transformer."""
+    """The adapter by itself, by the names that diffusers gives a LoRA of a transformer, alpha / rank multiplied in."""
+    scaling = {name: layer.scaling[adapter] for name, layer in _named_layers(transformer)}
     tensors = get_peft_model_state_dict(transformer, adapter_name=adapter)
-    return {name: whole(tensor) for name, tensor in tensors.items()}
+    weights = {name: whole(tensor).float() for name, tensor in tensors.items()}
+    for name in weights:
+        layer, _, matrix = name.partition(".lora_")
+        if matrix.startswith("B"):
+            weights[name] = weights[name] * scaling[layer]
+    return weights
+
+
+def save_adapter(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write what `adapter_weights` gave as a LoRA that diffusers' `WanPipeline.load_lora_weights` reads."""
+    WanPipeline.save_lora_weights(folder, transformer_lora_layers=weights)
+
+
+def merge_saved(transformer: WanTransformer3DModel, folder: Path) -> None:
+    """Merge the LoRA in `folder` into a plain transformer, in place. Raises UserError if it does not fit."""
+    try:
+        transformer.load_lora_adapter(str(folder), prefix="transformer", use_safetensors=True)
+        transformer.fuse_lora()
+        transformer.unload_lora()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the adapter {folder} does not fit its base: {reason}") from error
+
+
+def _named_layers(transformer: WanTransformer3DModel) -> list[tuple[str, LoraLayer]]:
+    return [(name, module) for name, module in transformer.named_modules() if isinstance(module, LoraLayer)]
 
 
 def _layers(transformer: WanTransformer3DModel) -> list[LoraLayer]:
-    return [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    return [layer for _, layer in _named_layers(transformer)]

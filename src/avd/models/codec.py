@@ -7,6 +7,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+_AT_ONCE = 2**16
+"""Latent values that are decoded together; a clip of the miniature has 2,160, one of Wan2.1 two million."""
+
 
 def to_signed(video: np.ndarray) -> Tensor:
     """uint8 (B, F, H, W, 3) to float (B, 3, F, H, W) in [-1, 1], as a VAE takes it."""
@@ -32,14 +35,16 @@ def unwhiten(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_video(vae: AutoencoderKLWan, frames: np.ndarray) -> Tensor:
-    """uint8 (B, F, H, W, 3) to whitened latents (B, C, F', H', W'): the posterior's mode."""
-    return whiten(vae, vae.encode(to_signed(frames)).latent_dist.mode())
+    """uint8 (B, F, H, W, 3) to whitened latents (B, C, F', H', W') on the CPU: the posterior's mode."""
+    return whiten(vae, vae.encode(to_signed(frames).to(vae.device)).latent_dist.mode()).cpu()
 
 
 @torch.no_grad()
-def decode_video(vae: AutoencoderKLWan, latents: Tensor, batch: int = 8) -> np.ndarray:
-    """Whitened latents to uint8 (B, F, H, W, 3), `batch` clips at a time."""
-    return to_uint8(torch.cat([vae.decode(unwhiten(vae, part)).sample for part in latents.split(batch)]))
+def decode_video(vae: AutoencoderKLWan, latents: Tensor) -> np.ndarray:
+    """Whitened latents to uint8 (B, F, H, W, 3), a few small clips at a time or a large one."""
+    batch = max(1, min(8, _AT_ONCE // latents[0].numel()))
+    parts = (vae.decode(unwhiten(vae, part.to(vae.device))).sample for part in latents.split(batch))
+    return np.concatenate([to_uint8(part) for part in parts])
 
 
 def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,37 @@ from avd.types import UserError
 
 SHIPPED = {"wan-mini": Path(__file__).parent.parent / "assets" / "wan-mini"}
 INDEX_FILE = "model_index.json"
+ADAPTER_FILE = "adapter.json"
 _PART_CLASSES = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel}
 _ENCODERS = ("vae", "text_encoder")
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """A student kept as a LoRA: the model it is an adapter of, and that model's transformer if it came from a file."""
+
+    folder: Path
+    base: str
+    transformer: str | None = None
+
+    @classmethod
+    def find(cls, name: str) -> AdapterFolder | None:
+        """The adapter in the folder `name`; None if it is something else. Raises UserError if it is damaged."""
+        path = Path(name) / ADAPTER_FILE
+        if name in SHIPPED or not path.exists():
+            return None
+        try:
+            return cls(Path(name), **json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{path} does not say what it is an adapter of ({error}): write the student again"
+            ) from error
+
+    def write(self) -> None:
+        """Raises no error of its own; paths are kept whole, as the adapter may be used from elsewhere."""
+        names = {"base": self.base, "transformer": self.transformer}
+        whole = {k: str(Path(v).resolve()) if v is not None and Path(v).exists() else v for k, v in names.items()}
+        (self.folder / ADAPTER_FILE).write_text(json.dumps(whole, indent=2) + "\n")
 
 
 class ModelFiles:
@@ -40,7 +70,7 @@ class ModelFiles:
     """
 
     def __init__(self, name: str, transformer: str | None = None) -> None:
-        self.name = name
+        self.name, self.transformer_name = name, transformer
         self.transformer_file = None if transformer is None else _single_file(transformer)
         with self._explained():
             folder = locate(name)

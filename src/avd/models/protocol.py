@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from avd.models.settings import Settings
@@ -36,8 +37,14 @@ class TextToVideo(Protocol):
         """Changes whenever cached latents or prompt embeddings would no longer fit the model."""
         ...
 
-    def velocity(self) -> Velocity:
-        """The network in the flow convention of `avd.flow`; it keeps a clip's true positions at any frame stride."""
+    @property
+    def device(self) -> torch.device:
+        """Where clips and prompts are encoded and decoded. What the methods take and give is on the CPU."""
+        ...
+
+    def velocity(self, device: torch.device | None = None) -> Velocity:
+        """The network, on `device` if given, in the flow convention of `avd.flow`; it keeps a clip's true positions at
+        any frame stride."""
         ...
 
     def fresh_velocity(self) -> Velocity:

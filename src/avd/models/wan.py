@@ -19,8 +19,10 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from avd.flow import TIMESTEPS
+from avd.models.adapters import merge_saved, save_adapter
 from avd.models.codec import decode_video, encode_video
-from avd.models.files import ModelFiles
+from avd.models.devices import pick_device
+from avd.models.files import AdapterFolder, ModelFiles
 from avd.models.identity import entries_in_memory, identity_of
 from avd.models.rotary import StridedRotary
 from avd.models.schedulers import scheduler_of
@@ -81,6 +83,8 @@ class VideoModel:
         settings: Settings,
         files: ModelFiles | None = None,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+        adapter: AdapterFolder | None = None,
     ) -> None:
         given = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
         self._parts: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
@@ -88,14 +92,32 @@ class VideoModel:
         for name in self._parts:
             _settle(name, self._parts[name])
         self._files, self._dtype = files, dtype
-        self.folder = None if files is None else files.folder
+        self._adapter = adapter
+        self.device = device or torch.device("cpu")
+        """Where VAE and text encoder compute, and a sampler's network; what they take and give is on the CPU."""
+        place = adapter or files
+        self.folder = None if place is None else place.folder
         """Where it was loaded from."""
         self._expand_timesteps = files is not None and bool(files.index.get("expand_timesteps"))
         self.tokenizer = tokenizer
         self.settings = settings
 
     @classmethod
-    def load(cls, name: str, *, transformer: str | None = None, dtype: torch.dtype = torch.float32) -> VideoModel:
+    def open(cls, name: str, *, transformer: str | None = None) -> VideoModel:
+        """`load` a model to be used as it is: in bfloat16 on the GPU if there is one, else in float32 on the CPU."""
+        device = pick_device("auto")
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        return cls.load(name, transformer=transformer, dtype=dtype, device=device)
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        transformer: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> VideoModel:
         """Open a shipped model by name, a diffusers folder, or a hub id.
 
         `transformer` is a safetensors file to take the transformer's weights from, in Wan's original names or in
@@ -103,8 +125,15 @@ class VideoModel:
         Everything is checked now; weights are read later. Raises UserError if there is no such model or its files are
         damaged, do not fit each other, or are no text-to-video model of the Wan family.
         """
-        files = ModelFiles(name, transformer)
-        return cls(None, None, None, files.tokenizer, read_settings(files.folder, files.index), files, dtype)
+        adapter = AdapterFolder.find(name)
+        if adapter is None:
+            files = ModelFiles(name, transformer)
+        elif transformer is None:
+            files = ModelFiles(adapter.base, adapter.transformer)
+        else:
+            raise UserError(f"{name} is an adapter of a transformer of its own: leave the other one out")
+        settings = read_settings(files.folder if adapter is None else adapter.folder, files.index)
+        return cls(None, None, None, files.tokenizer, settings, files, dtype, device, adapter)
 
     @property
     def transformer(self) -> WanTransformer3DModel:
@@ -129,7 +158,12 @@ class VideoModel:
             assert self._files is not None
             precision = torch.float32 if name == "vae" else self._dtype
             self._parts[name] = _settle(name, self._files.load(name, precision))
+            if name == "transformer" and self._adapter is not None:
+                merge_saved(self._parts[name], self._adapter.folder)
         return self._parts[name]
+
+    def _placed(self, name: str) -> Any:
+        return self._part(name).to(self.device)
 
     def _config(self, name: str) -> Any:
         """A part's config, without loading the part."""
@@ -137,8 +171,10 @@ class VideoModel:
             return self._parts[name].config
         return self._files.skeletons[name].config
 
-    def velocity(self) -> WanVelocity:
-        return WanVelocity(self.transformer)
+    def velocity(self, device: torch.device | None = None) -> WanVelocity:
+        """The transformer, moved to `device` if given."""
+        network = WanVelocity(self.transformer)
+        return network if device is None else network.to(device)
 
     def fresh_velocity(self) -> WanVelocity:
         """A trainable copy of the transformer, for a student or a fake score that starts from this model."""
@@ -180,16 +216,16 @@ class VideoModel:
 
     def encode_video(self, frames: np.ndarray) -> Tensor:
         """uint8 (B, F, H, W, 3) to whitened latents (B, C, F', H', W')."""
-        return encode_video(self.vae, frames)
+        return encode_video(self._placed("vae"), frames)
 
     def decode_video(self, latents: Tensor) -> np.ndarray:
         """Whitened latents to uint8 (B, F, H, W, 3)."""
-        return decode_video(self.vae, latents)
+        return decode_video(self._placed("vae"), latents)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """Prompt embeddings (B, L, D); positions past a prompt's end are zero, as in diffusers' WanPipeline."""
-        return encode_prompts(self.text_encoder, self.tokenizer, prompts, self.text_length)
+        return encode_prompts(self._placed("text_encoder"), self.tokenizer, prompts, self.text_length).float().cpu()
 
     def half(self) -> VideoModel:
         """All weights in half precision, in place: for shipping, not for computing on a CPU."""
@@ -219,6 +255,13 @@ class VideoModel:
         _forget_paths(folder)
         (folder / SETTINGS_FILE).write_text(json.dumps(asdict(written), indent=2) + "\n")
 
+    def save_adapter(self, folder: Path, weights: dict[str, Tensor], **settings: Any) -> None:
+        """Write a LoRA of this model, as `models.adapters.adapter_weights` gives it, with changed `settings`."""
+        assert self._files is not None
+        save_adapter(folder, weights)
+        AdapterFolder(folder, self._files.name, self._files.transformer_name).write()
+        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(replace(self.settings, **settings)), indent=2) + "\n")
+
 
 def _settle(name: str, part: Any) -> Any:
     """A part as the rest of the project finds it: only the transformer is ever trained."""
@@ -239,8 +282,8 @@ def encode_prompts(
     """Embeddings (B, `length`, D) with zeros past each prompt's end, of prompts tidied as diffusers tidies them."""
     tidy = [prompt_clean(prompt) for prompt in prompts]
     tokens = tokenizer(tidy, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    mask = tokens.attention_mask
-    hidden = text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state
+    mask = tokens.attention_mask.to(text_encoder.device)
+    hidden = text_encoder(tokens.input_ids.to(text_encoder.device), attention_mask=mask).last_hidden_state
     return hidden * mask.unsqueeze(-1)
 
 

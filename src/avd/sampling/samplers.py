@@ -48,17 +48,17 @@ class ManySteps:
         return self.steps * (1 if self.guidance == 1.0 else 2)
 
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
-        shift = self.model.settings.shift
+        shift, device = self.model.settings.shift, self.model.device
         return sample_teacher(
-            self.model.velocity(),
-            _noise(self.model, len(prompts), generator),
-            self.model.encode_prompts(prompts),
-            self.model.encode_prompts([""]),
+            self.model.velocity(device),
+            _noise(self.model, len(prompts), generator).to(device),
+            self.model.encode_prompts(prompts).to(device),
+            self.model.encode_prompts([""]).to(device),
             steps=self.steps,
             guidance=self.guidance,
             shift=shift,
             solver=unipc(shift) if (self.solver or self.model.settings.solver) == "unipc" else None,
-        )
+        ).cpu()
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,15 @@ class FewSteps:
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
-        rollout = Rollout(make_stages(few_step_sigmas(self.timesteps), self.half_rate_stages), self.interpolator)
-        noise = _noise(self.model, len(prompts), generator)
-        prompt = self.model.encode_prompts(prompts)
-        return rollout(self.model.velocity(), noise, prompt, lambda _: torch.randn(noise.shape, generator=generator))
+        between = None if self.interpolator is None else self.interpolator.to(self.model.device)
+        rollout = Rollout(make_stages(few_step_sigmas(self.timesteps), self.half_rate_stages), between)
+        noise, device = _noise(self.model, len(prompts), generator), self.model.device
+
+        def renoise(stage: int) -> Tensor:
+            return torch.randn(noise.shape, generator=generator).to(device)
+
+        prompt = self.model.encode_prompts(prompts).to(device)
+        return rollout(self.model.velocity(device), noise.to(device), prompt, renoise).cpu()
 
 
 def _noise(model: TextToVideo, count: int, generator: torch.Generator) -> Tensor:

@@ -64,7 +64,7 @@ class DistillTask:
         check_half_rate(recipe, shape[1], interpolator)
         self.rollout = Rollout(make_stages(sigmas, recipe.rollout.half_rate_stages), interpolator)
         self.cycle = Cycle(recipe, self.roles, self.rollout, null_prompt, self._truncation(), ranks)
-        model.drop("text_encoder")  # all prompts are embeddings by now
+        model.drop("text_encoder", "vae")  # all is latents and embeddings by now
         own, shares = ranks.place
         self.video_order, self.prompt_order = (
             BatchOrder(len(source), len(self.rows), recipe.seed + i, rank=own, world_size=shares) for i in range(2)
@@ -93,7 +93,9 @@ class DistillTask:
         return figures
 
     def validate(self, n: int) -> dict[str, float]:
-        return {} if self.monitor is None else self.monitor.measure()
+        figures = {} if self.monitor is None else self.monitor.measure()
+        self.model.drop("vae")  # the room is training's
+        return figures
 
     @torch.no_grad()
     def sample(self, folder: Path, n: int) -> None:
@@ -106,6 +108,7 @@ class DistillTask:
         if self.ranks.first:
             videos = self.model.decode_video(latents.cpu())
             write_preview(folder / f"update-{n:06d}.mp4", videos, self.model.settings.fps)
+        self.model.drop("vae")  # the room is training's
 
     def tensors(self) -> dict[str, Tensor]:
         means = {f"loss_means.{k}": v for k, v in self.cycle.means.state_dict().items()}
@@ -134,17 +137,17 @@ class DistillTask:
             self.monitor.load_state_dict(state["monitors"])
 
     def export(self, folder: Path) -> None:
-        """`student/`: a diffusers folder of the averaged student, with how it is to be sampled."""
-        weights = self.roles.export_average()
+        """`student/`: the averaged student with how it is to be sampled; a diffusers folder, or a LoRA for its base."""
+        recipe = self.recipe
+        merged = recipe.roles == "full" or recipe.adapters.merge
+        weights = self.roles.export_average() if merged else self.roles.export_adapter()
         if not self.ranks.first:
             return
+        rollout = recipe.rollout
+        sampling = {"student_timesteps": rollout.timesteps, "half_rate_stages": rollout.half_rate_stages}
         with whole_folder(folder / "student") as student:
-            self.model.save(
-                student,
-                weights,
-                student_timesteps=self.recipe.rollout.timesteps,
-                half_rate_stages=self.recipe.rollout.half_rate_stages,
-            )
+            save = self.model.save if merged else self.model.save_adapter
+            save(student, weights, **sampling)
             if self.interpolator is not None:
                 self.interpolator.save(student / "interpolator")
 

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from avd.config import ComputeRecipe
+from avd.models.devices import pick_device
 from avd.models.wan import WanVelocity
 from avd.types import UserError
 
@@ -115,7 +116,7 @@ def joined(compute: ComputeRecipe) -> Iterator[Ranks]:
     not there, and for a shard size that does not divide the ranks.
     """
     rank, size, local = (int(os.environ.get(key, d)) for key, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    device = device_for(compute.device, local)
+    device = pick_device(compute.device, local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1 and compute.dtype == "float32":
@@ -150,21 +151,6 @@ def joined(compute: ComputeRecipe) -> Iterator[Ranks]:
     finally:
         if ours:
             dist.destroy_process_group()
-
-
-def device_for(name: str, local: int = 0) -> torch.device:
-    """The device that `compute.device` names, for the `local`-th process on this machine.
-
-    Raises UserError if there is no such GPU.
-    """
-    gpus = torch.cuda.device_count()
-    if name == "cpu" or (name == "auto" and not gpus):
-        return torch.device("cpu")
-    if local >= gpus:
-        raise UserError(
-            f"process {local} of this machine finds {gpus} GPUs: start one process a GPU, or set compute.device=cpu"
-        )
-    return torch.device("cuda", local)
 
 
 def spread(network: WanVelocity, ranks: Ranks, dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from avd.config import ComputeRecipe, OptimizerRecipe, Recipe
-from avd.models.adapters import AdapterVelocity, add_adapters, merged_weights
+from avd.models.adapters import AdapterVelocity, adapter_weights, add_adapters, merged_weights
 from avd.models.blocks import recompute_blocks, share_sequences, use_attention
 from avd.models.wan import VideoModel, WanVelocity, store_frozen
 from avd.training.distributed import ALONE, Ranks, spread
@@ -89,6 +89,12 @@ class Roles:
         if isinstance(average, AdapterVelocity):
             return merged_weights(average.base.transformer, "average", whole)
         return {name.removeprefix("transformer."): whole(p) for name, p in average.named_parameters()}
+
+    def export_adapter(self) -> dict[str, Tensor]:
+        """The averaged student's adapter by itself, likewise. Only where roles are adapters."""
+        average = self.average.module
+        assert isinstance(average, AdapterVelocity)
+        return adapter_weights(average.base.transformer, "average", self._ranks.whole)
 
 
 _Made = tuple[Network, Network, Network, EMA[Network]]

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from avd.config import Recipe
@@ -39,7 +40,9 @@ def distill_run(
         check_optimizer(role.optimizer)
     with joined(recipe.compute) as ranks:
         ranks.rows(recipe.training.batch)
-        model = VideoModel.load(recipe.model, transformer=recipe.transformer)
+        # A base that is never trained need not be read in more precision than it computes in.
+        dtype = getattr(torch, recipe.compute.dtype) if recipe.roles == "adapters" else torch.float32
+        model = VideoModel.load(recipe.model, transformer=recipe.transformer, dtype=dtype, device=ranks.device)
         data, training = recipe.data, recipe.training
         interpolator = load_interpolator(model)
         cache = None if data.cache is None else open_cache(Path(data.cache), model)
