@@ -201,7 +201,7 @@ def test_a_student_may_stay_an_adapter(tmp_path: Path) -> None:
     velocities_["stock"] = WanVelocity(pipeline.transformer)(x, sigma, prompt)
     velocities_["own"] = VideoModel.load(str(tmp_path / "true" / "student")).velocity()(x, sigma, prompt)
     torch.testing.assert_close(velocities_["stock"], velocities_["own"], rtol=1e-4, atol=1e-4)
-    assert (velocities_["stock"] - velocities_["base"]).abs().max() > 1e-2
+    assert (velocities_["stock"] - velocities_["base"]).abs().max() > 1e-3
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
