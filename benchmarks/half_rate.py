@@ -82,7 +82,11 @@ def measure(work: Workload, batch: int, repeats: int, device: str, dtype: torch.
 def seconds_of(rollout: Rollout, student: WanVelocity, noise: Tensor, prompt: Tensor) -> float:
     generator = torch.Generator(noise.device).manual_seed(0)
     started = time.perf_counter()
-    rollout(student, noise, prompt, generator)[0, 0, 0, 0, 0].item()  # reading a value waits for an accelerator
+
+    def renoise(stage: int) -> Tensor:
+        return torch.randn(noise.shape, generator=generator, device=noise.device)
+
+    rollout(student, noise, prompt, renoise)[0, 0, 0, 0, 0].item()  # reading a value waits for an accelerator
     return time.perf_counter() - started
 
 

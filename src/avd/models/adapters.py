@@ -69,9 +69,10 @@ def add_adapters(
         for name in names:
             inject_adapter_in_model(config, transformer, adapter_name=name)
     for layer in _layers(transformer):
-        for name in names:  # peft makes them of the base's type; they are trained, so in float32
-            layer.lora_A[name].float().load_state_dict(layer.lora_A[names[0]].state_dict())
-            layer.lora_B[name].float()
+        for name in names:
+            down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+            # peft makes them of the base's type; they are trained, so in float32
+            down.data, up.data = layer.lora_A[names[0]].weight.data.float().clone(), up.data.float()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ activations of its passes, measured by `planning.activations`, the weights that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -93,7 +93,7 @@ def count_parameters(skeleton: Skeleton, adapters: AdaptersRecipe | None) -> Par
 
 
 class Account:
-    """The memory of one of `gpus` ranks, each of which has `training.batch` / `gpus` clips."""
+    """The memory of one of `gpus` ranks. Each has its share of the batch, and of clips that it shares with others."""
 
     def __init__(self, recipe: Recipe, meter: PassMeter, parameters: Parameters, gpus: int) -> None:
         self._recipe, self._meter, self._parameters = recipe, meter, parameters
@@ -101,7 +101,8 @@ class Account:
         self._on_gpu = recipe.compute.device != "cpu"
         self._shard = recipe.compute.shard or gpus
         self._sharded = gpus > 1 or recipe.compute.dtype != "float32"
-        self._clips = recipe.training.batch // gpus
+        self._context = recipe.compute.context
+        self._clips = recipe.training.batch * self._context // gpus
         self._part = min(recipe.compute.microbatch or self._clips, self._clips)
         self._whole = self._part == self._clips
         self._trained = parameters.adapter if recipe.roles == "adapters" else parameters.network
@@ -157,7 +158,7 @@ class Account:
 
     def _measure(self, clips: int, *, gradient: bool, adapted: bool = True) -> PassMemory:
         compute, adapters = self._recipe.compute, self._recipe.roles == "adapters" and adapted
-        return self._meter(
+        whole = self._meter(
             Pass(
                 clips,
                 gradient,
@@ -168,6 +169,7 @@ class Account:
                 self._on_gpu,
             )
         )
+        return replace(whole, saved=whole.saved / self._context, peak=whole.peak / self._context)
 
     def _gathered(self, *, learning: bool) -> float:
         """FSDP's: the block at work and the next with the buffer it arrives in, and what stands outside the blocks.

@@ -110,16 +110,17 @@ class Plan:
 class Planner:
     """Plans for recipes of one model; what was measured for one plan serves the next."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        """Raises UserError if the recipe's model is not known here, or its cache is none."""
-        self.skeleton = _at_cache(read_skeleton(recipe.model), recipe.data.cache)
+    def __init__(self, recipe: Recipe, skeleton: Skeleton | None = None) -> None:
+        """Of the recipe's model, or of other sizes. Raises UserError if the model is not known here, or its cache is
+        none."""
+        self.skeleton = skeleton or _at_cache(read_skeleton(recipe.model), recipe.data.cache)
         self._meter = PassMeter(self.skeleton)
         self._parameters: dict[str, Parameters] = {}
 
     def plan(self, recipe: Recipe, machine: Machine) -> Plan:
         """Raises UserError for a batch, a microbatch or a shard that does not go with the number of GPUs."""
         _check(recipe, self.skeleton, machine.gpus)
-        clips = recipe.training.batch // machine.gpus
+        clips = recipe.training.batch * recipe.compute.context // machine.gpus
         if recipe.roles not in self._parameters:
             adapters = recipe.adapters if recipe.roles == "adapters" else None
             self._parameters[recipe.roles] = count_parameters(self.skeleton, adapters)
@@ -131,10 +132,14 @@ class Planner:
 
 def _check(recipe: Recipe, skeleton: Skeleton, gpus: int) -> None:
     """Raise UserError for what a run would refuse."""
-    batch, shard = recipe.training.batch, recipe.compute.shard
-    if batch % gpus:
-        raise UserError(f"training.batch is {batch}, over {gpus} GPUs: choose a multiple of {gpus}, or fewer GPUs")
-    microbatch, clips = recipe.compute.microbatch, batch // gpus
+    batch, shard, context = recipe.training.batch, recipe.compute.shard, recipe.compute.context
+    if gpus % context:
+        raise UserError(f"compute.context is {context}, with {gpus} GPUs: choose a divisor of {gpus}")
+    shares = gpus // context
+    if batch % shares:
+        told = f"{gpus} GPUs" if context == 1 else f"{shares} groups of GPUs"
+        raise UserError(f"training.batch is {batch}, over {told}: choose a multiple of {shares}, or fewer GPUs")
+    microbatch, clips = recipe.compute.microbatch, batch // shares
     if microbatch is not None and clips % min(microbatch, clips):
         raise UserError(
             f"compute.microbatch is {microbatch}, and a GPU has {clips} clips of training.batch {batch}: "
