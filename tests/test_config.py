@@ -100,6 +100,7 @@ def test_the_recipes_for_wan_have_the_papers_settings() -> None:
         "objective.regression.weight": 1.0,
         "objective.regression.order": "update_first",
         "objective.temporal.truncation": 0.8,
+        "compute.microbatch": None,
     }
 
 

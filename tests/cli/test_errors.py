@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from avd.cli import main as command_line
+from avd.training.checkpoint import SavedTensors, copy_pieces, write_pieces
 from command import avd, snapshot
 from tiny import tiny_model
 
@@ -251,7 +252,11 @@ def test_a_checkpoint_of_another_model_is_told_by_its_name(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree("run", run)
-    shutil.copyfile("tiny/interpolator/model.safetensors", run / CHECKPOINT / "tensors-00000-of-00001.safetensors")
+    other = SavedTensors(run / CHECKPOINT)
+    write_pieces(run / "other", 0, copy_pieces({f"other.{name}": other[name] for name in other}, first=True))
+    part = "tensors-00000-of-00001.safetensors"
+    (run / "other" / ".writing-0" / part).rename(run / CHECKPOINT / part)
+    shutil.rmtree(run / "other")
     before = snapshot(run)
     assert avd("distill", "small.yaml", "--output", run, "--resume") == 2
     assert f"avd: checkpoint {run / CHECKPOINT} does not fit the model" in capfd.readouterr().err

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from avd.training.cycle import Cycle
+from avd.training.cycle import Batch, Cycle
+from avd.training.randomness import Draws
+from avd.types import LossTerm
 from command import avd
 
 QUICK = (
@@ -59,9 +60,9 @@ def test_temporal_collapse_is_caught(
     """Real videos that stand still: the regression teaches the student to stand still too."""
     latents = Cycle._regression
 
-    def on_frozen_videos(self: Cycle, batch: Any, generator: torch.Generator) -> Any:
+    def on_frozen_videos(self: Cycle, batch: Batch, draws: Draws, rows: slice) -> LossTerm:
         frozen = batch.latents_BCFHW[:, :, 1:2].expand_as(batch.latents_BCFHW)
-        return latents(self, type(batch)(frozen, batch.prompts_BLD, batch.rollout_prompts), generator)
+        return latents(self, Batch(frozen, batch.prompts_BLD, batch.rollout_prompts), draws, rows)
 
     monkeypatch.setattr(Cycle, "_regression", on_frozen_videos)
     changes = ("objective.distribution_matching.weight=0", "objective.temporal.weight=0", "fake_score.updates=1")

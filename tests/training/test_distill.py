@@ -142,8 +142,8 @@ def test_a_finished_run_is_left_alone(straight: tuple[Path, DistillTask]) -> Non
 def test_seed_and_update_decide_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     def noise(seed: int, update: int) -> float:
         task = small_task(small_recipe(f"seed={seed}"))
-        monkeypatch.setattr(task.cycle, "run", lambda batch, draws: draws.uniform("noise").sum().item())
-        return task.update(update)  # type: ignore[return-value]
+        monkeypatch.setattr(task.cycle, "run", lambda batch, draws: {"noise": draws.uniform("noise").sum().item()})
+        return task.update(update)["noise"]
 
     assert noise(0, 0) == noise(0, 0)
     assert len({noise(0, 0), noise(1, 0), noise(0, 1), noise(1, 1)}) == 4

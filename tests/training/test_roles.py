@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanPipeline
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor
 
 from avd.config import load_recipe
@@ -228,8 +229,10 @@ def test_an_unknown_attention_is_refused() -> None:
         Roles(tiny_model(), load_recipe("avd", ["compute.attention=flish"]))
 
 
-def test_a_chosen_attention_computes_the_same() -> None:
+def test_a_chosen_attention_computes_the_same_and_is_chosen_for_that_network_alone() -> None:
+    before = _AttentionBackendRegistry.get_active_backend()
     plain, chosen = (make_cycle(*o) for o in ((), ("compute.attention=_native_math",)))
+    assert _AttentionBackendRegistry.get_active_backend() == before
     batch = make_batch(plain.recipe)
     assert chosen.run(batch, draws()) == pytest.approx(plain.run(batch, draws()), rel=1e-4)
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 from diffusers import ContextParallelConfig, WanTransformer3DModel
-from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
@@ -46,7 +46,8 @@ def use_attention(transformer: WanTransformer3DModel, backend: str | None) -> No
     if backend is None:
         return
     try:
-        transformer.set_attention_backend(backend)
+        with attention_backend("native"):  # whose end restores what networks without a choice of their own use
+            transformer.set_attention_backend(backend)
     except (ValueError, RuntimeError, ImportError) as error:
         known = ", ".join(sorted(name.value for name in AttentionBackendName))
         reason = str(error).partition("\n")[0]
