@@ -34,8 +34,8 @@ def test_the_page_shows_what_the_command_prints(command: str, capfd: pytest.Capt
 
 
 def test_the_page_has_both_models_on_three_numbers_of_gpus() -> None:
-    found = {(model, gpus) for command in BLOCKS for model, gpus in re.findall(r"-(1.3B|14B)-.*--gpus (\d+)", command)}
-    assert found == {(model, gpus) for model in ("1.3B", "14B") for gpus in ("1", "8", "24")}
+    found = {(model, gpus) for command in BLOCKS for model, gpus in re.findall(r"-(1.3b|14b).*--gpus (\d+)", command)}
+    assert found == {(model, gpus) for model in ("1.3b", "14b") for gpus in ("1", "8", "24")}
 
 
 def test_the_numbers_written_are_those_printed(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,13 +20,14 @@ def measured_peak(recipe: Recipe, model: VideoModel) -> int:
     """Most bytes of tensors at one time, by the allocator's own record of real cycles."""
     # Without its files, so that nothing is read or let go meanwhile.
     model = VideoModel(model.transformer, model.vae, model.text_encoder, model.tokenizer, model.settings)
+    there = sum(p.nbytes for p in model.transformer.parameters())  # the teacher's, or the base's
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         task = make_task(recipe, model)
         for n in range(CYCLES):
             task.update(n)
     assert record.profiler is not None and record.profiler.kineto_results is not None
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = sum(p.nbytes for p in model.transformer.parameters())  # there before: the teacher's
+    now = peak = there
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
