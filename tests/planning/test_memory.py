@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from torch.profiler import ProfilerActivity, profile
 
@@ -19,20 +17,27 @@ CYCLES = 2
 
 
 def measured_peak(recipe: Recipe) -> int:
-    """Most bytes of tensors at one time, by the allocator's own record of real cycles of wan-mini."""
-    events: list[Any] = []
-    while not events:  # in a process that has profiled before, the profiler now and then records nothing
-        read = VideoModel.load("wan-mini")
-        # Without its files, so that nothing is read or let go meanwhile.
-        model = VideoModel(read.transformer, read.vae, read.text_encoder, read.tokenizer, read.settings)
-        there = sum(p.nbytes for p in model.transformer.parameters())  # the teacher's, or the base's
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-            task = make_task(recipe, model)
-            for n in range(CYCLES):
-                task.update(n)
-        assert record.profiler is not None and record.profiler.kineto_results is not None
-        events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = there
+    """Most bytes of tensors at one time, by the allocator's own record of real cycles of wan-mini.
+
+    The profiler now and then loses some of it; what two measures in a row agree on to the byte is believed.
+    """
+    before, found = -1, recorded_peak(recipe)
+    while found != before:
+        before, found = found, recorded_peak(recipe)
+    return found
+
+
+def recorded_peak(recipe: Recipe) -> int:
+    read = VideoModel.load("wan-mini")
+    # Without its files, so that nothing is read or let go meanwhile.
+    model = VideoModel(read.transformer, read.vae, read.text_encoder, read.tokenizer, read.settings)
+    now = peak = sum(p.nbytes for p in model.transformer.parameters())  # the teacher's, or the base's
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        task = make_task(recipe, model)
+        for n in range(CYCLES):
+            task.update(n)
+    assert record.profiler is not None and record.profiler.kineto_results is not None
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
@@ -47,11 +52,9 @@ def plan_for(recipe: Recipe, gpus: int = 1) -> Plan:
     "overrides",
     [
         ["training.batch=8"],
-        ["training.batch=1"],
+        ["training.batch=1", "objective.regression.weight=0"],
         ["training.batch=8", "compute.checkpointing=full"],
-        ["training.batch=8", "compute.checkpointing=selective"],
-        ["training.batch=8", "objective.regression.weight=0"],
-        ["training.batch=8", "compute.microbatch=2"],
+        ["training.batch=8", "compute.checkpointing=selective", "compute.microbatch=2"],
         ["training.batch=8", "roles=adapters"],
         ["training.batch=8", "roles=adapters", "compute.checkpointing=full", "compute.microbatch=2"],
     ],
