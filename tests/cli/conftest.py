@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tiny import tiny_interpolator, tiny_model
 
@@ -19,12 +18,9 @@ training: {updates: 2, batch: 2, checkpoint_every: 1, sample_every: 4}
 """
 
 
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True, scope="module")
+def in_one_thread(one_thread: None) -> None:
+    """Every module of the command line."""
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 from avd.data import LatentCache, read_skipped, source_seconds
 from avd.models.wan import VideoModel
 from avd.objectives.temporal import frame_variance, temporal_regularization
+from avd.training.pixels import look_at
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,11 @@ def decode_some(cache: LatentCache, model: VideoModel, count: int) -> tuple[np.n
 
 def report_on_pixels(videos: np.ndarray) -> PixelReport:
     """Of uint8 videos (B, F, H, W, 3)."""
-    pixels = videos.astype(np.float32) / 255
-    high, low = pixels.max(-1), pixels.min(-1)
-    brightness = pixels.mean(-1)
+    looks, pixels = [look_at(video) for video in videos], videos.astype(np.float32) / 255
     return PixelReport(
-        saturation=float(((high - low) / np.maximum(high, 1e-6)).mean()),
-        brightness=float(brightness.mean()),
-        contrast=float(brightness.std(axis=(2, 3)).mean()),
+        saturation=float(np.mean([look.saturation for look in looks])),
+        brightness=float(pixels.mean()),
+        contrast=float(np.mean([look.contrast for look in looks])),
         change=float(np.abs(np.diff(pixels, axis=1)).mean()) if videos.shape[1] > 1 else 0.0,
     )
 
