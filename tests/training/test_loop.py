@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from avd.training import checkpoint
+from avd.training import checkpoint, saving
 from avd.training.checkpoint import list_checkpoints
 from avd.training.ema import EMA
 from avd.training.folder import RunFolder
-from avd.training.loop import Pace, Schedule, run
+from avd.training.loop import GO_ON, Pace, Schedule, Verdict, run
 from avd.training.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.training.randomness import generator_for
 from avd.types import UserError
@@ -173,6 +174,36 @@ def test_a_resumed_run_starts_at_the_newest_checkpoint(tmp_path: Path) -> None:
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]  # the last, or the one before if that was not whole
     assert newest.name in ("step-0000004", "step-0000006")
     assert start(tmp_path / "run").updates == [4, 5, 6][int(newest.name[-1]) - 4 :]
+
+
+class Onlooker:
+    """A watch that lets everything be."""
+
+    def begin(self, updates: int) -> None: ...
+
+    def look(self, updates: int, figures: Mapping[str, float]) -> Verdict:
+        return GO_ON
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    later, waited = threading.Event(), []
+    write_pieces, update = saving.write_pieces, Toy.update
+
+    def slow(folder: Path, step: int, *rest: Any) -> None:
+        if step == 2:
+            waited.append(later.wait(timeout=30))  # until the update after the checkpoint has begun
+        write_pieces(folder, step, *rest)
+
+    def told(self: Toy, n: int) -> dict[str, float]:
+        if n == 2:
+            later.set()
+        return update(self, n)
+
+    monkeypatch.setattr(saving, "write_pieces", slow)
+    monkeypatch.setattr(Toy, "update", told)
+    folder = RunFolder(tmp_path / "run", resume=False, recipe_text="")
+    run(Toy(), folder, Schedule(updates=4, checkpoint_every=2), lambda *_: None, Onlooker())
+    assert waited == [True]
 
 
 def test_a_finished_run_goes_on_to_more_updates(tmp_path: Path) -> None:

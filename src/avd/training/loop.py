@@ -90,7 +90,10 @@ class Watch(Protocol):
         ...
 
     def look(self, updates: int, figures: Mapping[str, float]) -> Verdict:
-        """After each update: its figures are logged, its samples written, its checkpoint is not yet."""
+        """After each update: its figures are logged, its samples written, its checkpoint is not yet.
+
+        To roll back may be asked for only where `Task.validate` has just been called.
+        """
         ...
 
 
@@ -140,7 +143,8 @@ def _train(
     for n in range(done, schedule.updates):
         started = time.perf_counter()
         figures = task.update(n)
-        if _due(n + 1, schedule.validate_every, schedule.updates):
+        measured = _due(n + 1, schedule.validate_every, schedule.updates)
+        if measured:
             figures |= task.validate(n + 1)
         seconds = time.perf_counter() - started
         folder.log(n, {**figures, "seconds": round(seconds, 4)})
@@ -148,7 +152,8 @@ def _train(
             task.sample(folder.samples, n + 1)
         verdict = GO_ON
         if watch is not None:
-            saver.finish()  # it may put another checkpoint in the place of the newest
+            if measured:
+                saver.finish()  # the watch may put another checkpoint in the place of the newest
             verdict = watch.look(n + 1, figures)
         if verdict.roll_back:
             return False
