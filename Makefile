@@ -13,7 +13,7 @@ demo: $(STAMP) ## Distil the built-in miniature, measure it, write runs/demo/rep
 	$(VENV)/bin/avd demo --output runs/demo
 
 test: $(STAMP) ## Run the tests
-	$(VENV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(STAMP) ## Check format, style and types
 	$(VENV)/bin/ruff format --check
