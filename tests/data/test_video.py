@@ -62,7 +62,8 @@ def test_flat_colors_survive_a_round_trip(
     even = tuple(side + side % 2 for side in size)
     assert video.frames.shape == (5, *even, 3) and video.frames.dtype == np.uint8
     assert video.fps == pytest.approx(fps, rel=1e-6)
-    assert np.abs(video.frames.mean(axis=(0, 1, 2)) - color).max() < 2
+    # 8-bit YCbCr has fewer colours: rounding of its three values moves one of RGB by up to two levels.
+    assert np.abs(video.frames.mean(axis=(0, 1, 2)) - color).max() <= 2
 
 
 def test_a_clip_with_detail_survives_a_round_trip(tmp_path: Path) -> None:
