@@ -17,10 +17,10 @@ from avd.training import checkpoint
 from avd.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
-    save_checkpoint,
 )
 from avd.training.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.types import UserError
+from checkpoints import save_checkpoint
 
 
 class Killed(BaseException):

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from avd.training.checkpoint import load_checkpoint, save_checkpoint
+from avd.training.checkpoint import load_checkpoint
 from avd.training.cycle import Cycle
 from avd.training.distributed import Ranks, joined
 from avd.training.roles import Trained
 from avd.types import UserError
+from checkpoints import save_checkpoint
 from cycles import draws, make_batch, make_cycle
 from distill_run import distill, small_recipe, small_task
 

@@ -88,15 +88,6 @@ def clear_unfinished(folder: Path) -> None:
         shutil.rmtree(stale)
 
 
-def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
-) -> None:
-    """Write checkpoint `step` of a run of one process under `folder` and remove all but the newest `keep`."""
-    clear_unfinished(folder)
-    write_pieces(folder, step, copy_pieces(tensors, first=True))
-    publish(folder, step, state, keep)
-
-
 def restore_checkpoint(saved: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Make a copy of the checkpoint `saved`, with a changed state, one of those under `folder`; none is removed."""
     state = _read_state(saved)
