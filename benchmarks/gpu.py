@@ -23,19 +23,19 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from torch import Tensor
 
 from avd.config import Recipe, load_recipe
+from avd.distillation.roles import Roles
+from avd.distillation.step import Batch, Cycle
+from avd.engine.randomness import UpdateRandom
+from avd.engine.ranks import Ranks, process_group
 from avd.flow import few_step_sigmas
-from avd.interpolation import FrameInterpolator, InterpolatorConfig
 from avd.models.devices import pick_device
-from avd.models.known import KNOWN
-from avd.models.schedulers import unipc
-from avd.models.skeleton import Skeleton, read_skeleton
-from avd.models.wan import WanVelocity
+from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
+from avd.models.wan.known import KNOWN
+from avd.models.wan.model import WanVelocity
+from avd.models.wan.schedulers import unipc
+from avd.models.wan.skeleton import Skeleton, read_skeleton
 from avd.planning.plan import Machine, Planner
 from avd.sampling.rollout import Rollout, make_stages
-from avd.training.cycle import Batch, Cycle
-from avd.training.distributed import Ranks, joined
-from avd.training.randomness import Draws
-from avd.training.roles import Roles
 
 TEXT_TOKENS = 512
 
@@ -120,7 +120,7 @@ def measure_training(skeleton: Skeleton, recipe: Recipe, ranks: Ranks, cycles: i
     roles.fake_score.step = timed(roles.fake_score.step, "fake-score update")  # type: ignore[method-assign]
     for n in range(cycles + 1):
         clock.look()
-        cycle.run(Batch(latents, prompts, (prompts,)), Draws(0, n, range(count), device))
+        cycle.run(Batch(latents, prompts, (prompts,)), UpdateRandom(0, n, range(count), device))
         if n == 0:
             for costs in found.values():
                 costs.clear()
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         changes = [f"roles={roles}", "training.batch=1", f"compute.device={device.type}", *options.set]
         recipe = load_recipe("avd-wan2.1-1.3b", [f"model={known.hub_id}", f"compute.dtype={options.dtype}", *changes])
         plan = Planner(recipe, skeleton).plan(recipe, Machine(1))
-        with joined(recipe.compute) as ranks:
+        with process_group(recipe.compute) as ranks:
             costs = measure_training(skeleton, recipe, ranks, options.cycles)
         print(f"\n## Training, roles {roles}\n")
         print_costs(costs, {"cycle": (plan.flops, plan.peak)}, peak)

@@ -1,7 +1,7 @@
 """How much sooner a 4-step sample is there when the first two steps run at half the frame rate.
 
 Full-rate and half-rate rollouts take turns in one run, because a shared machine changes its speed from minute to
-minute; compare figures of one run only. Timed is the sampling of latents: no text encoding and no decoding. Weights do
+minute; compare metrics of one run only. Timed is the sampling of latents: no text encoding and no decoding. Weights do
 not matter to the time, so the interpolator is an untrained one.
 """
 
@@ -18,8 +18,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from avd.flow import few_step_sigmas
-from avd.interpolation.unet import FrameInterpolator, InterpolatorConfig
-from avd.models.wan import VideoModel, WanVelocity
+from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
+from avd.models.wan.model import VideoModel, WanVelocity
 from avd.sampling.rollout import Rollout, make_stages
 from avd.types import UserError
 

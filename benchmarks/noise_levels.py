@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from avd.evaluation.rows import Row
-from avd.evaluation.world_suite import Suite
+from avd.evaluation.suites.world import Suite
 from avd.flow import add_noise, integrate, many_step_sigmas
-from avd.models.wan import VideoModel
+from avd.models.wan.model import VideoModel
 from avd.sampling.teacher import guided
 from avd.types import UserError
 from avd.world import World

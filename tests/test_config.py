@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from avd.config import Recipe, load_recipe, shipped_recipes
-from avd.models.known import KNOWN
+from avd.models.wan.known import KNOWN
 from avd.types import UserError
 
 

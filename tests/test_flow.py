@@ -38,13 +38,11 @@ def test_velocity_is_the_derivative_in_sigma(sigma: float) -> None:
 
 
 @given(st.lists(SIGMAS, min_size=3, max_size=3))
-def test_conversions_are_inverse_to_each_other(levels: list[float]) -> None:
+def test_x0_comes_back_from_the_velocity(levels: list[float]) -> None:
     x0, eps = pair()
     sigma_B = torch.tensor(levels, dtype=torch.float64)
     x, v = flow.add_noise(x0, eps, sigma_B), flow.velocity_of(x0, eps)
     torch.testing.assert_close(flow.x0_from_velocity(x, v, sigma_B), x0)
-    torch.testing.assert_close(flow.eps_from_velocity(x, v, sigma_B), eps)
-    torch.testing.assert_close(flow.velocity_from_x0(x, x0, sigma_B), v, rtol=0, atol=1e-9)
 
 
 def test_each_sample_has_its_own_noise_level() -> None:

@@ -16,15 +16,16 @@ PACKAGE = Path(avd.__file__).parent
 LEVELS: list[set[str]] = [
     {"__main__"},
     {"cli"},
-    {"ui"},
-    {"report"},
+    {"report", "experiments"},
     {"evaluation"},
-    {"training", "planning"},
+    {"export"},
+    {"distillation", "miniature"},
+    {"engine", "planning"},
     {"sampling"},
-    {"interpolation"},
-    {"objectives"},
-    {"data", "world", "models"},
-    {"config"},
+    {"objectives", "models"},
+    {"data", "world", "config"},
+    {"measures"},
+    {"ui", "files"},
     {"flow"},
     {"types"},
     {""},
@@ -32,7 +33,7 @@ LEVELS: list[set[str]] = [
 HEIGHT = {room: len(LEVELS) - i for i, level in enumerate(LEVELS) for room in level}
 
 MODEL_LIBRARIES = {"diffusers", "transformers"}
-MODEL_LIBRARY_USERS = ("avd.models", "avd.sampling.export")  # the exported pipeline is a diffusers pipeline
+MODEL_LIBRARY_USERS = ("avd.models", "avd.miniature", "avd.export")
 
 
 def room_of(module: str) -> str:
@@ -91,14 +92,14 @@ def test_imports_point_down() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("avd.world.oracle", "from avd.training.loop import train"),
+        ("avd.world.oracle", "from avd.engine.loop import train"),
         ("avd.world.oracle", "from avd import cli"),
-        ("avd.world.oracle", "from ..training import loop"),
-        ("avd.interpolation.unet", "import avd.sampling"),
+        ("avd.world.oracle", "from ..engine import loop"),
+        ("avd.models.interpolator", "import avd.sampling"),
         ("avd.types", "from avd.flow import to_velocity"),
-        ("avd.training.loop", "def late():\n    from avd.report import write_report"),
+        ("avd.engine.loop", "def late():\n    from avd.report import write_report"),
         ("avd.objectives.temporal", "from avd.config import Recipe"),
-        ("avd.training.loop", "import diffusers"),
+        ("avd.engine.loop", "import diffusers"),
         ("avd.world.scene", "from transformers import UMT5EncoderModel"),
         ("avd.report.page", "import torch"),
         ("avd.attic.old", "import math"),
@@ -112,8 +113,8 @@ def test_the_check_catches(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("avd.cli.main", "from avd import __version__"),
-        ("avd.cli.main", "from avd.training import loop\nfrom .demo import demo"),
-        ("avd.models.wan", "from diffusers import WanTransformer3DModel"),
+        ("avd.cli.main", "from avd.engine import loop\nfrom .demo import demo"),
+        ("avd.models.wan.model", "from diffusers import WanTransformer3DModel"),
         ("avd.objectives.temporal", "import torch\nfrom avd.types import Velocity"),
         ("avd.report.page", "from .rows import Row"),
     ],

@@ -45,16 +45,6 @@ def x0_from_velocity(x_sigma: Tensor, v: Tensor, sigma: Tensor | float) -> Tenso
     return x_sigma - per_sample(sigma, x_sigma) * v
 
 
-def eps_from_velocity(x_sigma: Tensor, v: Tensor, sigma: Tensor | float) -> Tensor:
-    """eps = x_sigma + (1 - sigma) v."""
-    return x_sigma + (1 - per_sample(sigma, x_sigma)) * v
-
-
-def velocity_from_x0(x_sigma: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
-    """v = (x_sigma - x0) / sigma, for sigma > 0."""
-    return (x_sigma - x0) / per_sample(sigma, x_sigma)
-
-
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance in the usual convention: uncond + scale (cond - uncond); 1 is no guidance.
 

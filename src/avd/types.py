@@ -49,11 +49,11 @@ class Velocity(Protocol):
 
 @dataclass(frozen=True)
 class LossTerm:
-    """What an objective returns: a named loss with a value per sample, and figures worth logging.
+    """What an objective returns: a named loss with a value per sample, and metrics worth logging.
 
     `per_sample_B` carries the gradient; its mean is the term of the total loss, before the recipe's weight.
     """
 
     name: str
     per_sample_B: Tensor
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)

@@ -29,8 +29,8 @@ out = Console(quiet=_OTHERS)
 err = Console(stderr=True, quiet=_OTHERS)
 """Progress and errors."""
 
-_FIGURES = 4
-"""Figures shown beside a bar; the metrics file has them all."""
+_METRICS = 4
+"""Metrics shown beside a bar; the metrics file has them all."""
 _PATIENCE = 2.0
 """Seconds that torchrun takes at most to end all processes after one has failed."""
 _LINE_EVERY = 15.0
@@ -47,7 +47,7 @@ class Bar:
         self._done_before = 0
 
     def __call__(
-        self, done: int, total: int, figures: Mapping[str, float] | None = None, left: float | None = None
+        self, done: int, total: int, metrics: Mapping[str, float] | None = None, left: float | None = None
     ) -> None:
         """`left` is the seconds left, estimated from the pace so far if not given."""
         now = time.monotonic()
@@ -57,7 +57,7 @@ class Bar:
                 self._task = self._progress.add_task(self.title, note="", left=None)
         if left is None and done > self._done_before:
             left = (now - self._began) / (done - self._done_before) * (total - done)
-        note = "  ".join(f"{k} {v:.4g}" for k, v in islice((figures or {}).items(), _FIGURES))
+        note = "  ".join(f"{k} {v:.4g}" for k, v in islice((metrics or {}).items(), _METRICS))
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, note=note, left=left)
         elif now - self._spoke >= _LINE_EVERY or done == total:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import tiny_interpolator, tiny_model
+from helpers.tiny import tiny_interpolator, tiny_model
 
 RECIPE = """\
 extends: avd

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from avd.models.files import SHIPPED
-from command import avd, snapshot
+from avd.models.wan.files import SHIPPED
+from helpers.command import avd, snapshot
 
 FIELDS = {
     "name", "steps", "network_calls", "seconds_per_video", "saturation_error", "clipped_share", "dynamic_degree",

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import kill_and_resume
-from command import avd, snapshot
-from kill_and_resume import MOMENTS, UPDATES
+from helpers.command import avd, snapshot
+from helpers.kill_and_resume import MOMENTS, UPDATES
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def never_killed(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def killed(place: Path) -> Path:
     """Holds a run for each moment, killed there and resumed."""
-    command = [sys.executable, kill_and_resume.__file__, str(place / "killed"), *MOMENTS]
+    command = [sys.executable, "-m", "helpers.kill_and_resume", str(place / "killed"), *MOMENTS]
     subprocess.run(command, check=True, timeout=600)
     return place / "killed"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from avd.cli import main as command_line
-from avd.training.checkpoint import SavedTensors, copy_pieces, write_pieces
-from command import avd, snapshot
-from tiny import tiny_model
+from avd.engine.checkpoint import SavedTensors, copy_pieces, write_pieces
+from helpers.command import avd, snapshot
+from helpers.tiny import tiny_model
 
 PROMPT = '--prompt "a red square"'
 CHECKPOINT = Path("checkpoints/step-0000002")

@@ -11,7 +11,7 @@ import typer
 
 from avd import __version__
 from avd.cli.main import app
-from command import avd
+from helpers.command import avd
 
 
 def commands(group: typer.Typer = app, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

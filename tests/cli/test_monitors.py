@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from avd.training.cycle import Batch, Cycle
-from avd.training.randomness import Draws
+from avd.distillation.step import Batch, Cycle
+from avd.engine.randomness import UpdateRandom
 from avd.types import LossTerm
-from command import avd
+from helpers.command import avd
 
 QUICK = (
     "training.batch=4", "training.sample_every=0", "training.checkpoint_every=0", "data.world_clips=32",
@@ -60,7 +60,7 @@ def test_temporal_collapse_is_caught(
     """Real videos that stand still: the regression teaches the student to stand still too."""
     latents = Cycle._regression
 
-    def on_frozen_videos(self: Cycle, batch: Batch, draws: Draws, rows: slice) -> LossTerm:
+    def on_frozen_videos(self: Cycle, batch: Batch, draws: UpdateRandom, rows: slice) -> LossTerm:
         frozen = batch.latents_BCFHW[:, :, 1:2].expand_as(batch.latents_BCFHW)
         return latents(self, Batch(frozen, batch.prompts_BLD, batch.rollout_prompts), draws, rows)
 

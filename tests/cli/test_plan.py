@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from command import avd
-from pages import as_on_page, console_blocks
+from helpers.command import avd
+from helpers.pages import as_on_page, console_blocks
 
 WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 PAGE = Path(__file__).parents[2] / "docs" / "planning.md"

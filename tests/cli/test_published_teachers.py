@@ -23,10 +23,10 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file
 
 from avd.data import LatentCache, read_video, write_video
-from avd.models.wan import VideoModel
-from avd.training.runs import make_sampler
-from command import avd
-from teachers import TOKENS, publish, write_original
+from avd.models.wan.model import VideoModel
+from avd.sampling.choose import make_sampler
+from helpers.command import avd
+from helpers.teachers import TOKENS, publish, write_original
 
 PROMPT = "a red ball drifts left"
 NARROW: dict[str, Any] = {

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from avd.data import LatentCache, read_video
+from avd.engine.sources import encode_world, world_of
 from avd.evaluation.rows import Row, read_results
-from avd.models.wan import VideoModel
-from avd.training.sources import encode_world, world_of
-from command import avd, snapshot
+from avd.models.wan.model import VideoModel
+from helpers.command import avd, snapshot
 
 CLIPS = 4
 
@@ -221,7 +221,7 @@ def test_videos_made_elsewhere_are_measured(clips: Path) -> None:
 def test_no_command_reads_more_of_a_model_than_it_uses(
     clips: Path, cache: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from avd.models.files import ModelFiles
+    from avd.models.wan.files import ModelFiles
 
     read: list[str] = []
     load = ModelFiles.load

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from avd.interpolation import FrameInterpolator
-from avd.models.wan import VideoModel
-from avd.training import teacher, vae
-from command import avd, snapshot
+from avd.miniature import teacher, vae
+from avd.models.interpolator import FrameInterpolator
+from avd.models.wan.model import VideoModel
+from helpers.command import avd, snapshot
 
 UPDATES = ("--updates", 2)
 

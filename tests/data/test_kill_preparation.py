@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import kill_preparation
 from avd.data import write_video
-from command import snapshot
-from odd_videos import noise, zeroed
+from helpers import kill_preparation
+from helpers.command import snapshot
+from helpers.odd_videos import noise, zeroed
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_there_is_something_to_continue(straight: Path) -> None:
 def test_killed_and_continued_it_ends_with_the_same_bytes(
     workers: int, moments: list[str], videos: Path, straight: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, kill_preparation.__file__, videos, tmp_path, workers, *moments]
+    command = [sys.executable, "-m", "helpers.kill_preparation", videos, tmp_path, workers, *moments]
     subprocess.run([str(word) for word in command], check=True, timeout=600)
     for moment in moments:
         assert snapshot(tmp_path / f"{workers}-{moment}") == snapshot(straight), moment

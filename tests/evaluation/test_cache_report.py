@@ -1,4 +1,4 @@
-"""A cache described: known latents and pictures give known figures."""
+"""A cache described: known latents and pictures give known metrics."""
 
 from __future__ import annotations
 

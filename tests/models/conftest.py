@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from avd.models import mini
+from avd.miniature import architecture as mini
 from avd.models.settings import Settings
-from avd.models.wan import VideoModel
+from avd.models.wan.model import VideoModel
 
 WORDS = ("a", "red", "blue", "circle", "square", "moves", "left", "and", "is", "still")
 

@@ -175,7 +175,7 @@ def test_plain_regression_is_the_mean_square_error_of_the_velocity() -> None:
     student = Linear()
     term = regression(x0, student=student, sigma_B=sigma, eps_BCFHW=eps, timestep_B=torch.tensor([0, 1, 2]), means=None)
     torch.testing.assert_close(term.per_sample_B, reference_losses(x0, eps, sigma, student.scale))
-    assert term.figures["regression_weight"] == 1.0
+    assert term.metrics["regression_weight"] == 1.0
 
 
 def test_weights_scale_the_gradient_and_carry_none() -> None:

@@ -32,7 +32,7 @@ def test_variance_is_numpys_over_frames() -> None:
 def test_value_on_a_known_variance(amplitude: float) -> None:
     term = temporal_regularization(alternating(amplitude), eps=0.01)
     torch.testing.assert_close(term.per_sample_B, torch.full((2,), -math.log(amplitude**2 + 0.01)))
-    assert term.figures["temporal_variance"] == pytest.approx(amplitude**2, rel=1e-5)
+    assert term.metrics["temporal_variance"] == pytest.approx(amplitude**2, rel=1e-5)
 
 
 def test_the_expectation_stands_inside_the_logarithm() -> None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from avd.models.skeleton import Skeleton, read_skeleton
+from avd.models.wan.skeleton import Skeleton, read_skeleton
 from avd.planning.activations import LiveBytes, Pass, PassMeter, run_fake
-from planning_sizes import SKELETON
+from helpers.planning_sizes import SKELETON
 
 LEARN = Pass(1, True, torch.float32, gpu=False)
 

@@ -10,9 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from avd.config import AdaptersRecipe
-from avd.models.skeleton import Skeleton, read_skeleton
+from avd.models.wan.skeleton import Skeleton, read_skeleton
 from avd.planning.flops import flops_of, linear_layers
-from planning_sizes import NEED_NO_GRADIENT, SKELETON
+from helpers.planning_sizes import NEED_NO_GRADIENT, SKELETON
 
 ADAPTERS = AdaptersRecipe(rank=3, alpha=3.0)
 

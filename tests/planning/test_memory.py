@@ -6,9 +6,9 @@ import pytest
 from torch.profiler import ProfilerActivity, profile
 
 from avd.config import Recipe, load_recipe
-from avd.models.wan import VideoModel
+from avd.models.wan.model import VideoModel
 from avd.planning.plan import Machine, Plan, Planner
-from real_cycles import make_task, recipe_for
+from helpers.real_cycles import make_task, recipe_for
 
 WAN_14B = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 PARAMETERS_14B = 14_288_491_584

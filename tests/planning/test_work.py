@@ -7,12 +7,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from avd.config import AdaptersRecipe
-from avd.models.skeleton import Skeleton, read_skeleton
+from avd.models.wan.skeleton import Skeleton, read_skeleton
 from avd.planning.flops import flops_of, linear_layers
 from avd.planning.work import Work, work_of
-from planning_sizes import NEED_NO_GRADIENT
-from real_cycles import make_task, recipe_for
-from tiny import tiny_model
+from helpers.planning_sizes import NEED_NO_GRADIENT
+from helpers.real_cycles import make_task, recipe_for
+from helpers.tiny import tiny_model
 
 WAN = read_skeleton("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
 

@@ -1,5 +1,5 @@
 """Fixtures."""
 
-from rows import make_row
+from helpers.rows import make_row
 
 __all__ = ["make_row"]

@@ -62,7 +62,7 @@ def leave_at(
     rollout: Rollout, student: GaussianStudent, stage: int, *, gradient: bool = False, noise: Tensor | None = None
 ) -> Tensor:
     """What a rollout predicts at `stage`."""
-    x = rollout.approach(student, torch.randn(SHAPE) if noise is None else noise, PROMPT, renoise, stage)
+    x = rollout.run_until(student, torch.randn(SHAPE) if noise is None else noise, PROMPT, renoise, stage)
     return rollout.predict(student, x, PROMPT, stage, gradient=gradient)
 
 

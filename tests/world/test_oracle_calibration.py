@@ -1,6 +1,6 @@
 """The oracle on clips of which the truth is known: held-out renderings, sharp, and blurred and noisy.
 
-The stand-in for a video VAE is a blur of 0.7 pixels and noise of 2/255. docs/oracle.md has the figures of larger runs.
+The stand-in for a video VAE is a blur of 0.7 pixels and noise of 2/255. docs/oracle.md has the metrics of larger runs.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from avd import ui
 if TYPE_CHECKING:
     from avd.config import Recipe
     from avd.evaluation.rows import Row
-    from avd.evaluation.world_suite import Suite
+    from avd.evaluation.suites.world import Suite
     from avd.sampling.samplers import Sampler
 
     _Named = tuple[str, Sampler, Path, dict[str, Any] | None]
@@ -39,9 +39,9 @@ def compare(
     """
     from avd.config import load_recipe
     from avd.evaluation.rows import Results, write_results
-    from avd.evaluation.world_suite import Suite
+    from avd.evaluation.suites.world import Suite
     from avd.report import contact_sheet, terminal_table
-    from avd.training.runs import distill_run
+    from avd.distillation.run import distill_run
     from avd.world import World
 
     budget = list(changes or ()) + ([] if updates is None else [f"training.updates={updates}"])
@@ -71,7 +71,7 @@ def compare(
 
 def _teachers(recipe: Recipe, output: Path, seed: int) -> list[_Named]:
     """The teacher with all its steps, and cut to the student's."""
-    from avd.models.wan import VideoModel
+    from avd.models.wan.model import VideoModel
     from avd.sampling.samplers import FewSteps, ManySteps
 
     teacher = VideoModel.open(recipe.model, transformer=recipe.transformer)
@@ -86,8 +86,8 @@ def _teachers(recipe: Recipe, output: Path, seed: int) -> list[_Named]:
 
 def _students(recipe: Recipe, output: Path, half_rate: bool) -> list[_Named]:
     """A finished run's student at full rate, and at half rate if asked."""
-    from avd.models.wan import VideoModel
-    from avd.training.runs import make_sampler
+    from avd.models.wan.model import VideoModel
+    from avd.sampling.choose import make_sampler
 
     run = output / f"{recipe.name}-{recipe.seed}"
     student = VideoModel.open(str(run / "student"))

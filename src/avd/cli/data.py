@@ -80,7 +80,7 @@ def prepare(
     Example: avd prepare clips/ --captions clips/captions.jsonl --model wan-mini --output runs/cache
     """
     from avd.data import prepare as prepare_cache
-    from avd.models.wan import VideoModel
+    from avd.models.wan.model import VideoModel
 
     encoder = VideoModel.open(model)
     own = encoder.settings

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from avd.evaluation.rows import Results
-    from avd.evaluation.world_suite import Suite
+    from avd.evaluation.suites.world import Suite
 
 
 class Budget(StrEnum):
@@ -67,7 +67,7 @@ def demo(
 def _run(output: Path, plan: _Plan, seed: int) -> Results:
     """Distil (or go on distilling), sample, measure, report."""
     from avd.config import load_recipe
-    from avd.training.runs import distill_run
+    from avd.distillation.run import distill_run
 
     changes = [
         f"seed={seed}",
@@ -87,12 +87,13 @@ def _run(output: Path, plan: _Plan, seed: int) -> Results:
 
 def _measure(output: Path, student: Path, plan: _Plan, seed: int) -> Results:
     """Every row of the table, `results.json` and `report.html`."""
+    from avd.evaluation.provenance import recipe_of
     from avd.evaluation.rows import Results, write_results
-    from avd.evaluation.world_suite import Suite
-    from avd.models.wan import VideoModel
+    from avd.evaluation.suites.world import Suite
+    from avd.models.wan.model import VideoModel
     from avd.report import write_report
+    from avd.sampling.choose import load_interpolator
     from avd.sampling.samplers import FewSteps, ManySteps, Sampler
-    from avd.training.runs import load_interpolator, recipe_of
     from avd.world import World
 
     suite = Suite(World(), plan.measured_clips, repeats=0)

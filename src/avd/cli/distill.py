@@ -37,7 +37,7 @@ def distill(
     overrides += [] if data is None else [f"data.cache={data.resolve()}"]
     resolved = load_recipe(recipe, overrides)
 
-    from avd.training.runs import distill_run
+    from avd.distillation.run import distill_run
 
     folder = output if output is not None else Path("runs") / resolved.name
     with ui.bars() as bar:

@@ -38,9 +38,9 @@ def evaluate(
 
     Example: avd evaluate runs/avd/student --suite world --json runs/avd/row.json
     """
-    from avd.data.files import check_can_make
     from avd.evaluation.rows import Results, write_results
-    from avd.evaluation.world_suite import Suite
+    from avd.evaluation.suites.world import Suite
+    from avd.files import check_can_make
     from avd.report import terminal_table
     from avd.types import UserError
     from avd.world import World
@@ -59,8 +59,9 @@ def evaluate(
     elif folder.is_dir() and not (folder / "model_index.json").exists():
         raise UserError(f"{what} is neither a folder of videos (no captions.jsonl) nor a model (no model_index.json)")
     else:
-        from avd.models.wan import VideoModel
-        from avd.training.runs import make_sampler, recipe_of
+        from avd.evaluation.provenance import recipe_of
+        from avd.models.wan.model import VideoModel
+        from avd.sampling.choose import make_sampler
 
         sampler = make_sampler(VideoModel.open(what), half_rate=half_rate, steps=steps, guidance=guidance)
         with ui.bars() as bar:

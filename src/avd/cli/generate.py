@@ -38,7 +38,7 @@ def generate(
     Example: avd generate runs/avd/student --prompt "a red ball drifting left" --seed 1 --output ball.mp4
     """
     from avd.data import read_prompts
-    from avd.data.files import check_can_make
+    from avd.files import check_can_make
     from avd.types import UserError
 
     texts = list(prompt or ()) + (read_prompts(prompts) if prompts else [])
@@ -57,8 +57,8 @@ def generate(
     import torch
 
     from avd.data import write_video
-    from avd.models.wan import VideoModel
-    from avd.training.runs import make_sampler
+    from avd.models.wan.model import VideoModel
+    from avd.sampling.choose import make_sampler
 
     video_model = VideoModel.open(model, transformer=None if transformer is None else str(transformer))
     sampler = make_sampler(video_model, half_rate=half_rate, steps=steps, guidance=guidance, solver=solver)

@@ -11,7 +11,7 @@ from avd import ui
 
 if TYPE_CHECKING:
     from avd.data import LatentCache
-    from avd.models.wan import VideoModel
+    from avd.models.wan.model import VideoModel
 
 _DECODED = 16
 _EXAMPLES = 5
@@ -32,9 +32,9 @@ def inspect(
     Example: avd inspect runs/cache --model wan-mini --sheet runs/cache.png
     """
     from avd.data import LatentCache
+    from avd.engine.sources import open_cache
     from avd.evaluation.cache_report import report_on
-    from avd.models.wan import VideoModel
-    from avd.training.sources import open_cache
+    from avd.models.wan.model import VideoModel
     from avd.types import UserError
 
     if sheet is not None and model is None:

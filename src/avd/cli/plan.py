@@ -52,7 +52,7 @@ def plan(
     if peak_tflops is not None and not 0 < peak_tflops < float("inf"):
         raise UserError(f"--peak-tflops is {peak_tflops:g}: it must be positive")
 
-    from avd.data.files import check_can_make, write_atomically
+    from avd.files import check_can_make, write_atomically
     from avd.planning.fitting import find_remedy
     from avd.planning.plan import Machine, Planner
 

@@ -12,8 +12,8 @@ import yaml
 from avd import ui
 
 if TYPE_CHECKING:
-    from avd.training.folder import RunFolder
-    from avd.training.loop import Task
+    from avd.engine.loop import Task
+    from avd.engine.run_folder import RunFolder
 
 app = typer.Typer(help="Train the parts of a model: VAE, teacher, interpolator.", no_args_is_help=True)
 
@@ -30,7 +30,7 @@ def vae(output: Output, updates: Updates = None, seed: Seed = 0, level: Level = 
 
     Example: avd train vae --output runs/vae
     """
-    from avd.training.vae import VAEConfig, VAETask
+    from avd.miniature.vae import VAEConfig, VAETask
     from avd.world import World
 
     config, world = _with_updates(VAEConfig(seed=seed), updates), World(level)
@@ -57,9 +57,9 @@ def teacher(
 
     Example: avd train teacher --vae runs/vae --output runs/teacher
     """
-    from avd.models.wan import VideoModel, load_vae
-    from avd.training.sources import world_latents_on_disk
-    from avd.training.teacher import TeacherConfig, TeacherTask
+    from avd.engine.sources import world_latents_on_disk
+    from avd.miniature.teacher import TeacherConfig, TeacherTask
+    from avd.models.wan.model import VideoModel, load_vae
     from avd.world import World
 
     config = _with_updates(TeacherConfig(seed=seed), updates)
@@ -67,7 +67,7 @@ def teacher(
     network, world = load_vae(vae), World(level)
     began = None if start is None else VideoModel.load(start)
     folder = _open(output, {**asdict(config), "level": level, "vae": str(vae), "from": start}, resume)
-    folder.claim()
+    folder.lock()
     with ui.bars() as bar:
         latents = world_latents_on_disk(output / "latents", network, world, config.clips, bar("encoding clips"))
     _train("teacher", TeacherTask(config, world, network, latents, began), folder, config.updates)
@@ -90,9 +90,9 @@ def interpolator(
 
     Example: avd train interpolator --output runs/interpolator
     """
-    from avd.models.wan import VideoModel
-    from avd.training.interpolator import InterpolatorTask, InterpolatorTrainingConfig
-    from avd.training.sources import Window, encode_world, open_cache, world_of
+    from avd.engine.sources import Window, encode_world, open_cache, world_of
+    from avd.miniature.interpolator import InterpolatorTask, InterpolatorTrainingConfig
+    from avd.models.wan.model import VideoModel
 
     config = _with_updates(InterpolatorTrainingConfig(seed=seed), updates)
     video_model = VideoModel.open(model)
@@ -122,16 +122,16 @@ def pack(
 
     Example: avd train pack runs/teacher/teacher --interpolator runs/interpolator/interpolator --output wan-mini
     """
-    from avd.interpolation import FrameInterpolator
-    from avd.models.wan import VideoModel
-    from avd.training.folder import whole_folder
+    from avd.engine.run_folder import atomic_folder
+    from avd.models.interpolator import FrameInterpolator
+    from avd.models.wan.model import VideoModel
     from avd.types import UserError
 
     if output.exists():
         raise UserError(f"output folder {output} exists already: name a new one")
     model = VideoModel.load(str(teacher))
     between = None if interpolator is None else FrameInterpolator.load(interpolator)
-    with whole_folder(output) as whole:
+    with atomic_folder(output) as whole:
         model.half().save(whole)
         if between is not None:
             between.half().save(whole / "interpolator")
@@ -139,8 +139,8 @@ def pack(
 
 
 def _open(output: Path, config: dict[str, Any], resume: bool) -> RunFolder:
-    from avd.training.checkpoint import check_newest
-    from avd.training.folder import RunFolder
+    from avd.engine.checkpoint import check_newest
+    from avd.engine.run_folder import RunFolder
 
     folder = RunFolder(output, resume=resume, recipe_text=yaml.safe_dump(config, sort_keys=False))
     check_newest(folder.checkpoints, config["updates"])
@@ -148,7 +148,7 @@ def _open(output: Path, config: dict[str, Any], resume: bool) -> RunFolder:
 
 
 def _train(title: str, task: Task, folder: RunFolder, updates: int) -> None:
-    from avd.training.loop import Schedule, run
+    from avd.engine.loop import Schedule, run
 
     schedule = Schedule(updates, checkpoint_every=250, validate_every=250, sample_every=500)
     with ui.bars() as bar:

@@ -6,9 +6,9 @@ from avd.data.batches import BatchOrder
 from avd.data.cache import Geometry, Item, LatentCache, LatentSource, MemoryLatents, Skip, read_skipped, source_seconds
 from avd.data.cache_writer import CacheWriter
 from avd.data.captions import CaptionedFile, read_captions, read_prompts, write_captions
-from avd.data.mp4 import video_bytes, write_video
 from avd.data.prepare import Encoder, Summary, prepare
-from avd.data.video import Video, VideoError, read_video
+from avd.data.video.mp4 import video_bytes, write_video
+from avd.data.video.reading import Video, VideoError, read_video
 
 __all__ = [
     "BatchOrder",

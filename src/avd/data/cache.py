@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from avd.data.files import read_text
+from avd.files import read_text
 from avd.types import UserError
 
 FORMAT = "avd-latent-cache"

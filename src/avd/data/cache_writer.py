@@ -34,7 +34,7 @@ from avd.data.cache import (
     read_shard_header,
     read_skipped,
 )
-from avd.data.files import PARTIAL_SUFFIX, read_text, replacing, write_atomically
+from avd.files import PARTIAL_SUFFIX, read_text, replacing, write_atomically
 from avd.types import UserError
 
 Dtype = Literal["float16", "bfloat16"]

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from avd.data.files import as_text, read_text, write_atomically
 from avd.data.tables import Record, json_lines, read_records
+from avd.files import as_text, read_text, write_atomically
 from avd.types import UserError
 
 FILE_COLUMNS = ("file", "path", "video", "video_path", "file_path", "filename", "file_name")

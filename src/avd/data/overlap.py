@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from avd.data.captions import read_prompts
-from avd.data.files import read_text
+from avd.files import read_text
 from avd.types import UserError
 
 _PROMPT_KEYS = ("caption", "prompt_en", "prompt")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from avd.data.cache import Skip
 from avd.data.captions import caption_beside, read_captions
-from avd.data.shards import SUFFIX
-from avd.data.sources import VIDEO_SUFFIXES, Found, Source, find, locate
+from avd.data.video.shards import SUFFIX
+from avd.data.video.sources import VIDEO_SUFFIXES, Found, Source, find, locate
 from avd.types import UserError
 
 CAPTIONS_FILE = "captions.jsonl"

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from avd.data.cache import Geometry, Item, Skip, source_seconds
 from avd.data.cache_writer import CacheWriter, Dtype
-from avd.data.mp4 import exact_rate
 from avd.data.overlap import read_heldout, shared_prompts
 from avd.data.plan import Captioned, Planned, plan
-from avd.data.video import VideoError, Window
-from avd.data.workers import Job, Reading, decoded
+from avd.data.video.mp4 import exact_rate
+from avd.data.video.reading import VideoError, Window
+from avd.data.video.workers import Job, Reading, decoded
 from avd.types import UserError
 
 Progress = Callable[[int, int], None]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from avd.data.files import read_text
+from avd.files import read_text
 from avd.types import UserError
 
 Record = dict[str, Any]

@@ -1,4 +1,4 @@
-"""What a latent cache holds, in figures: is it the data one meant to train on, and does the model's VAE fit it."""
+"""What a latent cache holds, in metrics: is it the data one meant to train on, and does the model's VAE fit it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from avd.data import LatentCache, read_skipped, source_seconds
-from avd.models.wan import VideoModel
+from avd.measures.pixels import measure_pixels
+from avd.models.wan.model import VideoModel
 from avd.objectives.temporal import frame_variance, temporal_regularization
-from avd.training.pixels import look_at
 
 
 @dataclass(frozen=True)
 class CacheReport:
-    """Figures of the latents are over `sampled` clips, evenly spread over the cache."""
+    """Metrics of the latents are over `sampled` clips, evenly spread over the cache."""
 
     clips: int
     files: int
@@ -83,7 +83,7 @@ def decode_some(cache: LatentCache, model: VideoModel, count: int) -> tuple[np.n
 
 def report_on_pixels(videos: np.ndarray) -> PixelReport:
     """Of uint8 videos (B, F, H, W, 3)."""
-    looks, pixels = [look_at(video) for video in videos], videos.astype(np.float32) / 255
+    looks, pixels = [measure_pixels(video) for video in videos], videos.astype(np.float32) / 255
     return PixelReport(
         saturation=float(np.mean([look.saturation for look in looks])),
         brightness=float(pixels.mean()),

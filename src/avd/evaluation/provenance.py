@@ -6,8 +6,12 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from avd import __version__
+from avd.engine.run_folder import RECIPE_FILE
 
 
 def code_version() -> str:
@@ -24,3 +28,9 @@ def code_version() -> str:
 def machine() -> str:
     """Such as "x86_64, 2 cores"."""
     return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def recipe_of(name: str) -> dict[str, Any] | None:
+    """The recipe of the run that a student's folder lies in, if it lies in one."""
+    path = Path(name).parent / RECIPE_FILE
+    return yaml.safe_load(path.read_text()) if Path(name).is_dir() and path.exists() else None

@@ -109,5 +109,5 @@ def regression(
     velocity = student(add_noise(x0_BCFHW, eps_BCFHW, sigma_B), sigma_B)
     loss_B = (velocity - velocity_of(x0_BCFHW, eps_BCFHW)).square().flatten(1).mean(1)
     weight_B = torch.ones_like(loss_B) if means is None else means.weigh(loss_B, timestep_B)
-    figures = {"regression_plain": loss_B.mean().item(), "regression_weight": weight_B.mean().item()}
-    return LossTerm("regression", weight_B * loss_B, figures)
+    metrics = {"regression_plain": loss_B.mean().item(), "regression_weight": weight_B.mean().item()}
+    return LossTerm("regression", weight_B * loss_B, metrics)

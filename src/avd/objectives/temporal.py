@@ -27,14 +27,14 @@ def temporal_regularization(
     *,
     truncation: float = -math.inf,
     eps: float = 1e-6,
-    expectation: Callable[[Tensor], Tensor] = torch.mean,
+    global_mean: Callable[[Tensor], Tensor] = torch.mean,
 ) -> LossTerm:
     """The loss of a batch, the same value for each of its samples, as the expectation stands inside the logarithm.
 
     Below `truncation` the loss is constant and its gradient zero. `expectation` takes the mean of a (B,) tensor; where
     a batch is spread over ranks, over all of them.
     """
-    variance = expectation(frame_variance(x_BCFHW))
+    variance = global_mean(frame_variance(x_BCFHW))
     loss = -(variance + eps).log()
-    figures = {"temporal_variance": variance.item(), "temporal_plain": loss.item()}
-    return LossTerm("temporal", loss.clamp_min(truncation).expand(len(x_BCFHW)), figures)
+    metrics = {"temporal_variance": variance.item(), "temporal_plain": loss.item()}
+    return LossTerm("temporal", loss.clamp_min(truncation).expand(len(x_BCFHW)), metrics)

@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from avd.config import AdaptersRecipe
-from avd.models.blocks import Recomputed
-from avd.models.skeleton import Skeleton
+from avd.models.wan.blocks import Recomputed
+from avd.models.wan.skeleton import Skeleton
 
 _DEPTHS = (2, 4)
 """Depths that are run. Beyond the second block every block adds the same; both are even for `selective`."""

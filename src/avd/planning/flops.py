@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from avd.config import AdaptersRecipe
-from avd.models.skeleton import Skeleton
+from avd.models.wan.skeleton import Skeleton
 
 
 @dataclass(frozen=True)

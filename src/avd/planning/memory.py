@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from avd.config import AdaptersRecipe, OptimizerRecipe, Recipe
-from avd.models.skeleton import Skeleton
+from avd.models.wan.skeleton import Skeleton
 from avd.planning.activations import Pass, PassMemory, PassMeter
 
 _FLOAT32 = 4

@@ -12,7 +12,7 @@ from typing import Any
 
 from avd.config import Recipe
 from avd.data import LatentCache
-from avd.models.skeleton import Skeleton, read_skeleton
+from avd.models.wan.skeleton import Skeleton, read_skeleton
 from avd.planning.activations import PassMeter
 from avd.planning.memory import Account, Moment, Parameters, Resident, count_parameters
 from avd.planning.work import Work, work_of

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from avd.config import Recipe
 from avd.flow import few_step_sigmas
-from avd.models.skeleton import Skeleton
+from avd.models.wan.skeleton import Skeleton
 from avd.planning.flops import Flops, flops_of
 from avd.sampling.rollout import make_stages
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from avd.evaluation.rows import Results, Row, read_results, write_results
-from avd.report.curves import loss_curves
 from avd.report.page import write_report
 from avd.report.sheet import contact_sheet
 from avd.report.table import markdown_table, terminal_table
@@ -12,7 +11,6 @@ __all__ = [
     "Results",
     "Row",
     "contact_sheet",
-    "loss_curves",
     "markdown_table",
     "read_results",
     "terminal_table",

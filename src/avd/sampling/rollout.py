@@ -57,10 +57,10 @@ class Rollout:
     def __call__(self, student: Velocity, noise_BCFHW: Tensor, prompt_BLD: Tensor, renoise: Renoise) -> Tensor:
         """The clean video of the last stage, of the shape of the noise."""
         last = len(self.stages) - 1
-        x = self.approach(student, noise_BCFHW, prompt_BLD, renoise, last)
+        x = self.run_until(student, noise_BCFHW, prompt_BLD, renoise, last)
         return self.predict(student, x, prompt_BLD, last)
 
-    def approach(
+    def run_until(
         self, student: Velocity, noise_BCFHW: Tensor, prompt_BLD: Tensor, renoise: Renoise, stage: int
     ) -> Tensor:
         """The noisy video that `stage` begins with, at that stage's stride, without gradient.

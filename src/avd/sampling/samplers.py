@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from avd.flow import few_step_sigmas
-from avd.interpolation import FrameInterpolator
-from avd.models.protocol import TextToVideo
-from avd.models.schedulers import unipc
+from avd.models.family import TextToVideo
+from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import SolverName
+from avd.models.wan.schedulers import unipc
 from avd.sampling.rollout import Rollout, make_stages
 from avd.sampling.teacher import sample_teacher
 

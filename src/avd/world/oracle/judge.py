@@ -15,7 +15,7 @@ from avd.world.oracle.reading import Reading, read_clip
 
 @dataclass(frozen=True)
 class ClipScores:
-    """The oracle's judgement of a clip. docs/oracle.md says how each figure is made and how far it can be trusted."""
+    """The oracle's judgement of a clip. docs/oracle.md says how each metric is made and how far it can be trusted."""
 
     saturation_signed: float
     """HSV saturation above (or, negative, below) what is due, in [-1, 1]."""

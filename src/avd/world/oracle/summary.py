@@ -1,4 +1,4 @@
-"""Figures of many clips: means, and the diversity of what captions leave open."""
+"""Metrics of many clips: means, and the diversity of what captions leave open."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def diversity(scores_by_caption: Mapping[str, Sequence[ClipScores]]) -> dict[str
 
     Each caption comes with its clips of several seeds. Every pair of them is compared in the attribute of all objects
     whose attribute is open (in the order the caption names them; of all objects, sorted, where it names none), so the
-    figure (Gini-Simpson index, unbiased for any number of seeds from two on) is 0 for a model that always answers the
+    metric (Gini-Simpson index, unbiased for any number of seeds from two on) is 0 for a model that always answers the
     same and can be compared with that of rendered clips. Averaged over captions; None where no caption leaves the
     attribute open. Raises ValueError for a caption with fewer than two clips.
     """

@@ -1,0 +1,44 @@
+"""Recipes: everything that decides a distillation run, as validated YAML."""
+
+from __future__ import annotations
+
+from avd.config.loading import load_recipe, shipped_recipes
+from avd.config.recipe import (
+    AdaptersRecipe,
+    ComputeRecipe,
+    DataRecipe,
+    DistributionMatchingRecipe,
+    FakeScoreRecipe,
+    LimitsRecipe,
+    MonitorsRecipe,
+    ObjectiveRecipe,
+    OptimizerRecipe,
+    Recipe,
+    RegressionRecipe,
+    RolloutRecipe,
+    StudentRecipe,
+    TemporalRecipe,
+    TrackerName,
+    TrainingRecipe,
+)
+
+__all__ = [
+    "AdaptersRecipe",
+    "ComputeRecipe",
+    "DataRecipe",
+    "DistributionMatchingRecipe",
+    "FakeScoreRecipe",
+    "LimitsRecipe",
+    "MonitorsRecipe",
+    "ObjectiveRecipe",
+    "OptimizerRecipe",
+    "Recipe",
+    "RegressionRecipe",
+    "RolloutRecipe",
+    "StudentRecipe",
+    "TemporalRecipe",
+    "TrackerName",
+    "TrainingRecipe",
+    "load_recipe",
+    "shipped_recipes",
+]

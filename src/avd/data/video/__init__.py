@@ -1,0 +1,1 @@
+"""Video files in and out: every container, picture sequence and tar shard as frames."""

@@ -1,0 +1,1 @@
+"""Distillation: from a recipe to a run, its task and its training step."""

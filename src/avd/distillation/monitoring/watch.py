@@ -1,0 +1,171 @@
+"""What a run does about what its monitors see: it warns, keeps its best, stops, or goes back and tries other noise.
+
+Rolling back is a resume. The best checkpoint is written as the run's newest, with the number of roll-backs raised in
+its state, and the loop goes on from there as a new process would: so a run that is killed after a roll-back, or in the
+middle of one, is resumed exactly too. Updates are counted from the best checkpoint again. They see the same data; their
+noise is drawn with a seed derived from the recipe's and the number of roll-backs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from avd.config import MonitorsRecipe
+from avd.distillation.monitoring.alarms import Alarms
+from avd.distillation.monitoring.monitor import Measurement
+from avd.distillation.task import DistillTask
+from avd.engine.checkpoint import list_checkpoints, restore_checkpoint
+from avd.engine.loop import CONTINUE, Decision
+from avd.engine.run_folder import RunFolder, atomic_folder, write_text
+from avd.engine.saving import Saver
+from avd.engine.trackers import Trackers
+
+WARNINGS_FILE = "warnings.jsonl"
+BEST, BEST_CHECKPOINT = "best", "best-checkpoint"
+
+Tell = Callable[[str], None]
+"""Shows a person a line."""
+
+
+class RunWatch:
+    """See `training.loop.Watch`. Lines of `warnings.jsonl` hold `updates`, `roll_backs`, `event`, `about`, `text`."""
+
+    def __init__(self, task: DistillTask, folder: RunFolder, trackers: Trackers, tell: Tell) -> None:
+        self._task, self._folder, self._trackers, self._tell = task, folder, trackers, tell
+        self._recipe: MonitorsRecipe = task.recipe.monitors
+        self._warnings = folder.path / WARNINGS_FILE
+
+    def begin(self, updates: int) -> None:
+        """Drop warnings that the run has not come to yet: they will come again."""
+        if not (self._task.ranks.is_main and self._warnings.exists()):
+            return
+        here = (self._task.roll_backs, updates)
+        kept = [line for line in _whole_lines(self._warnings) if (line["roll_backs"], line["updates"]) <= here]
+        write_text(self._warnings, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def after_update(self, updates: int, metrics: Mapping[str, float]) -> Decision:
+        self._trackers.metrics(updates, metrics)
+        sample = self._folder.samples / f"update-{updates:06d}.mp4"
+        if sample.exists():
+            self._trackers.video(updates, sample)
+        monitor = self._task.monitor
+        measurement = None if monitor is None else monitor.pop_measurement()
+        if measurement is None:
+            return CONTINUE
+        for event in measurement.events:
+            self._note(updates, event.kind, event.metric, event.text)
+        if measurement.best:
+            self._keep_best(updates, measurement)
+        if measurement.lasting is None or self._recipe.action == "warn":
+            return CONTINUE
+        if self._recipe.action == "roll_back" and self._task.roll_backs < self._recipe.roll_backs:
+            return self._roll_back(updates, measurement.lasting)
+        return self._stop(updates, measurement.lasting)
+
+    def _stop(self, updates: int, reason: str) -> Decision:
+        self._note(updates, "stopped", "run", reason, shown=False)  # it is shown as the command ends
+        best = self._folder.path / BEST / "student"
+        kept = f"; the best student is in {best}" if best.exists() else ""
+        path = self._folder.path
+        return Decision(
+            stop=f"stopped after {updates} updates: {reason}; the state is saved in {path}{kept}; "
+            "to go on nevertheless, add --resume --set monitors.action=warn"
+        )
+
+    def _roll_back(self, updates: int, reason: str) -> Decision:
+        found = [p for p in list_checkpoints(self._folder.path / BEST_CHECKPOINT) if _step(p) <= updates]
+        if not found:  # no measurement had a score, or the options were changed and the run was resumed
+            return self._stop(updates, f"{reason}; and there is no best checkpoint to roll back to")
+        step, number = _step(found[-1]), self._task.roll_backs + 1
+        self._note(
+            updates, "rolled back", "run", f"rolled back to update {step}, with other noise (number {number}): {reason}"
+        )
+        if self._task.ranks.is_main:
+            restore_checkpoint(found[-1], self._folder.checkpoints, lambda state: _sent_back(state, number))
+            _forget_after(self._folder.checkpoints, step)
+        self._task.ranks.barrier()
+        return Decision(roll_back=True)
+
+    def _keep_best(self, updates: int, measurement: Measurement) -> None:
+        path, ranks = self._folder.path / BEST, self._task.ranks
+        if ranks.is_main:
+            with atomic_folder(path) as best:
+                self._task.export(best)
+                told = {"updates": updates, "by": self._recipe.keep_best, **measurement.metrics}
+                write_text(best / "best.json", json.dumps(_finite(told), indent=2) + "\n")
+        else:  # its shards are asked for
+            self._task.export(path)
+        if self._recipe.action == "roll_back":
+            checkpoints = self._folder.path / BEST_CHECKPOINT
+            if ranks.is_main:
+                _forget_after(checkpoints, updates)  # of updates that are being done again
+            saver = Saver(checkpoints, 1, ranks)
+            saver.save(updates, self._task.tensors(), self._task.state())
+            saver.finish()
+
+    def _note(self, updates: int, event: str, about: str, text: str, *, shown: bool = True) -> None:
+        """In the file, in the trackers, and on the screen."""
+        if not self._task.ranks.is_main:
+            return
+        line = {
+            "updates": updates,
+            "roll_backs": self._task.roll_backs,
+            "event": event,
+            "about": about,
+            "text": text,
+        }
+        with self._warnings.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        said = f"update {updates}: {'' if event in ('recovered', 'rolled back') else 'warning: '}{text}"
+        self._trackers.text(updates, said)
+        if shown:
+            self._tell(said)
+
+
+def _sent_back(state: dict[str, Any], number: int) -> None:
+    """Turn the state of a best checkpoint into that of a run sent back to it, for the `number`-th time."""
+    state["roll_backs"] = number
+    state["monitors"]["alarms"] = Alarms([]).state_dict()  # what was crossed is judged anew
+
+
+def _forget_after(folder: Path, step: int) -> None:
+    """Remove checkpoints past `step`.
+
+    The newest goes first: killed in between, a run goes on from one of the others, comes to the same roll-back, and
+    does it again.
+    """
+    for path in reversed(list_checkpoints(folder)):
+        if _step(path) > step:
+            _remove(path)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _remove(checkpoint: Path) -> None:
+    """At once: half a checkpoint must not be found under its name."""
+    going = checkpoint.with_name(f".writing-{checkpoint.name}")
+    os.replace(checkpoint, going)
+    shutil.rmtree(going)
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The file's lines, without one that a crash cut in two."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -1,0 +1,1 @@
+"""The training engine: loop, checkpoints, run folder, ranks and randomness. It knows no objective."""

@@ -1,0 +1,206 @@
+"""The one training loop: VAE, teacher, interpolator and student all run in it.
+
+A task knows what an update is; the loop knows when to checkpoint, validate, sample and stop, on every rank alike.
+Tasks draw their randomness from `training.randomness`, so a checkpoint after update n is all that update n + 1 depends
+on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from avd.engine.checkpoint import list_checkpoints, load_checkpoint
+from avd.engine.ranks import SINGLE_PROCESS, Ranks
+from avd.engine.run_folder import RunFolder
+from avd.engine.saving import Saver, StopRequest, stop_requests
+from avd.types import Stopped, UserError
+
+
+class Task(Protocol):
+    """What is trained. `n` counts updates from 0."""
+
+    def update(self, n: int) -> dict[str, float]:
+        """Do update `n`; return what to log."""
+        ...
+
+    def validate(self, n: int) -> dict[str, float]:
+        """Held-out metrics after `n` updates; may be empty."""
+        ...
+
+    def sample(self, folder: Path, n: int) -> None:
+        """Write samples after `n` updates, for a person to look at."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs that is a tensor."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything else it needs, JSON-able."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None: ...
+
+    def export(self, folder: Path) -> None:
+        """Write the result after the last update."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is and how often it does what, all in updates; 0 is never."""
+
+    updates: int
+    checkpoint_every: int
+    keep_checkpoints: int = 2
+    validate_every: int = 0
+    sample_every: int = 0
+
+
+STOPPED_BY_WATCH = 3
+"""Exit code of a run that was ended because of what it measured."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to become of a run: by default it goes on."""
+
+    stop: str | None = None
+    """Save the state and end the run, for this reason."""
+    roll_back: bool = False
+    """Go on from the newest checkpoint, as a resumed run does."""
+
+
+CONTINUE = Decision()
+
+
+class Watch(Protocol):
+    """Looks on while a task is trained."""
+
+    def begin(self, updates: int) -> None:
+        """The run begins, or goes on from a checkpoint, after `updates` updates."""
+        ...
+
+    def after_update(self, updates: int, metrics: Mapping[str, float]) -> Decision:
+        """After each update: its metrics are logged, its samples written, its checkpoint is not yet.
+
+        To roll back may be asked for only where `Task.validate` has just been called.
+        """
+        ...
+
+
+Progress = Callable[[int, int, Mapping[str, float], float | None], None]
+"""Called with (updates done, updates in all, metrics of the last one, seconds left or None)."""
+
+
+def run(
+    task: Task,
+    folder: RunFolder,
+    schedule: Schedule,
+    progress: Progress,
+    watch: Watch | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> None:
+    """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export.
+
+    Every rank runs it, on a folder that all see; the first one writes. Raises Stopped, with a checkpoint saved, if
+    `watch` ends the run or any rank is asked to end by SIGTERM or Ctrl-C.
+    """
+    folder.lock()
+    try:
+        with stop_requests() as stop:
+            while not _train(task, folder, schedule, progress, watch, ranks, stop):
+                pass
+        task.export(folder.path)
+    finally:
+        folder.release()
+
+
+def _train(
+    task: Task,
+    folder: RunFolder,
+    schedule: Schedule,
+    progress: Progress,
+    watch: Watch | None,
+    ranks: Ranks,
+    stop: StopRequest,
+) -> bool:
+    """False if the run was sent back, to go on from the newest checkpoint."""
+    done = _restore(task, folder)
+    folder.rewind_metrics(done)
+    if watch is not None:
+        watch.begin(done)
+    saver = Saver(folder.checkpoints, schedule.keep_checkpoints, ranks)
+    pace = Pace()
+    for n in range(done, schedule.updates):
+        started = time.perf_counter()
+        metrics = task.update(n)
+        measured = _due(n + 1, schedule.validate_every, schedule.updates)
+        if measured:
+            metrics |= task.validate(n + 1)
+        seconds = time.perf_counter() - started
+        folder.log(n, {**metrics, "seconds": round(seconds, 4)})
+        if _due(n + 1, schedule.sample_every, schedule.updates):
+            task.sample(folder.samples, n + 1)
+        decision = CONTINUE
+        if watch is not None:
+            if measured:
+                saver.finish()  # the watch may put another checkpoint in the place of the newest
+            decision = watch.after_update(n + 1, metrics)
+        if decision.roll_back:
+            return False
+        asked = ranks.any_rank(bool(stop))
+        if asked or decision.stop or _due(n + 1, schedule.checkpoint_every, schedule.updates):
+            saver.save(n + 1, task.tensors(), task.state())
+        saver.poll()
+        pace.add(seconds)
+        progress(n + 1, schedule.updates, metrics, pace.left(schedule.updates - n - 1))
+        if decision.stop:
+            saver.finish()
+            raise Stopped(decision.stop, STOPPED_BY_WATCH)
+        if asked:
+            saver.finish()
+            number = stop.signal or SIGTERM
+            reason = f"stopped by {number.name} after update {n + 1}, which is saved: go on with --resume"
+            raise Stopped(reason, 128 + number)
+    saver.finish()
+    return True
+
+
+def _restore(task: Task, folder: RunFolder) -> int:
+    saved = list_checkpoints(folder.checkpoints)
+    if not saved:
+        return 0
+    tensors, state = load_checkpoint(saved[-1])
+    try:
+        task.load(tensors, state)
+    except (LookupError, RuntimeError, ValueError) as error:  # as `load_state_dict` and its like raise them
+        raise UserError(
+            f"checkpoint {saved[-1]} does not fit the model: resume with the model it began with"
+        ) from error
+    return int(state["step"])
+
+
+def _due(done: int, every: int, last: int) -> bool:
+    return every > 0 and (done % every == 0 or done == last)
+
+
+class Pace:
+    """Seconds left, from a running mean of the last updates: shared machines change their speed."""
+
+    def __init__(self) -> None:
+        self._mean = math.nan
+
+    def add(self, seconds: float) -> None:
+        self._mean = seconds if math.isnan(self._mean) else 0.95 * self._mean + 0.05 * seconds
+
+    def left(self, updates: int) -> float | None:
+        return None if math.isnan(self._mean) else self._mean * updates

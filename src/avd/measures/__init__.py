@@ -1,0 +1,1 @@
+"""Measures of videos, read from pixels. NumPy only."""

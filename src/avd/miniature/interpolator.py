@@ -1,0 +1,139 @@
+"""Train the latent-frame interpolator: every second frame of a clip in, the full sequence out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from avd.engine.ema import EMA
+from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
+from avd.engine.randomness import derive_seed, generator_for
+from avd.engine.run_folder import atomic_folder
+from avd.engine.schedules import trapezoid
+from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
+from avd.types import UserError
+
+
+@dataclass(frozen=True)
+class InterpolatorTrainingConfig:
+    """How an interpolator is trained; its shape is `interpolation.unet.InterpolatorConfig`."""
+
+    updates: int = 2000
+    batch: int = 64
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    cooldown: float = 0.3
+    """Share of the updates, at the end, over which the learning rate falls to zero."""
+    widths: tuple[int, ...] = (32, 64, 128)
+    ema: float = 0.999
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on the frames that go in, against clean ones to come out.
+
+    For a student whose predictions, which are what the network meets in a rollout, are grainy. Zero is the method's
+    plain training: early predictions tend to be too smooth, not grainy, and noise costs accuracy on clean input.
+    """
+    seed: int = 0
+
+
+class Clips(Protocol):
+    """The part of `avd.data.cache.LatentSource` that is needed here."""
+
+    def __len__(self) -> int: ...
+
+    def latents(self, indices: Sequence[int]) -> Tensor:
+        """Whitened latents (B, C, F, H, W) of the clips at `indices`."""
+        ...
+
+
+class InterpolatorTask:
+    """See `training.loop.Task`. `heldout` are whitened latents (N, C, F, H, W) of clips that are not in `source`.
+
+    Raises UserError unless clips have an odd number of latent frames, at least 3, and the two are of one shape.
+    """
+
+    def __init__(
+        self, config: InterpolatorTrainingConfig, source: Clips, heldout: Tensor, device: torch.device | str = "cpu"
+    ) -> None:
+        shape, heldout_shape = tuple(source.latents([0]).shape[1:]), tuple(heldout.shape[1:])
+        if shape != heldout_shape:
+            raise UserError(
+                f"training clips have latents of shape {shape}, held-out clips of {heldout_shape}: "
+                "prepare both with the same model and clip size"
+            )
+        channels, frames = shape[:2]
+        if frames < 3 or frames % 2 == 0:
+            raise UserError(
+                f"clips have {frames} latent frames: half rate needs an odd number, at least 3; "
+                "prepare clips of 8 n + 1 video frames"
+            )
+        self.config, self.source, self.heldout, self.device = config, source, heldout, device
+        torch.manual_seed(derive_seed(config.seed, "interpolator", "weights"))
+        self.network = FrameInterpolator(InterpolatorConfig(channels, config.widths)).to(device).train()
+        self.ema = EMA(self.network, config.ema)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1.0, betas=(0.9, 0.99))
+
+    def update(self, n: int) -> dict[str, float]:
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * trapezoid(n, config.warmup, config.cooldown, config.updates)
+        order = generator_for(config.seed, "interpolator", "data", n)
+        indices = torch.randint(len(self.source), (config.batch,), generator=order).tolist()
+        x_BCFHW = self.source.latents(indices).float()
+        given = x_BCFHW[:, :, ::2]
+        if config.noise > 0:
+            grain = generator_for(config.seed, "interpolator", "noise", n)
+            given = given + config.noise * torch.randn(given.shape, generator=grain)
+        loss = missing_frames_error(self.network(given.to(self.device)), x_BCFHW.to(self.device)).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.update(self.network, n)
+        return {"loss": loss.item(), "grad_norm": norm.item()}
+
+    @torch.no_grad()
+    def validate(self, n: int) -> dict[str, float]:
+        """Held-out error of the averaged weights, that of linear interpolation, and their ratio: below 1 is better."""
+        learnt, linear = [], []
+        for part in self.heldout.split(self.config.batch):
+            x_BCFHW = part.to(self.device, torch.float32)
+            given = x_BCFHW[:, :, ::2]
+            middle = (given[:, :, :-1] + given[:, :, 1:]) / 2
+            learnt.append(missing_frames_error(self.ema.module(given), x_BCFHW))
+            linear.append((middle - x_BCFHW[:, :, 1::2]).square().flatten(1).mean(1))
+        mse, linear_mse = torch.cat(learnt).mean().item(), torch.cat(linear).mean().item()
+        return {"heldout_mse": mse, "heldout_linear_mse": linear_mse, "heldout_ratio": mse / max(linear_mse, 1e-12)}
+
+    def sample(self, folder: Path, n: int) -> None:
+        """The held-out ratio tells enough; a finished interpolator is looked at in half-rate samples of a student."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        return (
+            pack_module("network", self.network)
+            | pack_module("ema", self.ema.module)
+            | pack_optimizer("optimizer", self.optimizer)
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        unpack_module("network", self.network, tensors)
+        unpack_module("ema", self.ema.module, tensors)
+        unpack_optimizer("optimizer", self.optimizer, tensors)
+
+    def export(self, folder: Path) -> None:
+        averaged = self.ema.module
+        assert isinstance(averaged, FrameInterpolator)
+        with atomic_folder(folder / "interpolator") as whole:
+            averaged.save(whole)
+
+
+def missing_frames_error(filled_BCFHW: Tensor, x_BCFHW: Tensor) -> Tensor:
+    """Mean square error over the frames that half rate leaves out, those of odd number; per sample (B,)."""
+    return (filled_BCFHW - x_BCFHW)[:, :, 1::2].square().flatten(1).mean(1)

@@ -1,0 +1,167 @@
+"""Train the miniature teacher: a Wan transformer and its text encoder, together, by flow matching on cached latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avd.engine.ema import EMA
+from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
+from avd.engine.preview import write_preview
+from avd.engine.randomness import derive_seed, generator_for
+from avd.engine.run_folder import atomic_folder
+from avd.engine.schedules import trapezoid
+from avd.flow import add_noise, velocity_of
+from avd.miniature import architecture as mini
+from avd.models.settings import Settings
+from avd.models.wan.codec import AutoencoderKLWan
+from avd.models.wan.model import VideoModel, WanVelocity, encode_prompts
+from avd.sampling.teacher import sample_teacher
+from avd.world import World, vocabulary
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    updates: int = 9_000
+    batch: int = 32
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    cooldown: float = 0.3
+    """Share of the updates, at the end, over which the learning rate falls to zero."""
+    caption_dropout: float = 0.1
+    """Share of the samples trained on the empty prompt, for classifier-free guidance."""
+    sigma_mean: float = 1.5
+    sigma_std: float = 1.0
+    """Training noise levels are sigmoid(N(mean, std)), logit-normal as in SD3 (arXiv 2403.03206) ..."""
+    sigma_uniform: float = 0.15
+    """... except for this share, drawn uniformly from (0, 1], so that sigma = 1 is learnt too."""
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clips: int = 16_384
+    seed: int = 0
+
+
+class _Networks(nn.Module):
+    """What is trained together, so that one EMA and one optimizer hold both."""
+
+    def __init__(self, velocity: WanVelocity, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.velocity, self.text_encoder = velocity, text_encoder
+
+
+class TeacherTask:
+    """See `training.loop.Task`. `latents` are (N, C, F, H, W) of the first N training clips of `world`.
+
+    The weights start at random, or at those of `start`, a miniature trained before on latents of the same VAE.
+    """
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        world: World,
+        vae: AutoencoderKLWan,
+        latents: Tensor,
+        start: VideoModel | None = None,
+    ) -> None:
+        self.config, self.world, self.vae, self.latents = config, world, vae, latents
+        torch.manual_seed(derive_seed(config.seed, "teacher", "weights"))
+        self.tokenizer = mini.build_tokenizer(vocabulary())
+        text_encoder = mini.build_text_encoder(len(self.tokenizer))
+        self.networks = _Networks(WanVelocity(mini.build_transformer()), text_encoder).train()
+        if start is not None:
+            self.networks.velocity.transformer.load_state_dict(start.transformer.state_dict())
+            self.networks.text_encoder.load_state_dict(start.text_encoder.state_dict())
+        self.ema = EMA(self.networks, config.ema)
+        matrices = [p for p in self.networks.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.networks.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99))
+
+    def update(self, n: int) -> dict[str, float]:
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * trapezoid(n, config.warmup, config.cooldown, config.updates)
+        rng = np.random.default_rng(derive_seed(config.seed, "teacher", "data", n))
+        indices = rng.integers(0, len(self.latents), config.batch)
+        captions = [self.world.describe(int(i), caption=n)[1].text for i in indices]
+        prompts = ["" if rng.random() < config.caption_dropout else text for text in captions]
+        x0 = self.latents[torch.from_numpy(indices)].float()
+        loss = self._loss(self.networks, x0, prompts, generator_for(config.seed, "teacher", "noise", n)).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.update(self.networks, n)
+        return {"loss": loss.item(), "grad_norm": norm.item()}
+
+    @torch.no_grad()
+    def validate(self, n: int) -> dict[str, float]:
+        """Loss of the averaged weights on held-out clips, with the same noise every time."""
+        clips = [self.world.clip(i, "heldout") for i in range(128)]
+        x0 = self._model().encode_video(np.stack([clip.video for clip in clips]))
+        prompts = [clip.caption.text for clip in clips]
+        generator = generator_for("teacher", "validation")
+        return {"heldout_loss": self._loss(self.ema.module, x0, prompts, generator).mean().item()}
+
+    @torch.no_grad()
+    def sample(self, folder: Path, n: int) -> None:
+        """Eight held-out captions, sampled with 25 steps."""
+        model = self._model()
+        captions = [self.world.describe(i, "heldout")[1].text for i in range(8)]
+        noise = torch.randn(8, *model.latent_shape(), generator=generator_for("teacher", "preview"))
+        latents = sample_teacher(
+            model.velocity(),
+            noise,
+            model.encode_prompts(captions),
+            model.encode_prompts([""]),
+            steps=25,
+            guidance=model.settings.guidance,
+            shift=model.settings.shift,
+        )
+        write_preview(folder / f"update-{n:06d}.mp4", model.decode_video(latents), model.settings.fps)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return (
+            pack_module("networks", self.networks)
+            | pack_module("ema", self.ema.module)
+            | pack_optimizer("optimizer", self.optimizer)
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        unpack_module("networks", self.networks, tensors)
+        unpack_module("ema", self.ema.module, tensors)
+        unpack_optimizer("optimizer", self.optimizer, tensors)
+
+    def export(self, folder: Path) -> None:
+        with atomic_folder(folder / "teacher") as whole:
+            self._model().save(whole)
+
+    def _model(self) -> VideoModel:
+        """The averaged weights with the rest of the miniature around them."""
+        world = self.world
+        settings = Settings(world.frames, world.size, world.size, world.fps, guidance=mini.GUIDANCE, shift=mini.SHIFT)
+        ema = self.ema.module
+        return VideoModel(ema.velocity.transformer, self.vae, ema.text_encoder, self.tokenizer, settings)
+
+    def _loss(self, networks: _Networks, x0: Tensor, prompts: list[str], generator: torch.Generator) -> Tensor:
+        """Flow matching: the mean square error of the velocity, per sample (B,)."""
+        sigma = self._noise_levels(len(x0), generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        prompt = encode_prompts(networks.text_encoder, self.tokenizer, prompts, mini.TEXT_LENGTH)
+        v = networks.velocity(add_noise(x0, eps, sigma), sigma, prompt)
+        return (v - velocity_of(x0, eps)).square().flatten(1).mean(1)
+
+    def _noise_levels(self, count: int, generator: torch.Generator) -> Tensor:
+        config = self.config
+        normal = torch.sigmoid(config.sigma_mean + config.sigma_std * torch.randn(count, generator=generator))
+        uniform = 1.0 - torch.rand(count, generator=generator)
+        return torch.where(torch.rand(count, generator=generator) < config.sigma_uniform, uniform, normal)

@@ -1,0 +1,137 @@
+"""Train the miniature's video VAE on clips of the built-in world."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avd.engine.ema import EMA
+from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
+from avd.engine.randomness import derive_seed, generator_for
+from avd.engine.run_folder import atomic_folder
+from avd.engine.schedules import warm_cosine
+from avd.miniature.architecture import build_vae
+from avd.miniature.vae_init import initialise
+from avd.models.wan.codec import AutoencoderKLWan, to_signed
+from avd.world import World
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Loss of an error e in [-2, 2]: mean square of its brightness, `chroma` times that of its colour, `sharpness`
+    times |e|, `edges` times the mean square of its spatial differences, and `kl` times the KL per latent value.
+
+    The square finds the picture and the absolute value sharpens it. Colours are muted, so they count for more.
+    """
+
+    updates: int = 1000
+    batch: int = 4
+    frames: int = 9
+    """Frames of a training clip, 4 n + 1. Every fourth update takes half as many clips at their whole length."""
+    learning_rate: float = 1e-3
+    warmup: int = 20
+    chroma: float = 4.0
+    sharpness: float = 0.1
+    edges: float = 1.0
+    kl: float = 1e-5
+    ema: float = 0.99
+    seed: int = 0
+
+
+class VAETask:
+    """See `training.loop.Task`."""
+
+    def __init__(self, config: VAEConfig, world: World) -> None:
+        self.config, self.world = config, world
+        torch.manual_seed(derive_seed(config.seed, "vae", "weights"))
+        self.vae = build_vae().train()
+        initialise(self.vae, to_signed(np.stack([world.clip(i).video[:1] for i in range(64)])))
+        self.ema = EMA(self.vae, config.ema)
+        self.optimizer = torch.optim.AdamW(self.vae.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=1e-4)
+
+    def update(self, n: int) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * warm_cosine(n, self.config.warmup, self.config.updates)
+        video = self._clips(n)
+        posterior = self.vae.encode(video).latent_dist
+        decoded = self.vae.decode(posterior.sample(generator_for(self.config.seed, "vae", "noise", n))).sample
+        error = decoded - video
+        brightness = error.mean(1, keepdim=True)
+        luma, chroma = brightness.square().mean(), (error - brightness).square().mean()
+        absolute, edges = error.abs().mean(), _edges(error)
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
+        config = self.config
+        loss = luma + config.chroma * chroma + config.sharpness * absolute + config.edges * edges + config.kl * kl
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.update(self.vae, n)
+        metrics = {"luma": luma, "chroma": chroma, "absolute": absolute, "edges": edges, "kl": kl, "grad_norm": norm}
+        return {name: value.item() for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def validate(self, n: int) -> dict[str, float]:
+        video = to_signed(np.stack([self.world.clip(i, "heldout").video for i in range(16)]))
+        latents = self.ema.module.encode(video).latent_dist.mode()
+        error = (self.ema.module.decode(latents).sample - video) / 2
+        return {"heldout_psnr": -10 * math.log10(error.square().mean().item()), "latent_std": latents.std().item()}
+
+    def sample(self, folder: Path, n: int) -> None:
+        """The held-out metric tells enough; the finished VAE is looked at through what is encoded with it."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        return (
+            pack_module("vae", self.vae)
+            | pack_module("ema", self.ema.module)
+            | pack_optimizer("optimizer", self.optimizer)
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        unpack_module("vae", self.vae, tensors)
+        unpack_module("ema", self.ema.module, tensors)
+        unpack_optimizer("optimizer", self.optimizer, tensors)
+
+    def export(self, folder: Path) -> None:
+        """Measure the latents' mean and standard deviation, store them in the config, and save a diffusers folder."""
+        vae = self.ema.module
+        mean, std = measure_whitening(vae, self.world, clips=512)
+        vae.register_to_config(latents_mean=mean, latents_std=std)
+        with atomic_folder(folder / "vae") as whole:
+            vae.save_pretrained(whole)
+
+    def _clips(self, n: int) -> Tensor:
+        """A batch of windows; every clip is seen once."""
+        config = self.config
+        whole = n % 4 == 3
+        count, frames = (config.batch // 2, self.world.frames) if whole else (config.batch, config.frames)
+        rng = np.random.default_rng(derive_seed(config.seed, "vae", "window", n))
+        starts = rng.integers(0, self.world.frames - frames + 1, count)
+        first = n * config.batch
+        return to_signed(np.stack([self.world.clip(first + i).video[s : s + frames] for i, s in enumerate(starts)]))
+
+
+@torch.no_grad()
+def measure_whitening(vae: AutoencoderKLWan, world: World, clips: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each latent channel over the first `clips` training clips."""
+    latents = [
+        vae.encode(to_signed(world.clip(i).video[None])).latent_dist.mode().transpose(0, 1).flatten(1)
+        for i in range(clips)
+    ]
+    flat = torch.cat(latents, 1).double()
+    return flat.mean(1).tolist(), flat.std(1).tolist()
+
+
+def _edges(error: Tensor) -> Tensor:
+    """Mean square of the error's spatial differences."""
+    return error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()

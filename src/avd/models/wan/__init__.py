@@ -1,0 +1,1 @@
+"""The Wan family, through diffusers and transformers."""

@@ -1,0 +1,305 @@
+"""The Wan family through diffusers: a folder of weights, seen as the rest of the project needs it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers.utils import logging as transformers_logging
+
+from avd.flow import TIMESTEPS
+from avd.models.adapters import merge_saved, save_adapter
+from avd.models.devices import pick_device
+from avd.models.identity import entries_in_memory, identity_of
+from avd.models.settings import SETTINGS_FILE, Settings, read_settings
+from avd.models.wan.codec import decode_video, encode_video
+from avd.models.wan.files import AdapterFolder, ModelFiles
+from avd.models.wan.rotary import StridedRotary
+from avd.models.wan.schedulers import scheduler_of
+from avd.types import UserError
+
+# Loading and saving a miniature is quick, and progress is the command line's to show. What these libraries merely warn
+# of, weights that are missing, is an error here.
+for _logging in (diffusers_logging, transformers_logging):
+    _logging.disable_progress_bar()
+    _logging.set_verbosity_error()
+
+
+class WanVelocity(nn.Module):
+    """A Wan transformer as an `avd.types.Velocity`: noise levels in, float32 velocities out."""
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        super().__init__()
+        if not isinstance(transformer.rope, StridedRotary):
+            transformer.rope = StridedRotary(transformer.rope)
+        self.transformer = transformer
+        self.compute_dtype: torch.dtype | None = None
+        """Of its arithmetic; None is that of its weights."""
+
+    def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
+        dtype = self.compute_dtype or self.transformer.dtype
+        self.transformer.rope.frame_stride = frame_stride
+        try:
+            (velocity,) = self.transformer(
+                x_BCFHW.to(dtype), sigma_B.float() * TIMESTEPS, prompt_BLD.to(dtype), return_dict=False
+            )
+        finally:
+            self.transformer.rope.frame_stride = 1
+        return velocity.float().clone()  # a sharded module must not return a view
+
+
+def store_frozen(transformer: WanTransformer3DModel, dtype: torch.dtype) -> None:
+    """Store the frozen weights in `dtype`, in place, but for those that diffusers keeps in float32 when it loads."""
+    precise = set(transformer._keep_in_fp32_modules or ())
+    for name, parameter in transformer.named_parameters():
+        if not parameter.requires_grad and precise.isdisjoint(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+
+
+class VideoModel:
+    """A text-to-video model of the Wan family: transformer, VAE, text encoder and tokenizer.
+
+    Of a model with `files`, a part that is not given is read when it is first asked for, and `drop` lets it go again.
+    So preparing a cache needs no transformer, training on one no VAE, and a prompt's encoder no longer than the prompt.
+    """
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel | None,
+        vae: AutoencoderKLWan | None,
+        text_encoder: UMT5EncoderModel | None,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Settings,
+        files: ModelFiles | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+        adapter: AdapterFolder | None = None,
+    ) -> None:
+        given = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
+        self._parts: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
+        assert files is not None or len(self._parts) == len(given)
+        for name in self._parts:
+            _settle(name, self._parts[name])
+        self._files, self._dtype = files, dtype
+        self._adapter = adapter
+        self.device = device or torch.device("cpu")
+        """Where VAE and text encoder compute, and a sampler's network; what they take and give is on the CPU."""
+        place = adapter or files
+        self.folder = None if place is None else place.folder
+        """Where it was loaded from."""
+        self._expand_timesteps = files is not None and bool(files.index.get("expand_timesteps"))
+        self.tokenizer = tokenizer
+        self.settings = settings
+
+    @classmethod
+    def open(cls, name: str, *, transformer: str | None = None) -> VideoModel:
+        """`load` a model to be used as it is: in bfloat16 on the GPU if there is one, else in float32 on the CPU."""
+        device = pick_device("auto")
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        return cls.load(name, transformer=transformer, dtype=dtype, device=device)
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        transformer: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> VideoModel:
+        """Open a shipped model by name, a diffusers folder, or a hub id.
+
+        `transformer` is a safetensors file to take the transformer's weights from, in Wan's original names or in
+        diffusers'. Transformer and text encoder come in `dtype` whatever they are stored in, the VAE in float32.
+        Everything is checked now; weights are read later. Raises UserError if there is no such model or its files are
+        damaged, do not fit each other, or are no text-to-video model of the Wan family.
+        """
+        adapter = AdapterFolder.find(name)
+        if adapter is None:
+            files = ModelFiles(name, transformer)
+        elif transformer is None:
+            files = ModelFiles(adapter.base, adapter.transformer)
+        else:
+            raise UserError(f"{name} is an adapter of a transformer of its own: leave the other one out")
+        settings = read_settings(files.folder if adapter is None else adapter.folder, files.index)
+        return cls(None, None, None, files.tokenizer, settings, files, dtype, device, adapter)
+
+    @property
+    def transformer(self) -> WanTransformer3DModel:
+        return self._part("transformer")
+
+    @property
+    def vae(self) -> AutoencoderKLWan:
+        return self._part("vae")
+
+    @property
+    def text_encoder(self) -> UMT5EncoderModel:
+        return self._part("text_encoder")
+
+    def drop(self, *parts: str) -> None:
+        """Forget parts, by name, that can be read again."""
+        if self._files is not None:
+            for part in parts:
+                self._parts.pop(part, None)
+
+    def _part(self, name: str) -> Any:
+        if name not in self._parts:
+            assert self._files is not None
+            precision = torch.float32 if name == "vae" else self._dtype
+            self._parts[name] = _settle(name, self._files.load(name, precision))
+            if name == "transformer" and self._adapter is not None:
+                merge_saved(self._parts[name], self._adapter.folder)
+        return self._parts[name]
+
+    def _placed(self, name: str) -> Any:
+        return self._part(name).to(self.device)
+
+    def _config(self, name: str) -> Any:
+        """A part's config, without loading the part."""
+        if self._files is None or name in self._parts:
+            return self._parts[name].config
+        return self._files.skeletons[name].config
+
+    def velocity(self, device: torch.device | None = None) -> WanVelocity:
+        """The transformer, moved to `device` if given."""
+        network = WanVelocity(self.transformer)
+        return network if device is None else network.to(device)
+
+    def fresh_velocity(self) -> WanVelocity:
+        """A trainable copy of the transformer, for a student or a fake score that starts from this model."""
+        return WanVelocity(copy.deepcopy(self.transformer))
+
+    def latent_shape(self, frames: int | None = None) -> tuple[int, int, int, int]:
+        """(C, F, H, W) of a clip of the model's geometry, or of `frames` frames."""
+        s, config = self.settings, self._config("vae")
+        return (
+            config.z_dim,
+            ((frames or s.frames) - 1) // config.scale_factor_temporal + 1,
+            s.height // config.scale_factor_spatial,
+            s.width // config.scale_factor_spatial,
+        )
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        """Raise UserError unless the model can encode and denoise clips of this size."""
+        vae = self._config("vae")
+        time, side = vae.scale_factor_temporal, vae.scale_factor_spatial * self._config("transformer").patch_size[1]
+        if frames < 1 or (frames - 1) % time or min(height, width) < 1 or height % side or width % side:
+            raise UserError(
+                f"clips of {frames} frames of {height} x {width} do not fit the model: it takes {time} n + 1 frames, "
+                f"and sides that are multiples of {side}"
+            )
+
+    @property
+    def text_length(self) -> int:
+        return min(self.tokenizer.model_max_length, 512)
+
+    @property
+    def identity(self) -> str:
+        """Changes whenever latents or prompt embeddings made with this model would no longer fit it."""
+        vae = self._config("vae")
+        if self._files is None:
+            entries = [*entries_in_memory(self.vae), *entries_in_memory(self.text_encoder)]
+        else:
+            entries = self._files.entries()
+        return identity_of(entries, self.text_length, (vae.latents_mean, vae.latents_std))
+
+    def encode_video(self, frames: np.ndarray) -> Tensor:
+        """uint8 (B, F, H, W, 3) to whitened latents (B, C, F', H', W')."""
+        return encode_video(self._placed("vae"), frames)
+
+    def decode_video(self, latents: Tensor) -> np.ndarray:
+        """Whitened latents to uint8 (B, F, H, W, 3)."""
+        return decode_video(self._placed("vae"), latents)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        """Prompt embeddings (B, L, D); positions past a prompt's end are zero, as in diffusers' WanPipeline."""
+        return encode_prompts(self._placed("text_encoder"), self.tokenizer, prompts, self.text_length).float().cpu()
+
+    def half(self) -> VideoModel:
+        """All weights in half precision, in place: for shipping, not for computing on a CPU."""
+        for module in (self.transformer, self.vae, self.text_encoder):
+            module.half()
+        self._files = None  # which hold something else
+        return self
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None, **settings: Any) -> None:
+        """Write a diffusers folder, with `weights` in place of the transformer's own and changed `settings`.
+
+        VAE, text encoder and tokenizer of a model with files are copied, in the precision they are stored in.
+        """
+        written = replace(self.settings, **settings)
+        files = self._files
+        pipeline = WanPipeline(
+            tokenizer=self.tokenizer if files is None else None,
+            text_encoder=self.text_encoder if files is None else None,
+            vae=self.vae if files is None else None,
+            transformer=self.transformer if weights is None else _with_weights(self.transformer, weights),
+            scheduler=scheduler_of(written),
+            expand_timesteps=self._expand_timesteps,
+        )
+        pipeline.save_pretrained(folder)
+        if files is not None:
+            files.complete(folder)
+        _forget_paths(folder)
+        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(written), indent=2) + "\n")
+
+    def save_adapter(self, folder: Path, weights: dict[str, Tensor], **settings: Any) -> None:
+        """Write a LoRA of this model, as `models.adapters.adapter_weights` gives it, with changed `settings`."""
+        assert self._files is not None
+        save_adapter(folder, weights)
+        AdapterFolder(folder, self._files.name, self._files.transformer_name).write()
+        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(replace(self.settings, **settings)), indent=2) + "\n")
+
+
+def _settle(name: str, part: Any) -> Any:
+    """A part as the rest of the project finds it: only the transformer is ever trained."""
+    return part if name == "transformer" else part.eval().requires_grad_(False)
+
+
+def _with_weights(transformer: WanTransformer3DModel, weights: Mapping[str, Tensor]) -> WanTransformer3DModel:
+    """A transformer of the same config that holds `weights`, without a copy of them."""
+    with torch.device("meta"):
+        other = WanTransformer3DModel.from_config(transformer.config)
+    other.load_state_dict(weights, assign=True)
+    return other
+
+
+def encode_prompts(
+    text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int
+) -> Tensor:
+    """Embeddings (B, `length`, D) with zeros past each prompt's end, of prompts tidied as diffusers tidies them."""
+    tidy = [prompt_clean(prompt) for prompt in prompts]
+    tokens = tokenizer(tidy, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    mask = tokens.attention_mask.to(text_encoder.device)
+    hidden = text_encoder(tokens.input_ids.to(text_encoder.device), attention_mask=mask).last_hidden_state
+    return hidden * mask.unsqueeze(-1)
+
+
+def load_vae(folder: Path) -> AutoencoderKLWan:
+    """The VAE of a folder that holds one, itself or in `vae/`. Raises UserError if there is none."""
+    inner = folder / "vae"
+    try:
+        vae = AutoencoderKLWan.from_pretrained(inner if inner.is_dir() else folder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no VAE: name a folder that `avd train vae` wrote") from error
+    return vae.eval().requires_grad_(False)
+
+
+def _forget_paths(folder: Path) -> None:
+    """Take out of the saved configs the path that each part was loaded from: it means nothing elsewhere."""
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

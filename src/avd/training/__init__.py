@@ -1,1 +1,0 @@
-"""Training: step, loop, checkpoint, and the tasks that run in the loop."""

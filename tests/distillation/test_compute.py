@@ -1,0 +1,161 @@
+"""Precision, compilation and 8-bit moments: what they may change of a cycle, and what not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from avd.distillation.roles import Trained
+from avd.distillation.step import Cycle
+from avd.engine.checkpoint import load_checkpoint
+from avd.engine.ranks import Ranks, process_group
+from avd.types import UserError
+from helpers.checkpoints import save_checkpoint
+from helpers.cycles import draws, make_batch, make_cycle
+from helpers.distill_run import distill, small_recipe, small_task
+
+BF16 = "compute.dtype=bfloat16"
+ADAPTERS = ("roles=adapters", "adapters.rank=4")
+
+
+@pytest.fixture(scope="module")
+def sharded() -> Iterator[Ranks]:
+    """One process, with its weights sharded over itself, as bfloat16 has them."""
+    with process_group(small_recipe(BF16).compute) as ranks:
+        yield ranks
+
+
+@pytest.mark.parametrize("mode", [(), ADAPTERS], ids=["full", "adapters"])
+def test_bfloat16_computes_about_what_float32_does(mode: tuple[str, ...], sharded: Ranks) -> None:
+    precise = make_cycle(*mode, together=True)
+    coarse = make_cycle(*mode, BF16, together=True, ranks=sharded)
+    batch = make_batch(precise.recipe)
+    expected, found = precise.run(batch, draws()), coarse.run(batch, draws())
+    for name in ("regression", "temporal", "fake_score", "dm_norm"):
+        assert found[name] == pytest.approx(expected[name], rel=0.03)
+        assert found[name] != expected[name]  # it is not float32 in disguise
+
+
+@pytest.mark.parametrize("mode", [(), ADAPTERS], ids=["full", "adapters"])
+def test_trained_weights_and_moments_stay_in_float32(mode: tuple[str, ...], sharded: Ranks) -> None:
+    cycle = make_cycle(*mode, BF16, together=True, ranks=sharded)
+    cycle.run(make_batch(cycle.recipe), draws())
+    roles = cycle.roles
+    for network in (roles.student.network, roles.fake_score.network, roles.average.module):
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+    moments = [v for slots in roles.student.optimizer.state.values() for v in slots.values()]
+    assert {v.dtype for v in moments} == {torch.float32}
+    assert {v.dtype for v in roles.export_average().values()} <= {torch.float32, torch.bfloat16}
+
+
+def test_frozen_weights_are_stored_in_bfloat16_but_for_what_diffusers_keeps(sharded: Ranks) -> None:
+    teacher = make_cycle(BF16, ranks=sharded, together=True).roles.teacher
+    types = {name: p.dtype for name, p in teacher.named_parameters()}
+    assert types["transformer.blocks.0.attn1.to_q.weight"] == torch.bfloat16
+    assert types["transformer.condition_embedder.time_embedder.linear_1.weight"] == torch.float32
+    assert types["transformer.scale_shift_table"] == torch.float32
+
+
+def test_timesteps_are_not_rounded_to_bfloat16(sharded: Ranks) -> None:
+    """752 and 753 of 1000 are one number in bfloat16; the embedding must tell them apart as float32 does."""
+    cycle = make_cycle(BF16, ranks=sharded, together=True)
+    seen: list[torch.Tensor] = []
+    network = cycle.roles.student.network
+    assert isinstance(network, nn.Module)
+    embedder = network.transformer.condition_embedder.time_embedder
+    embedder.register_forward_hook(lambda module, args, output: seen.append(output))
+    x, prompt = torch.zeros(2, 12, 5, 2, 2), torch.zeros(2, 7, 64)
+    with torch.no_grad():
+        network(x, torch.tensor([0.752, 0.753]), prompt)
+    assert seen[0].dtype == torch.float32 and not torch.equal(seen[0][0], seen[0][1])
+
+
+@pytest.mark.parametrize("mode", [(), ADAPTERS], ids=["full", "adapters"])
+def test_a_bfloat16_run_resumes_to_the_same_bytes(mode: tuple[str, ...], tmp_path: Path, sharded: Ranks) -> None:
+    recipe = small_recipe(BF16, *mode)
+    straight = distill(tmp_path / "straight", 3, task=small_task(recipe, sharded))
+    distill(tmp_path / "short", 2, task=small_task(recipe, sharded))
+    resumed = distill(tmp_path / "short", 3, resume=True, task=small_task(recipe, sharded))
+    found, expected = resumed.tensors(), straight.tensors()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(_plain(found[k]), _plain(v)) for k, v in expected.items())
+
+
+def test_the_average_run_forward_is_the_average_as_it_is_now(sharded: Ranks) -> None:
+    """A sharded network that is only ever run forward must not go on with weights gathered before."""
+    cycle = make_cycle(BF16, "student.optimizer.learning_rate=1e-2", ranks=sharded, together=True)
+    x, sigma, prompt = torch.ones(1, 12, 5, 2, 2), torch.tensor([0.5]), torch.zeros(1, 7, 64)
+    before = cycle.roles.average.module(x, sigma, prompt)
+    cycle.run(make_batch(cycle.recipe), draws())
+    assert not torch.equal(cycle.roles.average.module(x, sigma, prompt), before)
+
+
+@pytest.mark.parametrize("mode", [(), ADAPTERS], ids=["full", "adapters"])
+def test_compiled_blocks_compute_the_same(mode: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    # The graphs are those of the real thing; what is left out is the C++ compiler, which takes minutes.
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="eager"))
+    plain = make_cycle(*mode)
+    compiled = make_cycle(*mode, "compute.compile=true")
+    batch = make_batch(plain.recipe)
+    expected = plain.run(batch, draws())
+    assert compiled.run(batch, draws()) == pytest.approx(expected, rel=1e-4)
+    assert any(block._compiled_call_impl is not None for block in _blocks(compiled))
+    torch._dynamo.reset()
+
+
+def test_eight_bit_moments_need_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torchao.optim", None)
+    with pytest.raises(UserError, match=r"pip install 'avd\[8bit\]'"):
+        make_cycle("student.optimizer.bits=8")
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_eight_bit_moments_are_saved_and_go_on(spread: bool, tmp_path: Path, sharded: Ranks) -> None:
+    pytest.importorskip("torchao.optim", reason="torchao is not installed")
+    options = ("student.optimizer.bits=8", "roles=adapters", "adapters.rank=256", "student.optimizer.warmup=0")
+    with torch.compiler.set_stance("force_eager"):
+        ranks = sharded if spread else Ranks()
+        first, second = (
+            make_cycle(*options, *([BF16] if spread else []), ranks=ranks, together=True) for _ in range(2)
+        )
+        batch = make_batch(first.recipe)
+        first.run(batch, draws(0))
+        save_checkpoint(tmp_path, 1, first.roles.student.tensors(), first.roles.student.state(), keep=1)
+        _load(second.roles.student, tmp_path)
+        kept = [_local(slots["exp_avg"]) for slots in first.roles.student.optimizer.state.values()]
+        assert any(hasattr(moment, "codes") for moment in kept)  # small ones stay as they are
+        state, resumed = (cycle.roles.student.optimizer.state_dict()["state"] for cycle in (first, second))
+        for i, slots in state.items():
+            for slot in ("exp_avg", "exp_avg_sq"):
+                found, expected = _local(resumed[i][slot]), _local(slots[slot])
+                assert found.dtype == expected.dtype and hasattr(found, "codes") == hasattr(expected, "codes")
+                torch.testing.assert_close(_numbers(found), _numbers(expected), rtol=0.01, atol=1e-7)
+
+
+def _load(role: Trained, folder: Path) -> None:
+    tensors, state = load_checkpoint(folder / "step-0000001")
+    role.load(tensors, state)
+
+
+def _numbers(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.dequantize() if hasattr(tensor, "codes") else tensor
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _blocks(cycle: Cycle) -> nn.ModuleList:
+    network = cycle.roles.student.network
+    module = network if isinstance(network, nn.Module) else network.base  # type: ignore[attr-defined]
+    return module.transformer.blocks

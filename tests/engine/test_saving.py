@@ -1,0 +1,158 @@
+"""Runs that cannot be lost: asked to end, out of disk, killed while a checkpoint is on its way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from avd.engine import checkpoint, saving
+from avd.engine.checkpoint import list_checkpoints, load_checkpoint
+from avd.engine.ranks import SINGLE_PROCESS
+from avd.engine.saving import Saver, stop_requests
+from avd.types import Stopped, UserError
+from helpers.distill_run import distill, small_recipe, small_task
+
+
+def tensors(value: float) -> dict[str, Tensor]:
+    return {"w": torch.full((3,), value)}
+
+
+def test_a_checkpoint_holds_what_was_there_when_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training goes on, in place, while the file is written."""
+    save_file: Callable[..., None] = checkpoint.save_file
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.2)
+        save_file(*args)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    saver, live = Saver(tmp_path, 2, SINGLE_PROCESS), tensors(1.0)
+    saver.save(1, live, {"note": "one"})
+    live["w"].fill_(9.0)
+    saver.poll()
+    assert list_checkpoints(tmp_path) == []  # not whole yet
+    saver.finish()
+    found, state = load_checkpoint(tmp_path / "step-0000001")
+    assert found["w"].tolist() == [1.0] * 3 and state == {"step": 1, "note": "one"}
+
+
+def test_checkpoints_appear_in_order_and_the_newest_stay(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, 2, SINGLE_PROCESS)
+    for step in (1, 2, 3):
+        saver.save(step, tensors(step), {})
+    saver.finish()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000002", "step-0000003"]
+
+
+def full_disk(*args: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_disk_as_safetensors_tells_it(*args: object) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "failure"),
+    [
+        (checkpoint, "save_file", full_disk),
+        (checkpoint, "save_file", full_disk_as_safetensors_tells_it),
+        (saving, "publish", full_disk),
+    ],
+)
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, failure: Callable[..., None]
+) -> None:
+    saver = Saver(tmp_path, 2, SINGLE_PROCESS)
+    saver.save(1, tensors(1.0), {})
+    saver.finish()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failure)
+        saver.save(2, tensors(2.0), {})
+        with pytest.raises(UserError, match=r"update 2 cannot be written.*No space left.*step-0000001.*--resume"):
+            saver.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
+    assert load_checkpoint(tmp_path / "step-0000001")[0]["w"].tolist() == [1.0] * 3
+
+
+def test_a_run_that_met_a_full_disk_goes_on_from_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = distill(tmp_path / "straight", 6)
+    write_pieces: Callable[..., None] = saving.write_pieces
+
+    def fill_up(folder: Path, step: int, *args: Any) -> None:
+        full_disk() if step == 4 else write_pieces(folder, step, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "write_pieces", fill_up)
+        with pytest.raises(UserError, match="No space left"):
+            distill(tmp_path / "run", 6)
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-0000002"]
+    resumed = distill(tmp_path / "run", 6, resume=True)
+    expected = straight.tensors()
+    assert all(torch.equal(v, expected[k]) for k, v in resumed.tensors().items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_asked_to_end_saves_after_the_update_and_says_how_to_go_on(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = distill(tmp_path / "straight", 4)
+    task = small_task(small_recipe())
+    update = task.update
+
+    def interrupted(n: int) -> dict[str, float]:
+        if n == 2:
+            os.kill(os.getpid(), number)
+        return update(n)
+
+    monkeypatch.setattr(task, "update", interrupted)
+    with pytest.raises(Stopped, match=rf"stopped by {number.name} after update 3.*--resume") as stopped:
+        distill(tmp_path / "run", 4, task=task)
+    assert stopped.value.code == 128 + number
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-0000003"
+    resumed = distill(tmp_path / "run", 4, resume=True)
+    expected = straight.tensors()
+    assert all(torch.equal(v, expected[k]) for k, v in resumed.tensors().items())
+
+
+def test_a_second_request_is_obeyed_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert stop.signal == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_process_asked_to_end_exits_with_its_state_saved(tmp_path: Path) -> None:
+    """As a scheduler does it, from outside."""
+    run = tmp_path / "run"
+    code = f"import pathlib; from helpers.distill_run import distill; distill(pathlib.Path({str(run)!r}), 1_000_000)"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    metrics = run / "metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert process.poll() is None, "the run ended by itself"
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert "Stopped: stopped by SIGTERM" in errors
+    done = [json.loads(line)["update"] for line in metrics.read_text().splitlines()]
+    assert list_checkpoints(run / "checkpoints")[-1].name == f"step-{done[-1] + 1:07d}"

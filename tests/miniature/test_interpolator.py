@@ -1,0 +1,107 @@
+"""Training the interpolator: it learns what linear interpolation cannot, and resumes to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from avd.data.cache import MemoryLatents
+from avd.engine.loop import Schedule, run
+from avd.engine.run_folder import RunFolder
+from avd.miniature.interpolator import InterpolatorTask, InterpolatorTrainingConfig, missing_frames_error
+from avd.models.interpolator import FrameInterpolator
+from avd.types import UserError
+
+TINY = InterpolatorTrainingConfig(updates=6, batch=4, warmup=2, widths=(8, 16), noise=0.1)
+
+
+def waves(count: int, seed: int, frames: int = 5) -> Tensor:
+    """Travelling sine waves (count, 2, frames, 6, 6): the mean of two crests apart is a wave too low."""
+    generator = torch.Generator().manual_seed(seed)
+    start, direction = 2 * math.pi * torch.rand(2, count, 1, 1, 1, 1, generator=generator)
+    pace = 0.9 + 0.4 * torch.rand(count, 1, 1, 1, 1, generator=generator)
+    channel, frame, row, column = torch.meshgrid(*map(torch.arange, (2, frames, 6, 6)), indexing="ij")
+    return torch.sin(start + channel + direction.cos() * row + direction.sin() * column - pace * frame)
+
+
+def source(count: int = 64, frames: int = 5) -> MemoryLatents:
+    return MemoryLatents(waves(count, seed=1, frames=frames), torch.zeros(count, 1, 1), [""] * count)
+
+
+def silent(done: int, updates: int, metrics: Mapping[str, float], left: float | None) -> None:
+    """Progress nobody sees."""
+
+
+def train(path: Path, config: InterpolatorTrainingConfig, updates: int, *, resume: bool = False) -> None:
+    task = InterpolatorTask(config, source(), waves(6, seed=2))
+    folder = RunFolder(path, resume=resume, recipe_text="")
+    run(task, folder, Schedule(updates, checkpoint_every=1, validate_every=3), silent)
+
+
+def test_training_beats_linear_interpolation(tmp_path: Path) -> None:
+    config = InterpolatorTrainingConfig(updates=80, batch=16, learning_rate=5e-3, warmup=5, widths=(8, 16), ema=0.9)
+    task = InterpolatorTask(config, source(), waves(32, seed=2))
+    before = task.validate(0)
+    assert before["heldout_ratio"] == pytest.approx(1.0)
+    for n in range(config.updates):
+        task.update(n)
+    after = task.validate(config.updates)
+    assert after["heldout_linear_mse"] == before["heldout_linear_mse"]
+    assert after["heldout_mse"] < 0.25 * after["heldout_linear_mse"]
+
+    task.export(tmp_path)
+    filled = FrameInterpolator.load(tmp_path / "interpolator")(waves(32, seed=2)[:, :, ::2])
+    assert missing_frames_error(filled, waves(32, seed=2)).mean().item() == pytest.approx(after["heldout_mse"])
+
+
+def test_the_error_is_that_of_the_missing_frames() -> None:
+    x = torch.randn(2, 3, 5, 4, 4)
+    filled = x.clone()
+    filled[:, :, ::2] += 7.0
+    filled[1, :, 1] += 2.0  # one of its two missing frames is off by 2
+    torch.testing.assert_close(missing_frames_error(filled, x), torch.tensor([0.0, 2.0]))
+
+
+def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    train(tmp_path / "whole", TINY, 6)
+    train(tmp_path / "killed", TINY, 3)
+    train(tmp_path / "killed", TINY, 6, resume=True)
+    for file in (
+        "interpolator/model.safetensors",
+        "interpolator/config.json",
+        "checkpoints/step-0000006/tensors-00000-of-00001.safetensors",
+        "checkpoints/step-0000006/state.json",
+    ):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
+    whole, killed = (_figures(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
+    assert whole == killed
+    assert [line["update"] for line in whole if "heldout_ratio" in line] == [2, 5]
+
+
+def test_seed_and_noise_change_the_run(tmp_path: Path) -> None:
+    losses = set()
+    for config in (TINY, replace(TINY, seed=1), replace(TINY, noise=0.0)):
+        task = InterpolatorTask(config, source(), waves(6, seed=2))
+        losses.add(task.update(0)["loss"])
+    assert len(losses) == 3
+
+
+def test_clips_that_cannot_be_halved_are_refused() -> None:
+    with pytest.raises(UserError, match="4 latent frames"):
+        InterpolatorTask(TINY, source(frames=4), waves(6, seed=2, frames=4))
+    with pytest.raises(UserError, match="1 latent frames"):
+        InterpolatorTask(TINY, source(frames=1), waves(6, seed=2, frames=1))
+    with pytest.raises(UserError, match="held-out clips of"):
+        InterpolatorTask(TINY, source(), waves(6, seed=2, frames=7))
+
+
+def _figures(metrics: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]

@@ -1,0 +1,56 @@
+"""The teacher's task: where its weights start, what it learns from, and that its loss is flow matching."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import pytest
+import torch
+
+from avd.miniature import architecture as mini
+from avd.miniature.teacher import TeacherConfig, TeacherTask
+from avd.models.settings import Settings
+from avd.models.wan.model import VideoModel
+from avd.world import World, vocabulary
+
+WORLD = World()
+CONFIG = TeacherConfig(updates=4, batch=2, warmup=1, clips=4)
+
+
+@pytest.fixture(scope="module")
+def trained_before() -> VideoModel:
+    torch.manual_seed(5)
+    tokenizer = mini.build_tokenizer(vocabulary())
+    text_encoder = mini.build_text_encoder(len(tokenizer))
+    return VideoModel(mini.build_transformer(), mini.build_vae(), text_encoder, tokenizer, Settings(17, 48, 48, 8))
+
+
+def test_starts_from_another_miniature(trained_before: VideoModel) -> None:
+    latents = torch.zeros(4, 12, 5, 6, 6)
+    task = TeacherTask(CONFIG, WORLD, trained_before.vae, latents, trained_before)
+    for network in (task.networks, task.ema.module):
+        mine, theirs = network.velocity.transformer.state_dict(), trained_before.transformer.state_dict()
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+        mine, theirs = network.text_encoder.state_dict(), trained_before.text_encoder.state_dict()
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def test_an_update_trains_transformer_and_text_encoder_together(trained_before: VideoModel) -> None:
+    latents = torch.randn(4, 12, 5, 6, 6)
+    task = TeacherTask(CONFIG, WORLD, trained_before.vae, latents)
+    before = [p.clone() for p in task.networks.parameters()]
+    metrics = [task.update(n) for n in range(2)]
+    moved = [not torch.equal(a, b) for a, b in zip(before, task.networks.parameters(), strict=True)]
+    assert all(moved)
+    assert all(0 < f["loss"] < 20 for f in metrics)
+
+
+def test_noise_levels_cover_the_whole_range(trained_before: VideoModel) -> None:
+    task = TeacherTask(CONFIG, WORLD, trained_before.vae, torch.zeros(4, 12, 5, 6, 6))
+    sigma = task._noise_levels(20_000, torch.Generator().manual_seed(0))
+    assert 0 < sigma.min() < 0.02 and 0.98 < sigma.max() <= 1
+    # 85 % sigmoid(N(1.5, 1)), 15 % uniform
+    for level in (0.5, 0.8, 0.9):
+        below = 0.85 * NormalDist(1.5, 1.0).cdf(math.log(level / (1 - level))) + 0.15 * level
+        assert (sigma < level).float().mean().item() == pytest.approx(below, abs=0.015)
