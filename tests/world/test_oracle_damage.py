@@ -77,7 +77,8 @@ def test_slow_motion(clips: list[Clip]) -> None:
     for name in ("speed", "flow"):
         assert_rising([-row[name] for row in rows], 0.001)
         assert rows[2][name] == pytest.approx(rows[0][name] / 2, rel=0.1)
-    assert rows[-1]["speed"] == rows[-1]["dynamic_degree"] == 0.0
+    assert rows[-1]["dynamic_degree"] == 0.0
+    assert rows[-1]["speed"] == pytest.approx(0.0, abs=1e-6)  # least squares round
     assert all(before["dynamic_degree"] >= after["dynamic_degree"] for before, after in pairwise(rows))
     assert_untouched(rows, "speed", "dynamic_degree", "caption_accuracy")
 

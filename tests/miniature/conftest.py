@@ -1,0 +1,5 @@
+"""Fixtures."""
+
+from helpers.random_mini import folder, model
+
+__all__ = ["folder", "model"]
