@@ -24,16 +24,18 @@ from torch import Tensor
 
 from avd.config import Recipe, load_recipe
 from avd.distillation.roles import Roles
-from avd.distillation.step import Batch, Cycle
+from avd.distillation.step import Batch, TrainingStep
 from avd.engine.randomness import UpdateRandom
 from avd.engine.ranks import Ranks, process_group
 from avd.flow import few_step_sigmas
+from avd.methods.method import Method
 from avd.models.devices import pick_device
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
 from avd.models.wan.known import KNOWN
 from avd.models.wan.model import WanVelocity
 from avd.models.wan.schedulers import unipc
 from avd.models.wan.skeleton import Skeleton, read_skeleton
+from avd.objectives.term import Setting
 from avd.planning.plan import Machine, Planner
 from avd.sampling.rollout import Rollout, make_stages
 
@@ -100,12 +102,15 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 def measure_training(skeleton: Skeleton, recipe: Recipe, ranks: Ranks, cycles: int) -> dict[str, Cost]:
     """A student update, a fake-score update and a whole cycle; medians over cycles, after one that is not counted."""
     dtype = getattr(torch, recipe.compute.dtype) if recipe.roles == "adapters" else torch.float32
-    roles = Roles(RandomModel(skeleton, dtype), recipe, ranks)  # type: ignore[arg-type]
+    method = Method.of(recipe)
+    roles = Roles(RandomModel(skeleton, dtype), recipe, method, ranks)  # type: ignore[arg-type]
     rollout = Rollout(make_stages(few_step_sigmas(recipe.rollout.timesteps)))
     device, count = ranks.device, recipe.training.batch
     latents = torch.randn(count, *skeleton.latent_CFHW, device=device)
     prompts = torch.randn(count, TEXT_TOKENS, skeleton.config["text_dim"], device=device)
-    cycle = Cycle(recipe, roles, rollout, torch.zeros_like(prompts[:1]), truncation=-10.0, ranks=ranks)
+    setting = Setting(len(rollout.stages), shift=1.0, real_latents=lambda count: latents[:count])
+    null, microbatch = torch.zeros_like(prompts[:1]), recipe.compute.microbatch
+    step = TrainingStep(method, roles, null, setting, microbatch=microbatch, ranks=ranks)
     clock, found = Clock(device), {"student update": [], "fake-score update": []}  # type: ignore[var-annotated]
 
     def timed(step: Callable[[], float], name: str) -> Callable[[], float]:
@@ -117,10 +122,11 @@ def measure_training(skeleton: Skeleton, recipe: Recipe, ranks: Ranks, cycles: i
         return stepped
 
     roles.student.step = timed(roles.student.step, "student update")  # type: ignore[method-assign]
-    roles.fake_score.step = timed(roles.fake_score.step, "fake-score update")  # type: ignore[method-assign]
+    fake_score = roles.learned["fake_score"]
+    fake_score.step = timed(fake_score.step, "fake-score update")  # type: ignore[method-assign]
     for n in range(cycles + 1):
         clock.look()
-        cycle.run(Batch(latents, prompts, (prompts,)), UpdateRandom(0, n, range(count), device))
+        step.run(Batch(latents, prompts, (prompts,)), UpdateRandom(0, n, range(count), device), rollout)
         if n == 0:
             for costs in found.values():
                 costs.clear()

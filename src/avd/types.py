@@ -49,11 +49,13 @@ class Velocity(Protocol):
 
 @dataclass(frozen=True)
 class LossTerm:
-    """What an objective returns: a named loss with a value per sample, and metrics worth logging.
+    """What an objective returns: a named loss with a value per sample, metrics to log, and values to watch.
 
-    `per_sample_B` carries the gradient; its mean is the term of the total loss, before the recipe's weight.
+    `per_sample_B` carries the gradient; its mean is the term of the total loss, before the recipe's weight. `values`
+    are further numbers per sample, (B,) each, without gradient, by names of the term's own.
     """
 
     name: str
     per_sample_B: Tensor
     metrics: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, Tensor] = field(default_factory=dict)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from avd.distillation.step import Batch, Cycle
-from avd.engine.randomness import UpdateRandom
-from avd.types import LossTerm
+from avd.distillation.step import Batch, TrainingStep
 from helpers.command import avd
 
 QUICK = (
@@ -58,14 +57,14 @@ def test_temporal_collapse_is_caught(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real videos that stand still: the regression teaches the student to stand still too."""
-    latents = Cycle._regression
+    judge = TrainingStep._judge_data
 
-    def on_frozen_videos(self: Cycle, batch: Batch, draws: UpdateRandom, rows: slice) -> LossTerm:
+    def on_frozen_videos(self: TrainingStep, source: Any, batch: Batch, *others: Any) -> None:
         frozen = batch.latents_BCFHW[:, :, 1:2].expand_as(batch.latents_BCFHW)
-        return latents(self, Batch(frozen, batch.prompts_BLD, batch.rollout_prompts), draws, rows)
+        judge(self, source, replace(batch, latents_BCFHW=frozen), *others)
 
-    monkeypatch.setattr(Cycle, "_regression", on_frozen_videos)
-    changes = ("objective.distribution_matching.weight=0", "objective.temporal.weight=0", "fake_score.updates=1")
+    monkeypatch.setattr(TrainingStep, "_judge_data", on_frozen_videos)
+    changes = ("objective.distribution_matching.weight=0", "objective.temporal.weight=0")
     fast = ("student.optimizer.learning_rate=1e-3", "student.optimizer.warmup=0", "student.ema=0.5")
     assert distil("avd", tmp_path / "run", 24, *changes, *fast) == 0
     assert "of the teacher's: temporal collapse" in capsys.readouterr().err

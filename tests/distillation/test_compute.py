@@ -12,12 +12,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from avd.distillation.roles import Trained
-from avd.distillation.step import Cycle
 from avd.engine.checkpoint import load_checkpoint
 from avd.engine.ranks import Ranks, process_group
 from avd.types import UserError
 from helpers.checkpoints import save_checkpoint
-from helpers.cycles import draws, make_batch, make_cycle
+from helpers.cycles import Cycle, draws, make_batch, make_cycle
 from helpers.distill_run import distill, small_recipe, small_task
 
 BF16 = "compute.dtype=bfloat16"
@@ -47,7 +46,7 @@ def test_trained_weights_and_moments_stay_in_float32(mode: tuple[str, ...], shar
     cycle = make_cycle(*mode, BF16, together=True, ranks=sharded)
     cycle.run(make_batch(cycle.recipe), draws())
     roles = cycle.roles
-    for network in (roles.student.network, roles.fake_score.network, roles.average.module):
+    for network in (roles.student.network, roles.learned["fake_score"].network, roles.average.network):
         assert {p.dtype for p in network.parameters()} == {torch.float32}
     moments = [v for slots in roles.student.optimizer.state.values() for v in slots.values()]
     assert {v.dtype for v in moments} == {torch.float32}
@@ -91,9 +90,9 @@ def test_the_average_run_forward_is_the_average_as_it_is_now(sharded: Ranks) -> 
     """A sharded network that is only ever run forward must not go on with weights gathered before."""
     cycle = make_cycle(BF16, "student.optimizer.learning_rate=1e-2", ranks=sharded, together=True)
     x, sigma, prompt = torch.ones(1, 12, 5, 2, 2), torch.tensor([0.5]), torch.zeros(1, 7, 64)
-    before = cycle.roles.average.module(x, sigma, prompt)
+    before = cycle.roles.average.network(x, sigma, prompt)
     cycle.run(make_batch(cycle.recipe), draws())
-    assert not torch.equal(cycle.roles.average.module(x, sigma, prompt), before)
+    assert not torch.equal(cycle.roles.average.network(x, sigma, prompt), before)
 
 
 @pytest.mark.parametrize("mode", [(), ADAPTERS], ids=["full", "adapters"])

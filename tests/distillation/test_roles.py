@@ -14,21 +14,30 @@ from torch import Tensor
 
 from avd.config import load_recipe
 from avd.distillation.roles import Roles
-from avd.distillation.step import Cycle
 from avd.distillation.task import DistillTask
 from avd.engine.randomness import generator_for
+from avd.methods.method import Method
 from avd.models.wan.model import VideoModel, WanVelocity
 from avd.sampling.choose import load_interpolator, make_sampler
 from avd.types import UserError
-from helpers.cycles import draws, draws_for_exit, make_batch, make_cycle
+from helpers.cycles import Cycle, draws, draws_for_exit, make_batch, make_cycle
 from helpers.distill_run import distill, small_recipe
 from helpers.tiny import LATENT_SHAPE, tiny_interpolator, tiny_model, tiny_source
 
 ADAPTERS = ("roles=adapters", "adapters.rank=4", "adapters.alpha=8")
 
 
+def make_roles(*overrides: str) -> Roles:
+    recipe = load_recipe("avd", overrides)
+    return Roles(tiny_model(), recipe, Method.of(recipe))
+
+
 def weights(roles: Roles) -> dict[str, dict[str, Tensor]]:
-    named = {"student": roles.student.network, "fake_score": roles.fake_score.network, "average": roles.average.module}
+    named = {
+        "student": roles.student.network,
+        "fake_score": roles.auxiliary("fake_score"),
+        "average": roles.average.network,
+    }
     return {name: {k: p.detach().clone() for k, p in net.named_parameters()} for name, net in named.items()}
 
 
@@ -48,15 +57,15 @@ def velocities(roles: Roles) -> dict[str, Tensor]:
     networks = {
         "teacher": roles.teacher,
         "student": roles.student.network,
-        "fake_score": roles.fake_score.network,
-        "average": roles.average.module,
+        "fake_score": roles.learned["fake_score"].network,
+        "average": roles.average.network,
     }
     return {name: network(x, sigma, torch.zeros_like(prompt)).detach() for name, network in networks.items()}
 
 
 def test_before_the_first_update_all_roles_are_the_teacher_in_both_modes() -> None:
-    full = velocities(Roles(tiny_model(), load_recipe("avd")))
-    adapters = velocities(Roles(tiny_model(), load_recipe("avd", ADAPTERS)))
+    full = velocities(make_roles())
+    adapters = velocities(make_roles(*ADAPTERS))
     for name, found in adapters.items():
         assert torch.equal(found, full["teacher"]) and torch.equal(full[name], full["teacher"])
 
@@ -65,7 +74,7 @@ def test_the_first_cycles_losses_are_the_same_in_both_modes() -> None:
     """Until an update moves them: the student's terms, and what the first fake-score update sees."""
     full, adapters = (make_cycle(*mode, together=True) for mode in ((), ADAPTERS))
     batch = make_batch(full.recipe)
-    found, expected = (cycle._update_student(batch, draws())[1] for cycle in (adapters, full))
+    found, expected = (cycle.update_student(batch, draws())[1] for cycle in (adapters, full))
     for name in ("distribution_matching", "regression", "temporal", "dm_norm"):
         assert found[name] == pytest.approx(expected[name], rel=1e-5)
 
@@ -82,11 +91,11 @@ def test_the_gradient_of_an_adapter_is_that_of_its_merged_weights() -> None:
         or 0.0
     )
     batch = make_batch(cycle.recipe)
-    cycle._update_student(batch, draws_for_exit(1))
+    cycle.update_student(batch, draws_for_exit(1))
 
     full = make_cycle(together=True)
     full.roles.student.network.transformer.load_state_dict(merged(cycle, "student"))  # type: ignore[attr-defined]
-    full.roles.fake_score.network.transformer.load_state_dict(merged(cycle, "fake_score"))  # type: ignore[attr-defined]
+    full.roles.learned["fake_score"].network.transformer.load_state_dict(merged(cycle, "fake_score"))  # type: ignore[attr-defined]
     whole: dict[str, Tensor] = {}
     learner = full.roles.student
     learner.step = lambda: (
@@ -95,7 +104,7 @@ def test_the_gradient_of_an_adapter_is_that_of_its_merged_weights() -> None:
         )
         or 0.0
     )
-    full._update_student(batch, draws_for_exit(1))
+    full.update_student(batch, draws_for_exit(1))
     layer = "transformer.blocks.0.attn1.to_q"
     down = dict(student.network.named_parameters())[f"{layer}.lora_A.student.weight"]
     expected = 2.0 * whole[f"{layer}.weight"] @ down.T  # alpha / rank = 2
@@ -111,7 +120,7 @@ def merged(cycle: Cycle, adapter: str) -> dict[str, Tensor]:
 def test_a_student_step_moves_only_the_students_adapter_and_its_average() -> None:
     cycle = make_cycle(*ADAPTERS)
     before, base = weights(cycle.roles), base_of(cycle.roles)
-    cycle._update_student(make_batch(cycle.recipe), draws())
+    cycle.update_student(make_batch(cycle.recipe), draws())
     assert changed(cycle.roles, before) == {"student", "average"}
     assert all(torch.equal(p, base[k]) for k, p in base_of(cycle.roles).items())
 
@@ -120,7 +129,7 @@ def test_a_fake_score_step_moves_only_the_fake_scores_adapter() -> None:
     cycle = make_cycle(*ADAPTERS)
     before, base = weights(cycle.roles), base_of(cycle.roles)
     batch = make_batch(cycle.recipe)
-    cycle._update_fake_score([batch.latents_BCFHW], batch.rollout_prompts[0], draws(), 0)
+    cycle.update_fake_score([batch.latents_BCFHW], batch.rollout_prompts[0], draws(), 0)
     assert changed(cycle.roles, before) == {"fake_score"}
     assert all(torch.equal(p, base[k]) for k, p in base_of(cycle.roles).items())
 
@@ -221,12 +230,12 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_target_is_refused() -> None:
     with pytest.raises(UserError, match=r"adapters.targets names 'to_z'"):
-        Roles(tiny_model(), load_recipe("avd", [*ADAPTERS, "adapters.targets=[to_q, to_z]"]))
+        make_roles(*ADAPTERS, "adapters.targets=[to_q, to_z]")
 
 
 def test_an_unknown_attention_is_refused() -> None:
     with pytest.raises(UserError, match=r"compute.attention is 'flish'.*native"):
-        Roles(tiny_model(), load_recipe("avd", ["compute.attention=flish"]))
+        make_roles("compute.attention=flish")
 
 
 def test_a_chosen_attention_computes_the_same_and_is_chosen_for_that_network_alone() -> None:

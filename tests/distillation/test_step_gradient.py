@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from avd.distillation.step import Batch, Cycle
+from avd.distillation.step import Batch
 from avd.engine.randomness import UpdateRandom
-from helpers.cycles import BATCH, INTERPOLATOR, draws_for_exit, make_batch, make_cycle
+from helpers.cycles import BATCH, INTERPOLATOR, Cycle, draws_for_exit, make_batch, make_cycle
 from helpers.tiny import LATENT_SHAPE
 
 
@@ -16,8 +16,8 @@ def reference_gradient(cycle: Cycle, batch: Batch, d: UpdateRandom) -> list[Tens
     """Eq. 9 as one sum, backpropagated at once, from the same random numbers."""
     objective, sigmas = cycle.recipe.objective, (1.0, 0.9, 0.757, 0.522)
     half = cycle.recipe.rollout.half_rate_stages
-    student, teacher, fake = cycle.roles.student.network, cycle.roles.teacher, cycle.roles.fake_score.network
-    prompt, null = batch.rollout_prompts[0], cycle.null_prompt.expand(BATCH, -1, -1)
+    student, teacher, fake = cycle.roles.student.network, cycle.roles.teacher, cycle.roles.learned["fake_score"].network
+    prompt, null = batch.rollout_prompts[0], cycle.step.null_prompt.expand(BATCH, -1, -1)
 
     def column(sigma_B: Tensor) -> Tensor:
         return sigma_B.view(-1, 1, 1, 1, 1)
@@ -74,6 +74,6 @@ def test_term_by_term_the_gradient_is_that_of_the_whole_loss(
     found: list[Tensor] = []
     student = cycle.roles.student
     monkeypatch.setattr(student, "step", lambda: found.extend(p.grad for p in student.network.parameters()) or 0.0)
-    cycle._update_student(batch, draws_for_exit(exit_stage))
+    cycle.update_student(batch, draws_for_exit(exit_stage))
     difference = torch.cat([(a - b).flatten() for a, b in zip(found, expected, strict=True)])
     assert difference.norm() <= 1e-6 * torch.cat([b.flatten() for b in expected]).norm()

@@ -16,13 +16,15 @@ from diffusers import WanPipeline
 
 from avd.data import MemoryLatents, read_video
 from avd.distillation.task import DistillTask, falls_in_share
+from avd.engine.loop import UpdateResult
 from avd.engine.saving import Saver
 from avd.models.interpolator import FrameInterpolator
 from avd.models.wan.model import VideoModel
 from avd.objectives.temporal import temporal_regularization
+from avd.objectives.term import Sample
 from avd.types import UserError
 from helpers.distill_run import distill, small_recipe, small_task
-from helpers.tiny import tiny_interpolator, tiny_model, tiny_source
+from helpers.tiny import LATENT_SHAPE, tiny_interpolator, tiny_model, tiny_source
 
 UPDATES = 4
 
@@ -92,7 +94,7 @@ def test_a_killed_and_resumed_run_gives_the_same_bytes(
     path, task = tmp_path / "killed", small_task(small_recipe())
     owner, name = {
         "first update": (task, "update"),
-        "middle of a cycle": (task.cycle, "_update_fake_score"),
+        "middle of a cycle": (task.step, "_update_auxiliary"),
         "sample": (task.model, "decode_video"),
         "checkpoint": (Saver, "save"),
         "export": (task.model, "save"),
@@ -135,8 +137,12 @@ def test_a_finished_run_is_left_alone(straight: tuple[Path, DistillTask]) -> Non
 def test_seed_and_update_decide_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     def noise(seed: int, update: int) -> float:
         task = small_task(small_recipe(f"seed={seed}"))
-        monkeypatch.setattr(task.cycle, "run", lambda batch, draws: {"noise": draws.uniform("noise").sum().item()})
-        return task.update(update)["noise"]
+        monkeypatch.setattr(
+            task.step,
+            "run",
+            lambda batch, random, rollout: UpdateResult({"noise": random.uniform("noise").sum().item()}),
+        )
+        return task.update(update).metrics["noise"]
 
     assert noise(0, 0) == noise(0, 0)
     assert len({noise(0, 0), noise(1, 0), noise(0, 1), noise(1, 1)}) == 4
@@ -168,7 +174,7 @@ def test_the_student_is_the_averaged_one_and_says_how_to_sample_it(straight: tup
     assert loaded.settings.student_timesteps == (1000, 900, 757, 522)
     assert loaded.settings.half_rate_stages == 2
     assert loaded.identity == task.model.identity
-    average = task.roles.average.module.transformer.state_dict()
+    average = task.roles.average.network.transformer.state_dict()
     student, found = task.roles.student.network.transformer.state_dict(), loaded.transformer.state_dict()
     assert found.keys() == average.keys() and all(torch.equal(found[k], average[k]) for k in found)
     assert any(not torch.equal(found[k], student[k]) for k in found)
@@ -188,13 +194,17 @@ def test_stock_diffusers_runs_the_student(straight: tuple[Path, DistillTask]) ->
 
 
 def test_the_truncation_may_be_the_datas_own() -> None:
-    def truncation(value: str) -> float:
-        return small_task(small_recipe(f"objective.temporal.truncation={value}")).cycle.truncation
+    source, still = tiny_source(tiny_model()), torch.ones(2, *LATENT_SHAPE)  # of the highest loss there is
 
-    source = tiny_source(tiny_model())
-    assert truncation("data") == temporal_regularization(source.latents(range(len(source)))).per_sample_B[0].item()
-    assert truncation("0.6") == 0.6
-    assert truncation("never") == -math.inf
+    def least(value: str) -> float:
+        """The loss of samples that move a lot: the threshold, or their own where there is none."""
+        task = small_task(small_recipe(f"objective.temporal.truncation={value}"))
+        lively = still * torch.linspace(0, 1e3, LATENT_SHAPE[1]).view(-1, 1, 1)
+        return task.step.terms["temporal"](Sample(lively, None, None)).per_sample_B[0].item()  # type: ignore[arg-type]
+
+    assert least("data") == temporal_regularization(source.latents(range(len(source)))).per_sample_B[0].item()
+    assert least("0.6") == pytest.approx(0.6)
+    assert least("never") < -10
 
 
 def test_half_rate_stages_need_an_interpolator() -> None:
@@ -216,7 +226,7 @@ def test_fresh_rollouts_read_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> N
     for shared, count in ((True, 1), (False, 5)):
         task = small_task(small_recipe(f"rollout.shared={str(shared).lower()}"))
         seen: list[Any] = []
-        monkeypatch.setattr(task.cycle, "run", lambda batch, draws, seen=seen: seen.append(batch) or {})
+        monkeypatch.setattr(task.step, "run", lambda batch, random, rollout, seen=seen: seen.append(batch))
         task.update(0)
         (batch,) = seen
         assert len(batch.rollout_prompts) == count

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from avd.engine import checkpoint, saving
 from avd.engine.checkpoint import list_checkpoints
 from avd.engine.ema import EMA
-from avd.engine.loop import CONTINUE, Decision, Pace, Schedule, run
+from avd.engine.loop import CONTINUE, Decision, Pace, Schedule, UpdateResult, run
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.randomness import generator_for
 from avd.engine.run_folder import RunFolder
@@ -49,7 +49,7 @@ class Toy:
         if self._kill_at == (moment, n):
             raise Killed
 
-    def update(self, n: int) -> dict[str, float]:
+    def update(self, n: int) -> UpdateResult:
         self.reach("update", n)
         x = torch.randn(4, 3, generator=generator_for(0, "toy", n))
         loss = self.net(x).square().mean()
@@ -59,7 +59,7 @@ class Toy:
         self.ema.update(self.net, n)
         self.total += loss.item()
         self.updates.append(n)
-        return {"loss": loss.item(), "total": self.total}
+        return UpdateResult({"loss": loss.item(), "total": self.total})
 
     def validate(self, n: int) -> dict[str, float]:
         self.reach("validate", n)
@@ -181,8 +181,17 @@ class Onlooker:
 
     def begin(self, updates: int) -> None: ...
 
-    def after_update(self, updates: int, metrics: Mapping[str, float]) -> Decision:
+    def measure(self, updates: int, result: UpdateResult) -> None: ...
+
+    def after_update(self, updates: int, metrics: Mapping[str, float], measurement: None) -> Decision:
         return CONTINUE
+
+    def roll_back(self, updates: int) -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None: ...
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,13 +203,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
             waited.append(later.wait(timeout=30))  # until the update after the checkpoint has begun
         write_pieces(folder, step, *rest)
 
-    def told(self: Toy, n: int) -> dict[str, float]:
+    def noted(self: Toy, n: int) -> UpdateResult:
         if n == 2:
             later.set()
         return update(self, n)
 
     monkeypatch.setattr(saving, "write_pieces", slow)
-    monkeypatch.setattr(Toy, "update", told)
+    monkeypatch.setattr(Toy, "update", noted)
     folder = RunFolder(tmp_path / "run", resume=False, recipe_text="")
     run(Toy(), folder, Schedule(updates=4, checkpoint_every=2), lambda *_: None, Onlooker())
     assert waited == [True]

@@ -1,59 +1,111 @@
-"""Cycles of distillation over tiny networks."""
+"""Training steps of distillation over tiny networks."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor
 
 from avd.config import Recipe, load_recipe
-from avd.distillation.roles import Roles
-from avd.distillation.step import Batch, Cycle
+from avd.distillation.roles import Network, Roles
+from avd.distillation.step import Batch, TrainingStep
+from avd.engine.loop import UpdateResult
 from avd.engine.randomness import UpdateRandom
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.flow import few_step_sigmas
+from avd.methods.method import Method
+from avd.objectives.adaptive_regression import LossMeans, Regression
+from avd.objectives.term import Setting
 from avd.sampling.rollout import Rollout, make_stages
 from helpers.tiny import tiny_interpolator, tiny_model, tiny_source
 
 BATCH = 3
 MODEL = tiny_model()
 INTERPOLATOR = tiny_interpolator().eval().requires_grad_(False)
-TRUNCATION = -10.0
-"""Far below the loss of random latents: the temporal term acts."""
 
 
-def make_cycle(*overrides: str, together: bool = False, ranks: Ranks = SINGLE_PROCESS) -> Cycle:
+@dataclass
+class Cycle:
+    """A training step with what it is run with."""
+
+    recipe: Recipe
+    step: TrainingStep
+    rollout: Rollout
+
+    @property
+    def roles(self) -> Roles:
+        return self.step.roles
+
+    @property
+    def means(self) -> LossMeans:
+        """The loss cache of the adaptive regression."""
+        term = self.step.terms["regression"]
+        assert isinstance(term, Regression) and term.means is not None
+        return term.means
+
+    def run(self, batch: Batch, random: UpdateRandom) -> dict[str, float]:
+        return self.step.run(batch, random, self.rollout).metrics
+
+    def update_student(self, batch: Batch, random: UpdateRandom) -> tuple[list[Tensor], dict[str, float]]:
+        result = UpdateResult()
+        return self.step._update_student(batch, random, self.rollout, result), result.metrics
+
+    def update_fake_score(self, samples: list[Tensor], prompt: Tensor, random: UpdateRandom, i: int) -> None:
+        self.step._update_auxiliary("fake_score", samples, prompt, random, i, UpdateResult())
+
+
+def make_cycle(*overrides: str, together: bool = False, ranks: Ranks = SINGLE_PROCESS, recipe: str = "avd") -> Cycle:
     """A cycle whose networks have parted ways, or are all the teacher, together, as at the start of a run."""
-    recipe = load_recipe("avd", [f"training.batch={BATCH}", *overrides])
-    stages = make_stages(few_step_sigmas(recipe.rollout.timesteps), recipe.rollout.half_rate_stages)
-    roles = Roles(tiny_model(), recipe, ranks)
+    resolved = load_recipe(
+        recipe, [f"training.batch={BATCH}", "objective.temporal.truncation=-10", *overrides]
+    )  # the temporal term acts
+    stages = make_stages(few_step_sigmas(resolved.rollout.timesteps), resolved.rollout.half_rate_stages)
+    model, method = tiny_model(), Method.of(resolved)
+    roles = Roles(model, resolved, method, ranks)
     if not together:
         _part_ways(roles)
-    return Cycle(recipe, roles, Rollout(stages, INTERPOLATOR), MODEL.encode_prompts([""]), TRUNCATION, ranks)
+    source = tiny_source(MODEL)
+    setting = Setting(
+        stages=len(stages),
+        shift=model.settings.shift,
+        real_latents=lambda count: source.latents(range(min(count, len(source)))),
+        all_sum=ranks.all_sum,
+        global_mean=ranks.global_mean,
+    )
+    null_prompt, microbatch = MODEL.encode_prompts([""]), resolved.compute.microbatch
+    step = TrainingStep(method, roles, null_prompt, setting, microbatch=microbatch, ranks=ranks)
+    return Cycle(resolved, step, Rollout(stages, INTERPOLATOR))
 
 
 def _part_ways(roles: Roles) -> None:
     """Networks that start equal would hide which of them was asked."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for network in (roles.student.network, roles.fake_score.network, roles.average.module):
+        for network in _apart(roles).values():
             for p in network.parameters():
                 p += 0.05 * torch.randn(p.shape, generator=generator)
 
 
-def networks(cycle: Cycle) -> dict[str, nn.Module]:
-    roles = cycle.roles
+def _apart(roles: Roles) -> dict[str, Network]:
+    """All networks but the teacher."""
+    names = [*roles.learned, *roles.followers]
     return {
-        "teacher": roles.teacher,
         "student": roles.student.network,
-        "fake_score": roles.fake_score.network,
-        "average": roles.average.module,
+        **{name: roles.auxiliary(name) for name in names},
+        "average": roles.average.network,
     }
+
+
+def networks(cycle: Cycle) -> dict[str, Any]:
+    return {"teacher": cycle.roles.teacher, **_apart(cycle.roles)}
 
 
 def make_batch(recipe: Recipe) -> Batch:
     """Random clips; each rollout has prompts of its own, other than the clips'."""
     source = tiny_source(MODEL, count=8)
-    rollouts = 1 if recipe.rollout.shared else recipe.fake_score.updates
+    rollouts = Method.of(recipe).rollouts
     prompts = tuple(source.prompts([(BATCH + i + j) % 8 for j in range(BATCH)]) for i in range(rollouts))
     return Batch(source.latents(range(BATCH)), source.prompts(range(BATCH)), prompts)
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from avd.distillation import task
-from avd.distillation.step import Cycle
+from avd.distillation.step import TrainingStep
 from avd.engine import checkpoint
 from avd.engine.run_folder import RunFolder
 from avd.models.wan.model import VideoModel
@@ -59,10 +59,10 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "first write": lambda: before(os, "replace", 1),
     "encoding": lambda: before(VideoModel, "encode_video", 1),
     "sampling the teacher": lambda: before(task, "sample_teacher", 1),
-    "first update": lambda: before(Cycle, "run", 1),
+    "first update": lambda: before(TrainingStep, "run", 1),
     "metrics": half_a_line,
     "first checkpoint": lambda: half_written(1),
-    "later update": lambda: before(Cycle, "_update_fake_score", 13),
+    "later update": lambda: before(TrainingStep, "_update_auxiliary", 13),
     "later checkpoint": lambda: half_written(3),
     "checkpoint's rename": lambda: before(os, "replace", 5),
     "removal of old checkpoints": lambda: before(shutil, "rmtree", 1),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from avd.config import Recipe, load_recipe
+from avd.distillation.monitoring.monitor import Monitor
 from avd.distillation.monitoring.watch import RunWatch
 from avd.distillation.task import DistillTask
 from avd.engine.loop import Schedule, run
@@ -33,6 +34,12 @@ def watched_task(recipe: Recipe) -> DistillTask:
     return DistillTask(recipe, model, tiny_source(model), tiny_interpolator())
 
 
+def monitor_of(task: DistillTask) -> Monitor | None:
+    """The monitor that the task's recipe asks for."""
+    recipe = task.recipe
+    return Monitor(recipe, task.source, task.sampler(), task.ranks) if recipe.monitors.every else None
+
+
 def watched(
     path: Path,
     updates: int,
@@ -43,17 +50,16 @@ def watched(
     trackers: Mapping[str, Tracker] | None = None,
 ) -> DistillTask:
     """Run to `updates`; what is shown is appended to `said`. Returns the task."""
-    recipe = watched_recipe(*overrides)
+    recipe = watched_recipe(f"training.updates={updates}", *overrides)
     task = watched_task(recipe) if task is None else task
     tell = (lambda text: None) if said is None else said.append
     folder = RunFolder(path, resume=resume, recipe_text=recipe.to_yaml())
     folder.lock()
-    if task.monitor is not None:
-        task.monitor.find_references(path, tell)
+    monitor = monitor_of(task)
+    if monitor is not None:
+        monitor.find_references(path, tell)
     every = recipe.training
-    schedule = Schedule(
-        updates, every.checkpoint_every, every.keep_checkpoints, recipe.monitors.every, every.sample_every
-    )
-    watch = RunWatch(task, folder, Trackers(trackers or {}, tell), tell)
+    schedule = Schedule(updates, every.checkpoint_every, every.keep_checkpoints, sample_every=every.sample_every)
+    watch = RunWatch(task, monitor, folder, Trackers(trackers or {}, tell), tell)
     run(task, folder, schedule, lambda done, updates, metrics, left: None, watch)
     return task

@@ -89,7 +89,7 @@ def test_seed_and_noise_change_the_run(tmp_path: Path) -> None:
     losses = set()
     for config in (TINY, replace(TINY, seed=1), replace(TINY, noise=0.0)):
         task = InterpolatorTask(config, source(), waves(6, seed=2))
-        losses.add(task.update(0)["loss"])
+        losses.add(task.update(0).metrics["loss"])
     assert len(losses) == 3
 
 

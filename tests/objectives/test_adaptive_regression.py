@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from avd.flow import add_noise
 from avd.objectives.adaptive_regression import LossMeans, Order, regression
 
 
@@ -173,7 +174,8 @@ def reference_losses(x0: Tensor, eps: Tensor, sigma: Tensor, scale: Tensor) -> T
 def test_plain_regression_is_the_mean_square_error_of_the_velocity() -> None:
     x0, eps, sigma = torch.randn(3, 2, 4, 2, 2), torch.randn(3, 2, 4, 2, 2), torch.tensor([1.0, 0.9, 0.5])
     student = Linear()
-    term = regression(x0, student=student, sigma_B=sigma, eps_BCFHW=eps, timestep_B=torch.tensor([0, 1, 2]), means=None)
+    velocity = student(add_noise(x0, eps, sigma), sigma)
+    term = regression(velocity, x0_BCFHW=x0, eps_BCFHW=eps, timestep_B=torch.tensor([0, 1, 2]), means=None)
     torch.testing.assert_close(term.per_sample_B, reference_losses(x0, eps, sigma, student.scale))
     assert term.metrics["regression_weight"] == 1.0
 
@@ -182,10 +184,10 @@ def test_weights_scale_the_gradient_and_carry_none() -> None:
     """The gradient is that of sum w_i L_i with w held constant."""
     x0, eps, sigma = torch.randn(3, 2, 4, 2, 2), torch.randn(3, 2, 4, 2, 2), torch.tensor([0.9, 0.9, 0.5])
     timestep = torch.tensor([0, 0, 1])
-    x0.requires_grad_()
     student, means = Linear(), LossMeans(2, k=3.0)
     weigh_all(means, [1.5, 1.0], [0, 1])
-    term = regression(x0, student=student, sigma_B=sigma, eps_BCFHW=eps, timestep_B=timestep, means=means)
+    velocity = student(add_noise(x0.detach(), eps, sigma), sigma)
+    term = regression(velocity, x0_BCFHW=x0.detach(), eps_BCFHW=eps, timestep_B=timestep, means=means)
     losses = reference_losses(x0.detach(), eps, sigma, student.scale)
     weights = [1 - sigmoid(3 * (l - mean)) for l, mean in zip(losses.tolist(), [1.5, 1.5, 1.0], strict=True)]
     expected = torch.tensor(weights) * losses

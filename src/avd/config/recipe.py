@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, create_model, model_validator
 
 from avd.flow import few_step_sigmas
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from avd.objectives.registry import terms
+from avd.objectives.term import ActiveTerm, TermSection
+from avd.section import Beta, Section
 
 
-class DataRecipe(_Section):
+class DataRecipe(Section):
     """Real videos for the regression branch, and the prompts the student is rolled out with."""
 
     cache: str | None = None
@@ -34,7 +23,7 @@ class DataRecipe(_Section):
     world_level: int = Field(0, ge=0)
 
 
-class RolloutRecipe(_Section):
+class RolloutRecipe(Section):
     """The student's stages."""
 
     timesteps: tuple[float, ...] = (1000, 900, 757, 522)
@@ -54,62 +43,32 @@ class RolloutRecipe(_Section):
         return self
 
 
-class DistributionMatchingRecipe(_Section):
-    weight: float = Field(1.0, ge=0)
-    guidance: float = Field(5.0, ge=0)
-    """Scale of the teacher's guidance."""
-    guidance_form: Literal["standard", "conditional"] = "standard"
-    """standard: uncond + g (cond - uncond), as in the paper; conditional: cond + g (cond - uncond), as released."""
-    sigma_min: float = Field(0.02, gt=0, lt=1)
-    sigma_max: float = Field(0.98, gt=0, le=1)
-    shift: float = Field(1.0, gt=0)
-    """Shift of the uniformly drawn noise levels at which the two scores are compared."""
+class _Objective(Section):
+    """Weighted terms by name: those that `avd.objectives` declares, each with its own section."""
 
-    @model_validator(mode="after")
-    def _check(self) -> DistributionMatchingRecipe:
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min must be below sigma_max ({self.sigma_max})")
-        return self
+    def section(self, name: str) -> TermSection:
+        """The values of the term `name`."""
+        section: TermSection = getattr(self, name)
+        return section
 
     @property
-    def standard_guidance(self) -> float:
-        return self.guidance + (1.0 if self.guidance_form == "conditional" else 0.0)
+    def active(self) -> tuple[ActiveTerm, ...]:
+        """The terms that have a weight, in the order of the terms."""
+        found = (ActiveTerm(term, self.section(name)) for name, term in terms().items())
+        return tuple(term for term in found if term.section.weight)
 
 
-class RegressionRecipe(_Section):
-    """Adaptive regression on real videos; weight 0 leaves the branch out."""
-
-    weight: float = Field(2.0, ge=0)
-    adaptive: bool = True
-    omega: float = Field(0.95, ge=0, lt=1)
-    k: float = Field(3.0, ge=0)
-    order: Literal["weight_first", "update_first"] = "weight_first"
-    """Whether a sample is weighed by the running mean before it (paper) or after it (released code)."""
-
-
-class TemporalRecipe(_Section):
-    """Temporal regularization; weight 0 leaves it out."""
-
-    weight: float = Field(0.05, ge=0)
-    truncation: float | Literal["data", "never"] = 0.6
-    """Loss at which it stops acting: a number (paper: 0.6), or the loss of the real latents themselves ("data")."""
-
-    @field_validator("truncation", mode="wrap")
-    @classmethod
-    def _check(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
-        try:
-            return validate(value)
-        except ValidationError:  # a union's own errors are one for each of its kinds
-            raise ValueError('must be a number, "data" or "never"') from None
+if TYPE_CHECKING:
+    ObjectiveRecipe = _Objective
+else:
+    ObjectiveRecipe = create_model(
+        "ObjectiveRecipe",
+        __base__=_Objective,
+        **{term.name: (term.section, term.section()) for term in terms().values()},
+    )
 
 
-class ObjectiveRecipe(_Section):
-    distribution_matching: DistributionMatchingRecipe = DistributionMatchingRecipe()
-    regression: RegressionRecipe = RegressionRecipe()
-    temporal: TemporalRecipe = TemporalRecipe()
-
-
-class AdaptersRecipe(_Section):
+class AdaptersRecipe(Section):
     """LoRA of the student and of the fake score, used with `roles: adapters`."""
 
     rank: int = Field(64, ge=1)
@@ -121,7 +80,7 @@ class AdaptersRecipe(_Section):
     """Export the student as a whole model; false: as a LoRA file beside it for its base."""
 
 
-class OptimizerRecipe(_Section):
+class OptimizerRecipe(Section):
     """AdamW."""
 
     bits: Literal[32, 8] = 32
@@ -136,18 +95,18 @@ class OptimizerRecipe(_Section):
     """Updates over which the learning rate rises to its value."""
 
 
-class FakeScoreRecipe(_Section):
+class FakeScoreRecipe(Section):
     updates: int = Field(5, ge=1)
     """Updates of the fake score for each of the student's."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
 
 
-class StudentRecipe(_Section):
+class StudentRecipe(Section):
     optimizer: OptimizerRecipe = OptimizerRecipe()
     ema: float = Field(0.99, ge=0, lt=1)
 
 
-class ComputeRecipe(_Section):
+class ComputeRecipe(Section):
     """How a run is computed. None of it changes what is learnt, except by rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -168,7 +127,7 @@ class ComputeRecipe(_Section):
     """Ranks that share each clip, splitting its sequence between them (Ulysses, through diffusers)."""
 
 
-class LimitsRecipe(_Section):
+class LimitsRecipe(Section):
     """Where a monitor warns; null: nowhere."""
 
     saturation: float | None = Field(0.25, gt=0)
@@ -183,7 +142,7 @@ class LimitsRecipe(_Section):
     """Share of the adaptive regression's weights below 0.1, at any timestep."""
 
 
-class MonitorsRecipe(_Section):
+class MonitorsRecipe(Section):
     """What a run watches of itself, and what it does about it. Watching changes nothing that is learnt."""
 
     every: int = Field(100, ge=0)
@@ -213,7 +172,7 @@ class MonitorsRecipe(_Section):
 TrackerName = Literal["tensorboard", "wandb"]
 
 
-class TrainingRecipe(_Section):
+class TrainingRecipe(Section):
     """How long and how often, in student updates; 0 is never."""
 
     updates: int = Field(1000, ge=1)
@@ -224,7 +183,7 @@ class TrainingRecipe(_Section):
     sample_every: int = Field(100, ge=0)
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """Everything that decides a run."""
 
     name: str
@@ -248,10 +207,13 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.compute.microbatch is not None and self.objective.regression.order == "update_first":
+        active = self.objective.active
+        if not active:
+            raise ValueError("every weight of its objective is 0: give one of its terms a weight")
+        in_one = [each.name for each in active if each.term.one_part(each.section)]
+        if self.compute.microbatch is not None and in_one:
             raise ValueError(
-                "compute.microbatch must be null where regression.order is update_first: the loss means "
-                "take their step before a batch is weighed, so it must come in one piece"
+                f"compute.microbatch must be null: objective.{in_one[0]}, as it is set, needs a batch in one part"
             )
         return self
 

@@ -1,9 +1,9 @@
-"""How hard each loss term term_gradients on the student, measured without a further pass and without touching training.
+"""How large each term's gradient on the student is, measured without a further pass and without touching training.
 
 Every term's gradient goes through the clean video that the student predicts, x = x_sigma - sigma v; there the terms are
 compared. With L_b a sample's own weighted loss, of D values and B samples,
 
-    pull = root mean square over all B D values of  D dL_b/dx         (L = mean_b L_b, so D dL_b/dx = B D dL/dx)
+    gradient_rms = root mean square over all B D values of  D dL_b/dx         (L = mean_b L_b, so D dL_b/dx = B D dL/dx)
 
 which depends neither on the size of the batch nor on that of the clip. For distribution matching alone it is the root
 mean square of its normalised gradient g.
@@ -21,7 +21,7 @@ from avd.flow import per_sample
 
 
 class TermGradients:
-    """Gathers, backward pass by backward pass, the gradients of named terms.
+    """Gathers the gradients of named terms, one backward pass after the other.
 
     A batch may come in several parts, as long as each part's loss is its share of the batch's mean.
     """
@@ -39,15 +39,14 @@ class TermGradients:
         return self._watch(name, v, 1.0 / sigma_B.to(v.device))
 
     def pop_metrics(self, ranks: Ranks = SINGLE_PROCESS) -> dict[str, float]:
-        """`<term>_pull` of every term since the last call, over the samples of all ranks."""
+        """`<term>_gradient_rms` of every term since the last call, over the samples of all ranks."""
         squares = {
-            f"{name}_pull": torch.stack(parts).sum().item() * self._values[name]
+            f"{name}_gradient_rms": torch.stack(parts).sum().item() * self._values[name]
             for name, parts in self._squares.items()
         }
         self._squares.clear()
         self._values.clear()
-        # Where ranks share clips, each loss is counted once for each of them, to be averaged later.
-        return {name: square**0.5 / ranks.context_size for name, square in ranks.mean_metrics(squares).items()}
+        return {name: square**0.5 for name, square in ranks.mean_metrics(squares).items()}
 
     def _watch(self, name: str, x: Tensor, scale_B: Tensor) -> Tensor:
         if not x.requires_grad:

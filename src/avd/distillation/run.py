@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from avd.config import Recipe
+from avd.distillation.monitoring.monitor import Monitor
 from avd.distillation.monitoring.watch import RunWatch, Tell
 from avd.distillation.task import DistillTask, check_half_rate
 from avd.engine.checkpoint import check_newest
@@ -51,10 +52,11 @@ def distill_run(
         folder.lock()
         source = cache or encode_world(model, world_of(model, data.world_level), data.world_clips, progress=encoding)
         task = DistillTask(recipe, model, source, interpolator, ranks)
-        if task.monitor is not None:
-            task.monitor.find_references(folder.path, tell)
+        monitor = Monitor(recipe, source, task.sampler(), ranks) if recipe.monitors.every else None
+        if monitor is not None:
+            monitor.find_references(folder.path, tell)
         with open_trackers(recipe, folder.path, tell, ranks) as trackers:
-            watch = RunWatch(task, folder, trackers, tell)
+            watch = RunWatch(task, monitor, folder, trackers, tell)
             run(task, folder, _schedule(recipe), progress, watch, ranks)
     return output / "student"
 
@@ -65,6 +67,5 @@ def _schedule(recipe: Recipe) -> Schedule:
         training.updates,
         checkpoint_every=training.checkpoint_every,
         keep_checkpoints=training.keep_checkpoints,
-        validate_every=recipe.monitors.every,
         sample_every=training.sample_every,
     )

@@ -1,36 +1,35 @@
-"""One cycle of distillation: a student update, then the fake score's updates on what the student makes.
+"""One training step of distillation: a student update, then the auxiliaries' updates on what the student makes.
 
-The lean step. The rollout's exit is drawn first and no stage past it is run; every rank draws the same. The student
-update's sample serves the first fake-score update, and with a shared rollout all of them; CFG's two branches go through
-the teacher in one batch; the loss terms are backpropagated one after the other, so one network graph lives at a time.
-With a backward counted as two forwards, a cycle of 1 + 5 updates on 4 stages costs 24 to 27 forwards with a shared
-rollout, and 35.5 on average with a fresh one for each update.
+The lean step. A rollout's exit is drawn first and no stage past it is run; every rank draws the same. Terms that judge
+one source share one call of the student: its output is held as a leaf, the terms are backpropagated into it one after
+the other, and the student's graph is walked once. The student update's sample serves the first update of each
+auxiliary, and with a shared rollout all of them; both branches of guidance go through the teacher in one batch. What a
+step costs is what its method declares (`Method.passes`): with a backward counted as two forwards, AVD's 1 + 5 updates
+on 4 stages cost 24 to 27 forwards with a shared rollout, and 35.5 on average with a fresh one per update.
 
-A batch may go through the networks in several parts, whose gradients are gathered: the result is that of the whole.
-The exit stage then runs once more, without a graph, as the temporal loss needs the variance of the whole batch before
-the first of its gradients.
+A batch may go through the networks in several parts, whose gradients are accumulated: the result is that of the full
+batch. A rollout's exit stage then runs once more, without a graph, as some terms need the full batch before the first
+of its gradients.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from avd.config import DistributionMatchingRecipe, Recipe
 from avd.distillation.gradients import TermGradients
-from avd.distillation.roles import Network, Roles
+from avd.distillation.roles import Roles
+from avd.engine.loop import UpdateResult
 from avd.engine.randomness import UpdateRandom
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
-from avd.flow import few_step_sigmas, shift_sigma
-from avd.objectives.adaptive_regression import LossMeans, regression
-from avd.objectives.distribution_matching import distribution_matching
-from avd.objectives.fake_score import fake_score_denoising
-from avd.objectives.temporal import temporal_regularization
+from avd.flow import add_noise
+from avd.methods.method import Method
+from avd.objectives.source import DataSource, RolloutSource, Stages
+from avd.objectives.term import ActiveTerm, Sample, Setting
 from avd.sampling.rollout import Rollout
 from avd.sampling.teacher import guided
 from avd.types import LossTerm
@@ -38,181 +37,202 @@ from avd.types import LossTerm
 
 @dataclass(frozen=True)
 class Batch:
-    """What one cycle reads on a rank: real latents with their prompts, and a prompt batch for each rollout."""
+    """What one step reads on a rank: real latents with their prompts, and a prompt batch for each rollout."""
 
     latents_BCFHW: Tensor
     prompts_BLD: Tensor
     rollout_prompts: tuple[Tensor, ...]
-    """One (B, L, D) with a shared rollout; else one for each fake-score update, the first also the student's."""
+    """One (B, L, D) with a shared rollout; else one per update of an auxiliary, the first also the student's."""
 
 
-class Cycle:
-    """Owns the loss cache; everything else belongs to the roles. `truncation` is the temporal loss's, resolved."""
+@dataclass(frozen=True)
+class _Bound:
+    """See `objectives.term.Networks`: the networks of a run with some samples' prompts."""
+
+    roles: Roles
+    prompt: Tensor
+    null_prompt: Tensor
+
+    def teacher(self, x_BCFHW: Tensor, sigma_B: Tensor, guidance: float) -> Tensor:
+        return guided(self.roles.teacher, x_BCFHW, sigma_B, self.prompt, self.null_prompt, guidance)
+
+    def student(self, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor:
+        return self.roles.student.network(x_BCFHW, sigma_B, self.prompt)
+
+    def auxiliary(self, name: str, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor:
+        return self.roles.auxiliary(name)(x_BCFHW, sigma_B, self.prompt)
+
+
+class TrainingStep:
+    """Owns what the terms remember; everything else belongs to the roles. `microbatch`: clips that go through a network
+    at once, None for all of a rank's."""
 
     def __init__(
         self,
-        recipe: Recipe,
+        method: Method,
         roles: Roles,
-        rollout: Rollout,
         null_prompt: Tensor,
-        truncation: float,
+        setting: Setting,
+        *,
+        microbatch: int | None = None,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
-        self.recipe, self.roles, self.rollout, self.null_prompt = recipe, roles, rollout, null_prompt
-        self.truncation, self.ranks = truncation, ranks
-        self.sigmas = few_step_sigmas(recipe.rollout.timesteps)
-        plain = recipe.objective.regression
-        self.means = LossMeans(len(self.sigmas), omega=plain.omega, k=plain.k, order=plain.order, reduce=ranks.all_sum)
-        self.term_gradients = TermGradients()
+        self.method, self.roles, self.null_prompt = method, roles, null_prompt
+        self._microbatch, self._ranks = microbatch, ranks
+        self.terms = {each.name: each.term.make(each.section, setting) for each in method.terms}
+        self._gradients = TermGradients()
 
-    def run(self, batch: Batch, draws: UpdateRandom) -> dict[str, float]:
-        """One student update and all fake-score updates; returns what to log, the same on all ranks."""
-        samples, metrics = self._update_student(batch, draws)
-        for i in range(self.recipe.fake_score.updates):
-            fresh = 0 if self.recipe.rollout.shared else i
+    def run(self, batch: Batch, random: UpdateRandom, rollout: Rollout) -> UpdateResult:
+        """One student update and all updates of the auxiliaries. `rollout` is the path that samples take this time."""
+        result = UpdateResult()
+        samples = self._update_student(batch, random, rollout, result)
+        learned, shared = self.method.learned, self.method.shared
+        for i in range(max((self.method.updates[each.name].updates for each in learned), default=0)):
+            fresh = 0 if shared else i
             if fresh > 0:
-                samples = self._roll_out(batch, draws, fresh)
-            metrics |= self._update_fake_score(samples, batch.rollout_prompts[fresh], draws, i)
-        skipped = {"skipped_student": self.roles.student.skipped, "skipped_fake_score": self.roles.fake_score.skipped}
-        return self.ranks.mean_metrics(metrics | skipped)
+                samples = self._roll_out(batch, random, rollout, fresh)
+            for each in learned:
+                if i < self.method.updates[each.name].updates:
+                    self._update_auxiliary(each.name, samples, batch.rollout_prompts[fresh], random, i, result)
+        trained = {"student": self.roles.student, **self.roles.learned}
+        skipped = {f"skipped_{name}": float(role.skipped) for name, role in trained.items()}
+        result.metrics = self._ranks.mean_metrics(result.metrics | skipped)
+        return result
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the terms remember."""
+        return {name: tensor for term in self.terms.values() for name, tensor in term.state_dict().items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        for term in self.terms.values():
+            term.load_state_dict(tensors)
 
     def _parts(self, count: int) -> list[slice]:
         """What goes through the networks at once."""
-        size = min(self.recipe.compute.microbatch or count, count)
+        size = min(self._microbatch or count, count)
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def _update_student(self, batch: Batch, draws: UpdateRandom) -> tuple[list[Tensor], dict[str, float]]:
-        """Returns the samples it made, detached, part by part."""
-        objective, student = self.recipe.objective, self.roles.student.network
-        judged = bool(objective.distribution_matching.weight or objective.temporal.weight)
-        exit_stage, noisy = self._run_until(batch, draws, 0)
-        parts, prompt = self._parts(len(draws.samples)), batch.rollout_prompts[0]
+    def _update_student(
+        self, batch: Batch, random: UpdateRandom, rollout: Rollout, result: UpdateResult
+    ) -> list[Tensor]:
+        """Returns the samples it made of its rollout, detached, part by part; none without a rollout."""
+        samples: list[Tensor] = []
+        for source in self.method.sources:
+            if isinstance(source, RolloutSource):
+                samples = self._judge_rollout(batch, random, rollout, result)
+            else:
+                self._judge_data(source, batch, random, rollout, result)
+        for term in self.terms.values():
+            term.commit()
+        norm = self.roles.step_student()
+        result.metrics |= self._gradients.pop_metrics(self._ranks)
+        result.metrics["student_grad_norm"] = norm
+        return samples
+
+    def _judge_rollout(
+        self, batch: Batch, random: UpdateRandom, rollout: Rollout, result: UpdateResult
+    ) -> list[Tensor]:
+        student, count, prompt = self.roles.student.network, len(random.samples), batch.rollout_prompts[0]
+        exit_stage, noisy = self._run_until(batch, random, rollout, 0)
+        result.metrics["exit_stage"] = exit_stage
+        parts = self._parts(count)
+        in_one = len(parts) == 1
 
         def predict(i: int, gradient: bool) -> Tensor:
-            return self.rollout.predict(student, noisy[i], prompt[parts[i]], exit_stage, gradient=gradient)
+            return rollout.predict(student, noisy[i], prompt[parts[i]], exit_stage, gradient=gradient)
 
-        whole = len(parts) == 1
-        samples = [predict(i, gradient=judged and whole) for i in range(len(parts))]
-        # The two terms on the samples meet in their gradient; the student's graph is then walked once.
-        leaves = [sample.detach().requires_grad_() for sample in samples]
-        metrics: dict[str, float] = {"exit_stage": exit_stage}
-        if objective.distribution_matching.weight:
-            terms = (
-                self._distribution_matching(
-                    self.term_gradients.on_video("distribution_matching", leaf), prompt[rows], draws.part(rows)
-                )
-                for leaf, rows in zip(leaves, parts, strict=True)
-            )
-            metrics |= self._backward(terms, objective.distribution_matching.weight, parts)
-        if objective.temporal.weight:
-            samples_BCFHW = torch.cat([self.term_gradients.on_video("temporal", leaf) for leaf in leaves])
-            term = temporal_regularization(
-                samples_BCFHW, truncation=self.truncation, global_mean=self.ranks.global_mean
-            )
-            metrics |= self._backward([term], objective.temporal.weight, parts=[slice(0, len(draws.samples))])
-        if judged:
-            for i, leaf in enumerate(leaves):
-                (samples[i] if whole else predict(i, gradient=True)).backward(leaf.grad)
-        if objective.regression.weight:
-            regressions = (self._regression(batch, draws, rows) for rows in parts)
-            metrics |= self._backward(regressions, objective.regression.weight, parts)
-            self.means.commit()
-        norm = self.roles.student.step()
-        if math.isfinite(norm):
-            self.roles.average.update(student, self.roles.student.steps - 1)
-        metrics |= self.term_gradients.pop_metrics(self.ranks)
-        return [leaf.detach() for leaf in leaves], {**metrics, "student_grad_norm": norm}
+        made = [predict(i, gradient=in_one) for i in range(len(parts))]
+        leaves = [each.detach().requires_grad_() for each in made]
+        for active in self.method.judging(RolloutSource()):
+            watched = [self._gradients.on_video(active.name, leaf) for leaf in leaves]
+            judged = list(zip(watched, parts, strict=True))
+            if active.term.full_batch:
+                judged = [(torch.cat(watched), slice(0, count))]
+            found = UpdateResult()
+            for x, rows in judged:
+                self._backward(active, Sample(x, random.part(rows), self._bound(prompt[rows])), rows, count, found)
+            _merge(result, found)
+        for i, leaf in enumerate(leaves):
+            (made[i] if in_one else predict(i, gradient=True)).backward(leaf.grad)
+        return [leaf.detach() for leaf in leaves]
 
-    def _update_fake_score(
-        self, samples: list[Tensor], prompt: Tensor, draws: UpdateRandom, i: int
-    ) -> dict[str, float]:
-        parts = self._parts(len(draws.samples))
+    def _judge_data(
+        self, source: DataSource, batch: Batch, random: UpdateRandom, rollout: Rollout, result: UpdateResult
+    ) -> None:
+        stages = Stages(
+            tuple(stage.sigma for stage in rollout.stages), tuple(stage.frame_stride for stage in rollout.stages)
+        )
+        count, judging = len(random.samples), self.method.judging(source)
+        found = {active.name: UpdateResult() for active in judging}
+        for rows in self._parts(count):
+            own, prompt = random.part(rows), batch.prompts_BLD[rows]
+            levels = source.law.draw(own, stages)
+            x0 = batch.latents_BCFHW[rows, :, :: levels.frame_stride]
+            eps = own.normal(source.law.name, "noise", shape=x0.shape[1:])
+            x = add_noise(x0, eps, levels.sigma_B)
+            velocity = self.roles.student.network(x, levels.sigma_B, prompt, frame_stride=levels.frame_stride)
+            leaf = velocity.detach().requires_grad_()
+            for active in judging:
+                watched = self._gradients.on_velocity(active.name, leaf, levels.sigma_B)
+                sample = Sample(watched, own, self._bound(prompt), x0, eps, x, levels.sigma_B, levels.index_B)
+                self._backward(active, sample, rows, count, found[active.name])
+            velocity.backward(leaf.grad)
+        for each in found.values():
+            _merge(result, each)
 
-        def term(sample: Tensor, rows: slice) -> LossTerm:
-            here = draws.part(rows)
-            return fake_score_denoising(
-                sample,
-                fake_score=partial(_predict, self.roles.fake_score.network, prompt[rows]),
-                sigma_B=self._score_sigmas(here, "fake score", i),
-                eps_BCFHW=here.normal("fake score", i, "noise", shape=sample.shape[1:]),
-            )
+    def _update_auxiliary(
+        self, name: str, samples: list[Tensor], prompt: Tensor, random: UpdateRandom, i: int, result: UpdateResult
+    ) -> None:
+        auxiliary = next(each for each in self.method.learned if each.name == name)
+        count, found = len(random.samples), UpdateResult()
+        for x, rows in zip(samples, self._parts(count), strict=True):
+            bound = self._bound(prompt[rows])
+            term = auxiliary.loss(Sample(x, random.part(rows), bound), partial(bound.auxiliary, name), i)
+            _backpropagate(term, 1.0, rows, count, found)
+        _merge(result, found)
+        result.metrics[f"{name}_grad_norm"] = self.roles.learned[name].step()
 
-        metrics = self._backward((term(*each) for each in zip(samples, parts, strict=True)), 1.0, parts)
-        return {**metrics, "fake_score_grad_norm": self.roles.fake_score.step()}
-
-    def _roll_out(self, batch: Batch, draws: UpdateRandom, i: int) -> list[Tensor]:
-        """The samples of rollout `i`, at full rate, part by part, without gradient."""
-        stage, noisy = self._run_until(batch, draws, i)
+    def _roll_out(self, batch: Batch, random: UpdateRandom, rollout: Rollout, i: int) -> list[Tensor]:
+        """The samples of rollout `i`, part by part, without gradient."""
+        stage, noisy = self._run_until(batch, random, rollout, i)
         prompt, student = batch.rollout_prompts[i], self.roles.student.network
         return [
-            self.rollout.predict(student, x, prompt[rows], stage)
-            for x, rows in zip(noisy, self._parts(len(draws.samples)), strict=True)
+            rollout.predict(student, x, prompt[rows], stage)
+            for x, rows in zip(noisy, self._parts(len(random.samples)), strict=True)
         ]
 
-    def _run_until(self, batch: Batch, draws: UpdateRandom, i: int) -> tuple[int, list[Tensor]]:
-        """The exit stage of rollout `i`, random and the same for the whole batch, and what that stage begins with."""
-        stage = draws.shared_integer("rollout", i, "exit", high=len(self.sigmas))
+    def _run_until(self, batch: Batch, random: UpdateRandom, rollout: Rollout, i: int) -> tuple[int, list[Tensor]]:
+        """The exit stage of rollout `i`, random and the same for the full batch, and what that stage starts from."""
+        stage = random.shared_integer("rollout", i, "exit", high=len(rollout.stages))
         shape, prompt = batch.latents_BCFHW.shape[1:], batch.rollout_prompts[i]
         noisy = []
-        for rows in self._parts(len(draws.samples)):
-            normal = partial(draws.part(rows).normal, "rollout", i, shape=shape)
+        for rows in self._parts(len(random.samples)):
+            normal = partial(random.part(rows).normal, "rollout", i, shape=shape)
             student = self.roles.student.network
-            noisy.append(self.rollout.run_until(student, normal("start"), prompt[rows], normal, stage))
+            noisy.append(rollout.run_until(student, normal("start"), prompt[rows], normal, stage))
         return stage, noisy
 
-    def _distribution_matching(self, x: Tensor, prompt: Tensor, draws: UpdateRandom) -> LossTerm:
-        recipe: DistributionMatchingRecipe = self.recipe.objective.distribution_matching
-        return distribution_matching(
-            x,
-            teacher=lambda noisy, sigma: guided(
-                self.roles.teacher, noisy, sigma, prompt, self.null_prompt, recipe.standard_guidance
-            ),
-            fake_score=partial(_predict, self.roles.fake_score.network, prompt),
-            sigma_B=self._score_sigmas(draws, "distribution matching"),
-            eps_BCFHW=draws.normal("distribution matching", "noise", shape=x.shape[1:]),
-        )
+    def _bound(self, prompt: Tensor) -> _Bound:
+        return _Bound(self.roles, prompt, self.null_prompt)
 
-    def _regression(self, batch: Batch, draws: UpdateRandom, rows: slice) -> LossTerm:
-        """Each sample at a random student timestep; all of a batch share a stride, as one network call must."""
-        stages, here = self.rollout.stages, draws.part(rows)
-        stride = stages[draws.shared_integer("regression", "stride", high=len(stages))].frame_stride
-        choices = [i for i, stage in enumerate(stages) if stage.frame_stride == stride]
-        x0 = batch.latents_BCFHW[rows, :, ::stride]
-        choice_B = here.integers("regression", "timestep", high=len(choices))
-        timestep_B = torch.tensor(choices, device=x0.device)[choice_B]
-        network, prompt = self.roles.student.network, batch.prompts_BLD[rows]
-
-        def student(x: Tensor, sigma: Tensor) -> Tensor:
-            v = network(x, sigma, prompt, frame_stride=stride)
-            return self.term_gradients.on_velocity("regression", v, sigma)
-
-        return regression(
-            x0,
-            student=student,
-            sigma_B=torch.tensor(self.sigmas, device=x0.device)[timestep_B],
-            eps_BCFHW=here.normal("regression", "noise", shape=x0.shape[1:]),
-            timestep_B=timestep_B,
-            means=self.means if self.recipe.objective.regression.adaptive else None,
-        )
-
-    def _score_sigmas(self, draws: UpdateRandom, *what: int | str) -> Tensor:
-        """Noise levels at which scores are compared and the fake score learns: uniform in a range, shifted."""
-        recipe = self.recipe.objective.distribution_matching
-        uniform = draws.uniform(*what, "sigma")
-        return shift_sigma(recipe.sigma_min + (recipe.sigma_max - recipe.sigma_min) * uniform, recipe.shift)
-
-    def _backward(self, terms: Iterable[LossTerm], weight: float, parts: list[slice]) -> dict[str, float]:
-        """Backpropagate a term of a batch that comes in parts, each before the next is made; its mean, and metrics."""
-        metrics: dict[str, float] = {}
-        for term, rows in zip(terms, parts, strict=True):
-            share = (rows.stop - rows.start) / parts[-1].stop
-            loss = term.per_sample_B.mean() * share
-            # Ranks that share a clip have a part each of its gradient, and all gradients are averaged over ranks.
-            (self.ranks.context_size * weight * loss).backward()
-            for name, value in {term.name: loss.item(), **{k: v * share for k, v in term.metrics.items()}}.items():
-                metrics[name] = metrics.get(name, 0.0) + value
-        return metrics
+    def _backward(self, active: ActiveTerm, sample: Sample, rows: slice, count: int, found: UpdateResult) -> None:
+        """Backpropagate a part of a term into its source's leaf."""
+        _backpropagate(self.terms[active.name](sample), active.section.weight, rows, count, found)
 
 
-def _predict(network: Network, prompt: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    return network(x, sigma, prompt)
+def _backpropagate(term: LossTerm, weight: float, rows: slice, count: int, found: UpdateResult) -> None:
+    """Backpropagate the loss of the samples `rows` of `count` as their share of the batch's; add it to `found`."""
+    share = (rows.stop - rows.start) / count
+    loss = term.per_sample_B.mean() * share
+    (weight * loss).backward()
+    for key, value in {term.name: loss.item(), **{k: v * share for k, v in term.metrics.items()}}.items():
+        found.metrics[key] = found.metrics.get(key, 0.0) + value
+    known = found.values.setdefault(term.name, {})
+    for key, value_B in term.values.items():
+        known[key] = torch.cat([known[key], value_B]) if key in known else value_B
+
+
+def _merge(result: UpdateResult, later: UpdateResult) -> None:
+    """Take over what was measured later; of a name that is there already, the later value counts."""
+    result.metrics |= later.metrics
+    result.values |= later.values

@@ -1,7 +1,7 @@
 """The one training loop: VAE, teacher, interpolator and student all run in it.
 
 A task knows what an update is; the loop knows when to checkpoint, validate, sample and stop, on every rank alike.
-Tasks draw their randomness from `training.randomness`, so a checkpoint after update n is all that update n + 1 depends
+Tasks draw their randomness from `engine.randomness`, so a checkpoint after update n is all that update n + 1 depends
 on.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -24,11 +24,20 @@ from avd.engine.saving import Saver, StopRequest, stop_requests
 from avd.types import Stopped, UserError
 
 
+@dataclass
+class UpdateResult:
+    """What one update gave: metrics to log, the same on all ranks, and values per sample of this rank, (B,) each, by
+    the name of who gave them and their own."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    values: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
 class Task(Protocol):
     """What is trained. `n` counts updates from 0."""
 
-    def update(self, n: int) -> dict[str, float]:
-        """Do update `n`; return what to log."""
+    def update(self, n: int) -> UpdateResult:
+        """Do update `n`."""
         ...
 
     def validate(self, n: int) -> dict[str, float]:
@@ -82,19 +91,40 @@ class Decision:
 CONTINUE = Decision()
 
 
-class Watch(Protocol):
+class Measurement(Protocol):
+    """What a watch measured after an update."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+
+M = TypeVar("M", bound=Measurement)
+
+
+class Watch(Protocol[M]):
     """Looks on while a task is trained."""
 
     def begin(self, updates: int) -> None:
-        """The run begins, or goes on from a checkpoint, after `updates` updates."""
+        """The run begins, or resumes from a checkpoint, after `updates` updates."""
         ...
 
-    def after_update(self, updates: int, metrics: Mapping[str, float]) -> Decision:
-        """After each update: its metrics are logged, its samples written, its checkpoint is not yet.
-
-        To roll back may be asked for only where `Task.validate` has just been called.
-        """
+    def measure(self, updates: int, result: UpdateResult) -> M | None:
+        """After each update, before it is logged: what is measured now, if anything is; its metrics are logged too."""
         ...
+
+    def after_update(self, updates: int, metrics: Mapping[str, float], measurement: M | None) -> Decision:
+        """After each update: its metrics are logged, its samples written, its checkpoint is not yet."""
+        ...
+
+    def roll_back(self, updates: int) -> None:
+        """Make another checkpoint the newest; called after a decision to roll back, while none is being written."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, JSON-able, under names that the task's own state does not have."""
+        ...
+
+    def load(self, state: Mapping[str, Any]) -> None: ...
 
 
 Progress = Callable[[int, int, Mapping[str, float], float | None], None]
@@ -106,7 +136,7 @@ def run(
     folder: RunFolder,
     schedule: Schedule,
     progress: Progress,
-    watch: Watch | None = None,
+    watch: Watch[M] | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> None:
     """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export.
@@ -129,12 +159,12 @@ def _train(
     folder: RunFolder,
     schedule: Schedule,
     progress: Progress,
-    watch: Watch | None,
+    watch: Watch[M] | None,
     ranks: Ranks,
     stop: StopRequest,
 ) -> bool:
     """False if the run was sent back, to go on from the newest checkpoint."""
-    done = _restore(task, folder)
+    done = _restore(task, folder, watch)
     folder.rewind_metrics(done)
     if watch is not None:
         watch.begin(done)
@@ -142,24 +172,26 @@ def _train(
     pace = Pace()
     for n in range(done, schedule.updates):
         started = time.perf_counter()
-        metrics = task.update(n)
-        measured = _due(n + 1, schedule.validate_every, schedule.updates)
-        if measured:
+        result, measurement = task.update(n), None
+        metrics = result.metrics
+        if due(n + 1, schedule.validate_every, schedule.updates):
             metrics |= task.validate(n + 1)
+        if watch is not None:
+            measurement = watch.measure(n + 1, result)
+            metrics |= {} if measurement is None else measurement.metrics
         seconds = time.perf_counter() - started
         folder.log(n, {**metrics, "seconds": round(seconds, 4)})
-        if _due(n + 1, schedule.sample_every, schedule.updates):
+        if due(n + 1, schedule.sample_every, schedule.updates):
             task.sample(folder.samples, n + 1)
-        decision = CONTINUE
-        if watch is not None:
-            if measured:
-                saver.finish()  # the watch may put another checkpoint in the place of the newest
-            decision = watch.after_update(n + 1, metrics)
+        decision = CONTINUE if watch is None else watch.after_update(n + 1, metrics, measurement)
         if decision.roll_back:
+            assert watch is not None
+            saver.finish()
+            watch.roll_back(n + 1)
             return False
         asked = ranks.any_rank(bool(stop))
-        if asked or decision.stop or _due(n + 1, schedule.checkpoint_every, schedule.updates):
-            saver.save(n + 1, task.tensors(), task.state())
+        if asked or decision.stop or due(n + 1, schedule.checkpoint_every, schedule.updates):
+            saver.save(n + 1, task.tensors(), task.state() | ({} if watch is None else watch.state()))
         saver.poll()
         pace.add(seconds)
         progress(n + 1, schedule.updates, metrics, pace.left(schedule.updates - n - 1))
@@ -175,13 +207,15 @@ def _train(
     return True
 
 
-def _restore(task: Task, folder: RunFolder) -> int:
+def _restore(task: Task, folder: RunFolder, watch: Watch[M] | None) -> int:
     saved = list_checkpoints(folder.checkpoints)
     if not saved:
         return 0
     tensors, state = load_checkpoint(saved[-1])
     try:
         task.load(tensors, state)
+        if watch is not None:
+            watch.load(state)
     except (LookupError, RuntimeError, ValueError) as error:  # as `load_state_dict` and its like raise them
         raise UserError(
             f"checkpoint {saved[-1]} does not fit the model: resume with the model it began with"
@@ -189,7 +223,8 @@ def _restore(task: Task, folder: RunFolder) -> int:
     return int(state["step"])
 
 
-def _due(done: int, every: int, last: int) -> bool:
+def due(done: int, every: int, last: int) -> bool:
+    """Whether what is done every so many updates is to be done after `done` of `last`; 0 is never."""
     return every > 0 and (done % every == 0 or done == last)
 
 

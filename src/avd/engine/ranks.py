@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from avd.config import ComputeRecipe
 from avd.models.devices import pick_device
@@ -68,12 +68,12 @@ class Ranks:
         return range(self.data_rank * share, (self.data_rank + 1) * share)
 
     def all_sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks, on the CPU."""
+        """The sum over the shares of a batch, on the CPU: ranks that see the same clips count once."""
         if self.size == 1:
             return values
         summed = values.detach().cpu().clone()
         dist.all_reduce(summed)
-        return summed
+        return summed / self.context_size if self.context_size > 1 else summed
 
     def all_max(self, values: Tensor) -> Tensor:
         """The largest over ranks of each value, on the CPU."""
@@ -84,15 +84,15 @@ class Ranks:
         return found
 
     def global_mean(self, value_B: Tensor) -> Tensor:
-        """The mean over the samples of all ranks. Its gradient is that of this rank's own samples, times the number
-        of ranks: averaged over ranks, it is the gradient of the whole mean."""
+        """The mean of a (B,) tensor over the full batch. Its gradient is that of this rank's own samples, times
+        `data_size`: averaged over the shares of the batch, it is the gradient of the full mean."""
         own = value_B.mean()
-        whole = (self.all_sum(own.detach()) / self.size).to(own.device)
-        return own + (whole - own.detach())
+        full = (self.all_sum(own.detach()) / self.data_size).to(own.device)
+        return own + (full - own.detach())
 
     def mean_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Metrics of the same names on all ranks, averaged."""
-        values = self.all_sum(torch.tensor(list(metrics.values()), dtype=torch.float64)) / self.size
+        values = self.all_sum(torch.tensor(list(metrics.values()), dtype=torch.float64)) / self.data_size
         return dict(zip(metrics, values.tolist(), strict=True))
 
     def any_rank(self, flag: bool) -> bool:
@@ -176,4 +176,9 @@ def shard(network: WanVelocity, ranks: Ranks, dtype: torch.dtype) -> None:
     for block in transformer.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    if ranks.context_size > 1:  # ranks that share a clip have a part each of its gradient: a sum, not a mean
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(ranks.data_size)
+                module.set_force_sum_reduction_for_comms(True)
     network.compute_dtype = dtype

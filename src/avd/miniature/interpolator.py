@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from avd.engine.ema import EMA
+from avd.engine.loop import UpdateResult
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.randomness import derive_seed, generator_for
 from avd.engine.run_folder import atomic_folder
@@ -51,7 +52,7 @@ class Clips(Protocol):
 
 
 class InterpolatorTask:
-    """See `training.loop.Task`. `heldout` are whitened latents (N, C, F, H, W) of clips that are not in `source`.
+    """See `engine.loop.Task`. `heldout` are whitened latents (N, C, F, H, W) of clips that are not in `source`.
 
     Raises UserError unless clips have an odd number of latent frames, at least 3, and the two are of one shape.
     """
@@ -77,7 +78,7 @@ class InterpolatorTask:
         self.ema = EMA(self.network, config.ema)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1.0, betas=(0.9, 0.99))
 
-    def update(self, n: int) -> dict[str, float]:
+    def update(self, n: int) -> UpdateResult:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * trapezoid(n, config.warmup, config.cooldown, config.updates)
@@ -94,7 +95,7 @@ class InterpolatorTask:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.ema.update(self.network, n)
-        return {"loss": loss.item(), "grad_norm": norm.item()}
+        return UpdateResult({"loss": loss.item(), "grad_norm": norm.item()})
 
     @torch.no_grad()
     def validate(self, n: int) -> dict[str, float]:

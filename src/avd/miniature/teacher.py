@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from avd.engine.ema import EMA
+from avd.engine.loop import UpdateResult
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.preview import write_preview
 from avd.engine.randomness import derive_seed, generator_for
@@ -56,7 +57,7 @@ class _Networks(nn.Module):
 
 
 class TeacherTask:
-    """See `training.loop.Task`. `latents` are (N, C, F, H, W) of the first N training clips of `world`.
+    """See `engine.loop.Task`. `latents` are (N, C, F, H, W) of the first N training clips of `world`.
 
     The weights start at random, or at those of `start`, a miniature trained before on latents of the same VAE.
     """
@@ -83,7 +84,7 @@ class TeacherTask:
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99))
 
-    def update(self, n: int) -> dict[str, float]:
+    def update(self, n: int) -> UpdateResult:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * trapezoid(n, config.warmup, config.cooldown, config.updates)
@@ -98,7 +99,7 @@ class TeacherTask:
         norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
         self.optimizer.step()
         self.ema.update(self.networks, n)
-        return {"loss": loss.item(), "grad_norm": norm.item()}
+        return UpdateResult({"loss": loss.item(), "grad_norm": norm.item()})
 
     @torch.no_grad()
     def validate(self, n: int) -> dict[str, float]:

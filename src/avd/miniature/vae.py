@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from avd.engine.ema import EMA
+from avd.engine.loop import UpdateResult
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.randomness import derive_seed, generator_for
 from avd.engine.run_folder import atomic_folder
@@ -46,7 +47,7 @@ class VAEConfig:
 
 
 class VAETask:
-    """See `training.loop.Task`."""
+    """See `engine.loop.Task`."""
 
     def __init__(self, config: VAEConfig, world: World) -> None:
         self.config, self.world = config, world
@@ -56,7 +57,7 @@ class VAETask:
         self.ema = EMA(self.vae, config.ema)
         self.optimizer = torch.optim.AdamW(self.vae.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=1e-4)
 
-    def update(self, n: int) -> dict[str, float]:
+    def update(self, n: int) -> UpdateResult:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warm_cosine(n, self.config.warmup, self.config.updates)
         video = self._clips(n)
@@ -75,7 +76,7 @@ class VAETask:
         self.optimizer.step()
         self.ema.update(self.vae, n)
         metrics = {"luma": luma, "chroma": chroma, "absolute": absolute, "edges": edges, "kl": kl, "grad_norm": norm}
-        return {name: value.item() for name, value in metrics.items()}
+        return UpdateResult({name: value.item() for name, value in metrics.items()})
 
     @torch.no_grad()
     def validate(self, n: int) -> dict[str, float]:

@@ -12,20 +12,21 @@ gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from avd.flow import add_noise, velocity_of
+from avd.flow import velocity_of
+from avd.objectives.source import AtStages, DataSource
+from avd.objectives.term import Sample, Setting, Term, TermSection
 from avd.types import LossTerm
 
 Order = Literal["weight_first", "update_first"]
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; the identity in a single process."""
-Listener = Callable[[Tensor, Tensor], None]
-"""Told the weights of samples and their timesteps' indices."""
 
 
 class LossMeans:
@@ -53,7 +54,6 @@ class LossMeans:
         if not 0.0 <= omega < 1.0:
             raise ValueError(f"omega is {omega}: it must lie in [0, 1)")
         self.omega, self.k, self.order, self.reduce = omega, k, order, reduce
-        self.listener: Listener = lambda weight_B, timestep_B: None
         self.mean_S = torch.zeros(timesteps, dtype=torch.float64)
         self.seen_S = torch.zeros(timesteps, dtype=torch.bool)
         self._gathered = torch.zeros(2, timesteps, dtype=torch.float64)
@@ -61,7 +61,7 @@ class LossMeans:
 
     @torch.no_grad()
     def weigh(self, loss_B: Tensor, timestep_B: Tensor) -> Tensor:
-        """Weights in (0, 1) of losses at timesteps given by index."""
+        """Weights in (0, 1) of losses at timesteps given by index, in float64 on the CPU."""
         loss, index = loss_B.detach().double().cpu(), timestep_B.cpu()
         finite = loss.isfinite()
         self._gathered[0].index_add_(0, index, loss.where(finite, 0.0))
@@ -69,9 +69,7 @@ class LossMeans:
         if self.order == "update_first":
             self.commit()
         reference_B = torch.where(self.seen_S[index], self.mean_S[index], loss)
-        weight = 1 - torch.sigmoid(self.k * (loss - reference_B))
-        self.listener(weight, index)
-        return weight.to(loss_B)
+        return 1 - torch.sigmoid(self.k * (loss - reference_B))
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -92,22 +90,79 @@ class LossMeans:
 
 
 def regression(
-    x0_BCFHW: Tensor,
+    velocity_BCFHW: Tensor,
     *,
-    student: Callable[[Tensor, Tensor], Tensor],
-    sigma_B: Tensor,
+    x0_BCFHW: Tensor,
     eps_BCFHW: Tensor,
     timestep_B: Tensor,
     means: LossMeans | None,
 ) -> LossTerm:
-    """Weighted loss of real latents at the student's timesteps; gradient reaches only the student.
+    """Weighted loss of the student's velocity on noised real latents; gradient reaches only the velocity.
 
-    `student(x, sigma_B)` predicts the velocity; `sigma_B` are the noise levels of the timesteps whose indices are
-    `timestep_B`. Without `means` every weight is 1: plain regression. With them, `means.commit()` is the caller's,
-    once the whole batch has been through.
+    `timestep_B` are the indices of the student timesteps that `x0_BCFHW` was noised to with `eps_BCFHW`. Without
+    `means` every weight is 1: plain regression. With them, `means.commit()` is the caller's, once the full batch has
+    been through.
     """
-    velocity = student(add_noise(x0_BCFHW, eps_BCFHW, sigma_B), sigma_B)
-    loss_B = (velocity - velocity_of(x0_BCFHW, eps_BCFHW)).square().flatten(1).mean(1)
-    weight_B = torch.ones_like(loss_B) if means is None else means.weigh(loss_B, timestep_B)
+    loss_B = (velocity_BCFHW - velocity_of(x0_BCFHW, eps_BCFHW)).square().flatten(1).mean(1)
+    values: dict[str, Tensor] = {}
+    weight_B = torch.ones_like(loss_B)
+    if means is not None:
+        values = {"weight": means.weigh(loss_B, timestep_B), "timestep": timestep_B}
+        weight_B = values["weight"].to(loss_B)
     metrics = {"regression_plain": loss_B.mean().item(), "regression_weight": weight_B.mean().item()}
-    return LossTerm("regression", weight_B * loss_B, metrics)
+    return LossTerm("regression", weight_B * loss_B, metrics, values)
+
+
+class RegressionRecipe(TermSection):
+    """Adaptive regression on real videos; weight 0 leaves the branch out."""
+
+    weight: float = Field(2.0, ge=0)
+    adaptive: bool = True
+    omega: float = Field(0.95, ge=0, lt=1)
+    k: float = Field(3.0, ge=0)
+    order: Order = "weight_first"
+    """Whether a sample is weighed by the running mean before it (paper) or after it (released code)."""
+
+
+class Regression:
+    """See `objectives.term.Evaluate`. `means` is None for plain regression, which remembers nothing."""
+
+    def __init__(self, section: RegressionRecipe, setting: Setting) -> None:
+        self.means: LossMeans | None = None
+        if section.adaptive:
+            self.means = LossMeans(
+                setting.stages, omega=section.omega, k=section.k, order=section.order, reduce=setting.all_sum
+            )
+
+    def __call__(self, sample: Sample) -> LossTerm:
+        assert sample.x0_BCFHW is not None and sample.eps_BCFHW is not None and sample.index_B is not None
+        return regression(
+            sample.output_BCFHW,
+            x0_BCFHW=sample.x0_BCFHW,
+            eps_BCFHW=sample.eps_BCFHW,
+            timestep_B=sample.index_B,
+            means=self.means,
+        )
+
+    def commit(self) -> None:
+        if self.means is not None:
+            self.means.commit()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {} if self.means is None else self.means.state_dict()
+        return {f"loss_means.{name}": tensor for name, tensor in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if self.means is not None:
+            self.means.load_state_dict({name: state[f"loss_means.{name}"] for name in self.means.state_dict()})
+
+
+TERM = Term(
+    name="regression",
+    about="adaptively weighted error of the velocity on real videos",
+    paper="AVD, Eq. 5 to 7",
+    section=RegressionRecipe,
+    source=lambda section: DataSource(AtStages("regression")),
+    make=Regression,
+    one_part=lambda section: section.order == "update_first",
+)

@@ -14,9 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from avd.flow import add_noise, x0_from_velocity
+from avd.objectives.fake_score import ScoreLevels, fake_score
+from avd.objectives.passes import Pass
+from avd.objectives.source import RolloutSource
+from avd.objectives.term import GuidedSection, Sample, Setting, Stateless, Term
 from avd.types import LossTerm
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -43,3 +48,50 @@ def distribution_matching(
         target = x - gradient
     per_sample = 0.5 * (x_BCFHW.float() - target).square().flatten(1).mean(1)
     return LossTerm("distribution_matching", per_sample, {"dm_norm": norm_B.mean().item()})
+
+
+class DistributionMatchingRecipe(GuidedSection):
+    weight: float = Field(1.0, ge=0)
+    sigma_min: float = Field(0.02, gt=0, lt=1)
+    sigma_max: float = Field(0.98, gt=0, le=1)
+    shift: float = Field(1.0, gt=0)
+    """Shift of the uniformly drawn noise levels at which the two scores are compared."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DistributionMatchingRecipe:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min must be below sigma_max ({self.sigma_max})")
+        return self
+
+    @property
+    def levels(self) -> ScoreLevels:
+        return ScoreLevels(self.sigma_min, self.sigma_max, self.shift)
+
+
+def _make(section: DistributionMatchingRecipe, setting: Setting) -> Stateless:
+    def loss(sample: Sample) -> LossTerm:
+        x, networks = sample.output_BCFHW, sample.networks
+        return distribution_matching(
+            x,
+            teacher=lambda noisy, sigma: networks.teacher(noisy, sigma, section.standard_guidance),
+            fake_score=lambda noisy, sigma: networks.auxiliary("fake_score", noisy, sigma),
+            sigma_B=section.levels.draw(sample.random, "distribution matching"),
+            eps_BCFHW=sample.random.normal("distribution matching", "noise", shape=x.shape[1:]),
+        )
+
+    return Stateless(loss)
+
+
+TERM = Term(
+    name="distribution_matching",
+    about="difference of the teacher's and the fake score on the student's samples",
+    paper="DMD, arXiv 2311.18828, and DMD2, arXiv 2405.14867",
+    section=DistributionMatchingRecipe,
+    source=lambda section: RolloutSource(),
+    auxiliaries=lambda section: (fake_score(section.levels),),
+    passes=lambda section: (
+        Pass("teacher with guidance", "teacher", section.branches),
+        Pass("fake score, matching", "fake_score"),
+    ),
+    make=_make,
+)

@@ -1,4 +1,4 @@
-"""Temporal regularization (AVD Eq. 8): samples whose frames are all alike are dear.
+"""Temporal regularization (AVD Eq. 8): samples whose frames are all alike are expensive.
 
     L_temp = -log( E_x[ Var_over_frames(x) ] + eps )
 
@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 from torch import Tensor
 
+from avd.objectives.source import RolloutSource
+from avd.objectives.term import Sample, Setting, Stateless, Term, TermSection
 from avd.types import LossTerm
+
+_REAL_LATENTS = 256
+"""Real latents whose loss is the threshold that `truncation: data` stands for."""
 
 
 def frame_variance(x_BCFHW: Tensor) -> Tensor:
@@ -38,3 +45,47 @@ def temporal_regularization(
     loss = -(variance + eps).log()
     metrics = {"temporal_variance": variance.item(), "temporal_plain": loss.item()}
     return LossTerm("temporal", loss.clamp_min(truncation).expand(len(x_BCFHW)), metrics)
+
+
+class TemporalRecipe(TermSection):
+    """Temporal regularization; weight 0 leaves it out."""
+
+    weight: float = Field(0.05, ge=0)
+    truncation: float | Literal["data", "never"] = 0.6
+    """Loss at which it stops acting: a number (paper: 0.6), or the loss of the real latents themselves ("data")."""
+
+    @field_validator("truncation", mode="wrap")
+    @classmethod
+    def _check(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate(value)
+        except ValidationError:  # a union's own errors are one per kind
+            raise ValueError('must be a number, "data" or "never"') from None
+
+
+def _threshold(section: TemporalRecipe, setting: Setting) -> float:
+    if section.truncation == "never":
+        return -math.inf
+    if section.truncation == "data":
+        return temporal_regularization(setting.real_latents(_REAL_LATENTS)).per_sample_B[0].item()
+    return section.truncation
+
+
+def _make(section: TemporalRecipe, setting: Setting) -> Stateless:
+    threshold = _threshold(section, setting)
+
+    def loss(sample: Sample) -> LossTerm:
+        return temporal_regularization(sample.output_BCFHW, truncation=threshold, global_mean=setting.global_mean)
+
+    return Stateless(loss)
+
+
+TERM = Term(
+    name="temporal",
+    about="minus the logarithm of the variance over frames of the student's samples",
+    paper="AVD, Eq. 8",
+    section=TemporalRecipe,
+    source=lambda section: RolloutSource(),
+    make=_make,
+    full_batch=True,
+)

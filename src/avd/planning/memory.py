@@ -1,6 +1,6 @@
 """Memory of one rank: what stays, and what each moment of a cycle adds to it.
 
-What stays is arithmetic on parameter counts, as `training.roles` keeps them: trained weights, their gradients and
+What stays is arithmetic on parameter counts, as `distillation.roles` keeps them: trained weights, their gradients and
 AdamW's moments in float32 (moments of 8 bits: a byte each, and a float32 for every 256), the average in float32, frozen
 weights in the dtype of the arithmetic; all of it divided over `compute.shard` ranks. A moment of the cycle adds the
 activations of its passes, measured by `planning.activations`, the weights that are gathered for it, and gradients.
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from avd.config import AdaptersRecipe, OptimizerRecipe, Recipe
+from avd.methods.method import Method
 from avd.models.wan.skeleton import Skeleton
+from avd.objectives.source import DataSource
 from avd.planning.activations import Pass, PassMemory, PassMeter
 
 _FLOAT32 = 4
 _LATENTS_ALIVE = 10
 """Tensors of a clip's latents that a loss has at hand: clean, noise, noisy, velocities, gradient and the like."""
-_ADAPTERS = 3
-"""Of student, fake score and average."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Account:
 
     def __init__(self, recipe: Recipe, meter: PassMeter, parameters: Parameters, gpus: int) -> None:
         self._recipe, self._meter, self._parameters = recipe, meter, parameters
+        self._method = Method.of(recipe)
         self._dtype: torch.dtype = getattr(torch, recipe.compute.dtype)
         self._on_gpu = recipe.compute.device != "cpu"
         self._shard = recipe.compute.shard or gpus
@@ -109,39 +110,46 @@ class Account:
         self._gradients = _FLOAT32 * self._trained / self._shard
 
     def resident(self) -> Resident:
-        optimizers = (self._recipe.student.optimizer, self._recipe.fake_score.optimizer)
+        optimizers = self._optimizers
+        averages = 1 + len(self._method.averaged)
         return Resident(
             frozen_weights=self._dtype.itemsize * self._parameters.network / self._shard,
-            trained_weights=2 * _FLOAT32 * self._trained / self._shard,
-            average=_FLOAT32 * self._trained / self._shard,
+            trained_weights=len(optimizers) * _FLOAT32 * self._trained / self._shard,
+            average=averages * _FLOAT32 * self._trained / self._shard,
             optimizer=sum(_bytes_of_moments(optimizer) for optimizer in optimizers) * self._trained / self._shard,
             batch=self._batch(),
         )
 
+    @property
+    def _optimizers(self) -> list[OptimizerRecipe]:
+        """Of all networks that learn."""
+        return [self._recipe.student.optimizer, *(each.optimizer for each in self._method.updates.values())]
+
     def moments(self) -> list[Moment]:
-        """In the order of a cycle. A forward without gradient takes less than the same one with it, and is left out."""
-        objective = self._recipe.objective
+        """In the order of a cycle. A forward without gradient takes less than the same one with it, and is left out
+        where no graph of the student waits for its gradient meanwhile."""
         learning = self._measure(self._part, gradient=True)
         found: list[Moment] = []
-        judged = bool(objective.distribution_matching.weight or objective.temporal.weight)
         had = 0.0 if self._whole else self._gradients
-        if objective.distribution_matching.weight:
-            branches = 1 if objective.distribution_matching.standard_guidance == 1.0 else 2
-            teacher = self._measure(branches * self._part, gradient=False, adapted=False)
-            waiting = learning.saved if self._whole else 0.0  # the student's graph, until its gradient is known
-            found.append(Moment("teacher's forward", waiting + teacher.peak, gathered=self._gathered(learning=False)))
-        if judged:
-            found.append(self._backward("student's backward", learning, had))
-        if objective.regression.weight:
-            found.append(self._backward("regression's backward", learning, self._gradients if judged else had))
-        found.append(self._backward("fake score's backward", learning, had))
+        waiting = learning.saved if self._whole else 0.0  # the student's graph, until its gradient is known
+        for source in self._method.sources:
+            judges = [each for term in self._method.judging(source) for each in term.term.passes(term.section)]
+            for network, count in {each.network: each.count for each in judges if not each.learns}.items():
+                forward = self._measure(round(count * self._part), gradient=False, adapted=network != "teacher")
+                gathered = self._gathered(learning=False)
+                found.append(Moment(f"{_title(network)}'s forward", waiting + forward.peak, gathered=gathered))
+            title = source.name if isinstance(source, DataSource) else "student"
+            found.append(self._backward(f"{title}'s backward", learning, had))
+            had = self._gradients
+        had = 0.0 if self._whole else self._gradients
+        found += [self._backward(f"{_title(each.name)}'s backward", learning, had) for each in self._method.learned]
         return [*found, Moment("optimizer's step", 0.0, self._gradients, temporaries=self._temporaries())]
 
     def _batch(self) -> float:
         """Real latents and prompts, the rollouts' prompts, and what the losses make of latents."""
-        skeleton, rollout = self._meter.skeleton, self._recipe.rollout
+        skeleton = self._meter.skeleton
         channels, frames, height, width = skeleton.latent_CFHW
-        prompts = 1 + (1 if rollout.shared else self._recipe.fake_score.updates)
+        prompts = 1 + self._method.rollouts
         latent = channels * frames * height * width
         return (
             _FLOAT32
@@ -179,16 +187,20 @@ class Account:
         if not self._sharded:
             return 0.0
         p = self._parameters
-        block, outside = p.block + _ADAPTERS * p.adapter_block, p.outside + _ADAPTERS * p.adapter_outside
+        adapters = 2 + len(self._method.auxiliaries)  # the student's, its average's, and those of auxiliaries
+        block, outside = p.block + adapters * p.adapter_block, p.outside + adapters * p.adapter_outside
         weights = self._dtype.itemsize * (3 * block + outside)
         trained = p.adapter_block if self._recipe.roles == "adapters" else p.block
         return weights + (trained * (self._dtype.itemsize + _FLOAT32) if learning else 0)
 
     def _temporaries(self) -> float:
         """Of AdamW: all tensors at once on a GPU; with 8 bits and on a CPU one after the other."""
-        bits = {self._recipe.student.optimizer.bits, self._recipe.fake_score.optimizer.bits}
-        at_once = self._on_gpu and 32 in bits
+        at_once = self._on_gpu and any(optimizer.bits == 32 for optimizer in self._optimizers)
         return _FLOAT32 * (self._trained if at_once else 2 * self._parameters.largest) / self._shard
+
+
+def _title(network: str) -> str:
+    return network.replace("_", " ")
 
 
 def _bytes_of_moments(recipe: OptimizerRecipe) -> float:

@@ -1,4 +1,4 @@
-"""The network passes of one cycle, and what they cost: `training.cycle`, counted without running it.
+"""What the network passes cost that a method declares for one cycle.
 
 Exits are uniform over the stages, so stage i of S runs before the exit in (S - 1 - i) / S of the rollouts and is the
 exit in 1 / S. A backward counts as two forwards, blocks that are computed again as the share of one that they are, and
@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 
 from avd.config import Recipe
 from avd.flow import few_step_sigmas
+from avd.methods.method import Method
 from avd.models.wan.skeleton import Skeleton
+from avd.objectives.passes import BACKWARD, Pass
 from avd.planning.flops import Flops, flops_of
 from avd.sampling.rollout import make_stages
 
@@ -47,35 +49,32 @@ class _Costs:
 
 def work_of(recipe: Recipe, skeleton: Skeleton, *, in_parts: bool) -> list[Work]:
     """Of a cycle, for each clip of the batch. `in_parts`: a rank's clips go through the networks in several."""
-    costs, objective, rollout = _costs(recipe, skeleton), recipe.objective, recipe.rollout
-    stages = len(rollout.timesteps)
-    matched = bool(objective.distribution_matching.weight)
-    judged = matched or bool(objective.temporal.weight)
-    rollouts = 1 if rollout.shared else recipe.fake_score.updates
-    learning = 3 + costs.again
-
-    def forward(stride: int) -> float:
-        return costs.trained(stride).forward
-
-    before = _over_stages(recipe, lambda i, stride: (stages - 1 - i) / stages * forward(stride))
-    at_exit = _over_stages(recipe, lambda _, stride: forward(stride) / stages)
-    learning_at_exit = _over_stages(recipe, lambda _, stride: costs.learn(stride) / stages)
-    mean, most = rollouts * (stages - 1) / 2, rollouts * (stages - 1)
-    found = [Work("rollouts, before the exit", mean, 0, most, rollouts * before)]
-    plain = rollouts - 1 + (0 if judged and not in_parts else 1)
-    if plain:
-        found.append(_fixed("rollouts, exit without gradient", plain, plain * at_exit))
-    if judged:
-        found.append(_fixed("student at the exit", learning, learning_at_exit))
-    if matched:
-        branches = 1 if objective.distribution_matching.standard_guidance == 1.0 else 2
-        found.append(_fixed("teacher with guidance", branches, branches * costs.bare(1).forward))
-        found.append(_fixed("fake score, matching", 1, forward(1)))
-    if objective.regression.weight:
-        found.append(_fixed("student's regression", learning, learning_at_exit))  # strides are drawn as an exit's
-    updates = recipe.fake_score.updates
-    found.append(_fixed(f"fake score, {updates} updates", updates * learning, updates * costs.learn(1)))
+    costs, stages = _costs(recipe, skeleton), len(recipe.rollout.timesteps)
+    found = []
+    for each in Method.of(recipe).passes(in_parts=in_parts):
+        forwards = 1 + BACKWARD + costs.again if each.learns else 1
+        least, mean, most = (
+            each.count * forwards * (exit if each.place == "before_exit" else 1)
+            for exit in (0, (stages - 1) / 2, stages - 1)
+        )
+        found.append(Work(each.name, mean, least, most, each.count * _flops(recipe, each, costs)))
     return found
+
+
+def _flops(recipe: Recipe, which: Pass, costs: _Costs) -> float:
+    """Operations of one clip where the pass runs once per rollout."""
+
+    def once(stride: int) -> float:
+        if which.network == "teacher":
+            return costs.bare(stride).forward
+        return costs.learn(stride) if which.learns else costs.trained(stride).forward
+
+    stages = len(recipe.rollout.timesteps)
+    if which.place == "before_exit":
+        return _over_stages(recipe, lambda i, stride: (stages - 1 - i) / stages * once(stride))
+    if which.place == "exit":
+        return _over_stages(recipe, lambda _, stride: once(stride) / stages)
+    return once(1)
 
 
 def _costs(recipe: Recipe, skeleton: Skeleton) -> _Costs:
@@ -103,7 +102,3 @@ def _over_stages(recipe: Recipe, of: Callable[[int, int], float]) -> float:
 
     share = recipe.rollout.half_rate_share
     return share * total(recipe.rollout.half_rate_stages) + (1 - share) * total(0)
-
-
-def _fixed(name: str, forwards: float, flops: float) -> Work:
-    return Work(name, forwards, forwards, forwards, flops)

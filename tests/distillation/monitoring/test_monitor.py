@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from avd.data import MemoryLatents
-from avd.distillation import task as task_module
+from avd.distillation import sampler
 from avd.distillation.monitoring import watch
-from avd.distillation.monitoring.monitor import score
+from avd.distillation.monitoring.monitor import Measurement, Monitor, score
 from avd.distillation.task import DistillTask
 from avd.engine import saving
 from avd.engine.checkpoint import list_checkpoints, load_checkpoint
@@ -24,7 +24,7 @@ from avd.measures.pixels import measure_pixels
 from avd.models.wan.model import VideoModel
 from avd.types import Stopped
 from helpers.command import snapshot
-from helpers.watched_run import COLLAPSING, watched, watched_recipe, watched_task
+from helpers.watched_run import COLLAPSING, monitor_of, watched, watched_recipe, watched_task
 
 UPDATES = 6
 ROLLING_BACK = (
@@ -74,8 +74,9 @@ def test_the_measured_videos_differ_from_one_another_and_stay_the_same(tmp_path:
     task, made = watched_task(watched_recipe("compute.microbatch=1")), []
     decode = task.model.decode_video
     monkeypatch.setattr(task.model, "decode_video", lambda latents: made.append(latents) or decode(latents))
-    assert task.monitor is not None
-    first, second = task.validate(1), task.validate(1)
+    monitor = monitor_of(task)
+    assert monitor is not None
+    first, second = monitor.measure().metrics, monitor.measure().metrics
     assert first["saturation"] == second["saturation"]
     assert len(made) == 4 and torch.equal(made[0], made[2]) and torch.equal(made[1], made[3])
     assert not torch.equal(made[0], made[1])
@@ -83,13 +84,13 @@ def test_the_measured_videos_differ_from_one_another_and_stay_the_same(tmp_path:
 
 def test_the_teacher_is_sampled_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original = task_module.sample_teacher
+    original = sampler.sample_teacher
 
     def counted(*arguments: Any, steps: int, **options: Any) -> torch.Tensor:
         calls.append(steps)
         return original(*arguments, steps=steps, **options)
 
-    monkeypatch.setattr(task_module, "sample_teacher", counted)
+    monkeypatch.setattr(sampler, "sample_teacher", counted)
     path = tmp_path / "run"
     watched(path, 2)
     before = (path / "references.json").read_bytes()
@@ -104,8 +105,9 @@ def test_the_teacher_is_sampled_once_a_run(tmp_path: Path, monkeypatch: pytest.M
 
 def test_there_are_no_more_clips_than_data() -> None:
     task = watched_task(watched_recipe("monitors.clips=100"))
-    assert task.monitor is not None
-    assert task.monitor.measure()["saturation"] > 0
+    monitor = monitor_of(task)
+    assert monitor is not None
+    assert monitor.measure().metrics["saturation"] > 0
     assert len(task.source) == 6
 
 
@@ -180,13 +182,13 @@ def test_a_stopped_run_has_saved_its_state_and_goes_on_when_asked(tmp_path: Path
 def test_the_best_student_is_the_one_that_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task, averages = watched_task(watched_recipe("monitors.keep_best=saturation")), []
     metrics = iter([{"saturation_to_real": ratio} for ratio in (1.5, 0.9, 1.3)])
-    original = DistillTask.validate
+    original = Monitor.measure
 
-    def validate(self: DistillTask, n: int) -> dict[str, float]:
-        averages.append({k: v.clone() for k, v in self.roles.average.module.transformer.state_dict().items()})
-        return original(self, n)
+    def measure(self: Monitor) -> Measurement:
+        averages.append({k: v.clone() for k, v in task.roles.average.network.transformer.state_dict().items()})
+        return original(self)
 
-    monkeypatch.setattr(DistillTask, "validate", validate)
+    monkeypatch.setattr(Monitor, "measure", measure)
     monkeypatch.setattr(
         "avd.distillation.monitoring.monitor.score", lambda _: {"score": 0.0, **score(RIGHT | next(metrics))}
     )
@@ -285,5 +287,5 @@ def test_without_a_best_there_is_nothing_to_roll_back_to(tmp_path: Path, monkeyp
 def test_memory_latents_of_one_clip_are_enough() -> None:
     task = watched_task(watched_recipe())
     source = MemoryLatents(task.source.latents([0]), task.source.prompts([0]), list(task.source.captions[:1]))
-    lone = DistillTask(watched_recipe(), task.model, source, None)
-    assert lone.monitor is not None and math.isfinite(lone.monitor.measure()["motion"])
+    monitor = monitor_of(DistillTask(watched_recipe(), task.model, source, None))
+    assert monitor is not None and math.isfinite(monitor.measure().metrics["motion"])

@@ -26,7 +26,6 @@ def test_weights_by_timestep(batches: list[list[tuple[float, int]]], saved: int)
             statistics.load_state_dict(state)
         weights, timesteps = zip(*batch, strict=True)
         statistics.add(torch.tensor(weights, dtype=torch.float64), torch.tensor(timesteps))
-        statistics.gather()
     metrics = statistics.pop_metrics()
     for i, name in enumerate(("1000", "757.5", "522")):
         here = [weight for batch in batches for weight, timestep in batch if timestep == i]
@@ -40,13 +39,13 @@ def test_weights_by_timestep(batches: list[list[tuple[float, int]]], saved: int)
     assert statistics.pop_metrics() == {}
 
 
-def test_the_loss_means_tell_their_weights() -> None:
+def test_weights_that_are_not_finite_are_left_out() -> None:
     statistics, means = WeightStatistics((1000, 500)), LossMeans(2, k=3.0)
-    means.listener = statistics.add
-    means.weigh(torch.tensor([1.0, 1.0]), torch.tensor([0, 1]))
+    first, second = torch.tensor([0, 1]), torch.tensor([0, 1, 1])
+    statistics.add(means.weigh(torch.tensor([1.0, 1.0]), first), first)
     means.commit()
-    weights = means.weigh(torch.tensor([3.0, 0.5, float("nan")]), torch.tensor([0, 1, 1]))
-    statistics.gather()
+    weights = means.weigh(torch.tensor([3.0, 0.5, float("nan")]), second)
+    statistics.add(weights, second)
     metrics = statistics.pop_metrics()
     assert metrics["weight_least_1000"] == pytest.approx(weights[0].item())
     assert metrics["weight_mean_500"] == pytest.approx((0.5 + weights[1].item()) / 2)

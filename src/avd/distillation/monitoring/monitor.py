@@ -26,6 +26,7 @@ from avd.config import Recipe
 from avd.data import LatentSource
 from avd.distillation.monitoring.alarms import Alarms, Event, rules_of
 from avd.distillation.monitoring.statistics import FakeScoreLevel, WeightStatistics
+from avd.engine.loop import UpdateResult
 from avd.engine.randomness import generator_for
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.run_folder import write_text
@@ -38,7 +39,7 @@ _SMALLEST = 1e-4
 """References below this are as good as nothing, and a ratio to them means nothing: grey videos, videos at rest."""
 
 
-class Studio(Protocol):
+class Sampler(Protocol):
     """What makes the videos. `noise` is (B, C, F, H, W), `prompts` (B, L, D), all on the CPU."""
 
     def student(self, noise: Tensor, prompts: Tensor, renoise: Renoise) -> Tensor:
@@ -51,6 +52,10 @@ class Studio(Protocol):
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """uint8 videos (B, F, H, W, 3)."""
+        ...
+
+    def rest(self) -> None:
+        """Called when no video is wanted for a while."""
         ...
 
 
@@ -68,8 +73,8 @@ class Measurement:
 class Monitor:
     """Watches one run. Call `find_references` before the first `measure`: without them there are no ratios."""
 
-    def __init__(self, recipe: Recipe, source: LatentSource, studio: Studio, ranks: Ranks = SINGLE_PROCESS) -> None:
-        self.recipe, self._source, self._studio, self._ranks = recipe.monitors, source, studio, ranks
+    def __init__(self, recipe: Recipe, source: LatentSource, sampler: Sampler, ranks: Ranks = SINGLE_PROCESS) -> None:
+        self.recipe, self._source, self._sampler, self._ranks = recipe.monitors, source, sampler, ranks
         self._seed, self._batch = recipe.seed, recipe.compute.microbatch
         count = min(self.recipe.clips, len(source))
         self._indices = [i * len(source) // count for i in range(count)]
@@ -81,7 +86,6 @@ class Monitor:
         self._alarms = Alarms(rules_of(self.recipe.limits, recipe.rollout.timesteps))
         self._teacher = self._real = PixelStats(math.nan, math.nan, math.nan)
         self._best: float | None = None
-        self._latest: Measurement | None = None
 
     def find_references(self, folder: Path, tell: Callable[[str], None]) -> None:
         """Measure teacher and real clips, or read what an earlier process of the run measured."""
@@ -90,24 +94,26 @@ class Monitor:
         kept = _read_references(path, asked)
         if kept is None:
             tell(f"monitors: sampling the teacher on {len(self._indices)} prompts, once")
-            steps, studio = self.recipe.teacher_steps, self._studio
-            teacher = self._measure(lambda noise, prompts, _: studio.teacher(noise, prompts, steps))
+            steps, sampler = self.recipe.teacher_steps, self._sampler
+            teacher = self._measure(lambda noise, prompts, _: sampler.teacher(noise, prompts, steps))
             clips = (self._source.latents([i]) for i in self._own)
-            real = self._mean([measure_pixels(video) for clip in clips for video in studio.decode(clip)])
+            real = self._mean([measure_pixels(video) for clip in clips for video in sampler.decode(clip)])
             kept = {"teacher": asdict(teacher), "real": asdict(real)}
             if self._ranks.is_main:
                 write_text(path, json.dumps({**asked, **kept}, indent=2) + "\n")
         self._teacher, self._real = PixelStats(**kept["teacher"]), PixelStats(**kept["real"])
 
-    def observe(self, metrics: Mapping[str, float]) -> None:
-        """Take note of one update: its metrics, and the weights that were heard of since the last."""
-        if "fake_score" in metrics:
-            self.fake_score.add(metrics["fake_score"])
-        self.weights.gather()
+    def observe(self, result: UpdateResult) -> None:
+        """Take note of one update: the fake score's loss and the regression's weights, if the method has them."""
+        if "fake_score" in result.metrics:
+            self.fake_score.add(result.metrics["fake_score"])
+        regression = result.values.get("regression", {})
+        if "weight" in regression:
+            self.weights.add(regression["weight"], regression["timestep"])
 
-    def measure(self) -> dict[str, float]:
-        """Measure the student as it is, judge, and return the metrics to log."""
-        look = self._measure(self._studio.student)
+    def measure(self) -> Measurement:
+        """Measure the student as it is, and judge."""
+        look = self._measure(self._sampler.student)
         metrics: dict[str, float] = asdict(look)
         for name in asdict(look):
             metrics[f"{name}_to_real"] = _ratio(getattr(look, name), getattr(self._real, name))
@@ -121,13 +127,8 @@ class Monitor:
         if best:
             self._best = own
         lasting = self._alarms.lasting(metrics, self.recipe.patience)
-        self._latest = Measurement(metrics, events, lasting, best)
-        return metrics
-
-    def pop_measurement(self) -> Measurement | None:
-        """The measurement since the last call, if there was one."""
-        latest, self._latest = self._latest, None
-        return latest
+        self._sampler.rest()
+        return Measurement(metrics, events, lasting, best)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -156,7 +157,7 @@ class Monitor:
                 return torch.stack([torch.randn(*shape, generator=generator) for generator in each])
 
             latents = make(noise("start"), self._source.prompts(indices), noise)
-            looks += [measure_pixels(video) for latent in latents.split(1) for video in self._studio.decode(latent)]
+            looks += [measure_pixels(video) for latent in latents.split(1) for video in self._sampler.decode(latent)]
         return self._mean(looks)
 
     def _mean(self, looks: list[PixelStats]) -> PixelStats:

@@ -22,29 +22,27 @@ class WeightStatistics:
 
     def __init__(self, timesteps: Sequence[float], ranks: Ranks = SINGLE_PROCESS) -> None:
         self._names, self._ranks = [f"{timestep:g}" for timestep in timesteps], ranks
-        self._heard: list[tuple[float, int]] = []
         self._clear()
 
     def add(self, weight_B: Tensor, timestep_B: Tensor) -> None:
-        """Weights of this rank's samples at timesteps given by index. Those that are not finite are left out."""
-        pairs = zip(weight_B.tolist(), timestep_B.tolist(), strict=True)
-        self._heard += [(weight, i) for weight, i in pairs if math.isfinite(weight)]
+        """Weights of this rank's samples of one update, at timesteps given by index; all ranks must add theirs.
 
-    def gather(self) -> None:
-        """Count what all ranks have been told since the last call."""
+        Weights that are not finite are left out.
+        """
         sums = torch.zeros(3, len(self._names), dtype=torch.float64)
         below_one = torch.zeros(len(self._names), dtype=torch.float64)
-        for weight, i in self._heard:
+        for weight, i in zip(weight_B.tolist(), timestep_B.tolist(), strict=True):
+            if not math.isfinite(weight):
+                continue
             sums[:, i] += torch.tensor([1.0, weight, weight < LOW_WEIGHT], dtype=torch.float64)
             below_one[i] = max(below_one[i].item(), 1.0 - weight)
-        counts, totals, lows = (self._ranks.all_sum(sums) / self._ranks.context_size).tolist()
+        counts, totals, lows = self._ranks.all_sum(sums).tolist()
         leasts = (1.0 - self._ranks.all_max(below_one)).tolist()
         for i, (count, total, low, least) in enumerate(zip(counts, totals, lows, leasts, strict=True)):
             self._count[i] += round(count)
             self._sum[i] += total
             self._low[i] += round(low)
             self._least[i] = min(self._least[i], least)
-        self._heard.clear()
 
     def pop_metrics(self) -> dict[str, float]:
         """Mean and least since the last call of the timesteps that were met, and the share below `LOW_WEIGHT` of those

@@ -18,10 +18,10 @@ from typing import Any
 
 from avd.config import MonitorsRecipe
 from avd.distillation.monitoring.alarms import Alarms
-from avd.distillation.monitoring.monitor import Measurement
+from avd.distillation.monitoring.monitor import Measurement, Monitor
 from avd.distillation.task import DistillTask
 from avd.engine.checkpoint import list_checkpoints, restore_checkpoint
-from avd.engine.loop import CONTINUE, Decision
+from avd.engine.loop import CONTINUE, Decision, UpdateResult, due
 from avd.engine.run_folder import RunFolder, atomic_folder, write_text
 from avd.engine.saving import Saver
 from avd.engine.trackers import Trackers
@@ -34,10 +34,12 @@ Tell = Callable[[str], None]
 
 
 class RunWatch:
-    """See `training.loop.Watch`. Lines of `warnings.jsonl` hold `updates`, `roll_backs`, `event`, `about`, `text`."""
+    """See `engine.loop.Watch`. Lines of `warnings.jsonl` hold `updates`, `roll_backs`, `event`, `about`, `text`."""
 
-    def __init__(self, task: DistillTask, folder: RunFolder, trackers: Trackers, tell: Tell) -> None:
-        self._task, self._folder, self._trackers, self._tell = task, folder, trackers, tell
+    def __init__(
+        self, task: DistillTask, monitor: Monitor | None, folder: RunFolder, trackers: Trackers, tell: Tell
+    ) -> None:
+        self._task, self._monitor, self._folder, self._trackers, self._tell = task, monitor, folder, trackers, tell
         self._recipe: MonitorsRecipe = task.recipe.monitors
         self._warnings = folder.path / WARNINGS_FILE
 
@@ -49,13 +51,26 @@ class RunWatch:
         kept = [line for line in _whole_lines(self._warnings) if (line["roll_backs"], line["updates"]) <= here]
         write_text(self._warnings, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def after_update(self, updates: int, metrics: Mapping[str, float]) -> Decision:
+    def measure(self, updates: int, result: UpdateResult) -> Measurement | None:
+        if self._monitor is None:
+            return None
+        self._monitor.observe(result)
+        if not due(updates, self._recipe.every, self._task.recipe.training.updates):
+            return None
+        return self._monitor.measure()
+
+    def state(self) -> dict[str, Any]:
+        return {"monitors": None if self._monitor is None else self._monitor.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        if self._monitor is not None and state["monitors"] is not None:  # it may have been switched on since
+            self._monitor.load_state_dict(state["monitors"])
+
+    def after_update(self, updates: int, metrics: Mapping[str, float], measurement: Measurement | None) -> Decision:
         self._trackers.metrics(updates, metrics)
         sample = self._folder.samples / f"update-{updates:06d}.mp4"
         if sample.exists():
             self._trackers.video(updates, sample)
-        monitor = self._task.monitor
-        measurement = None if monitor is None else monitor.pop_measurement()
         if measurement is None:
             return CONTINUE
         for event in measurement.events:
@@ -65,7 +80,7 @@ class RunWatch:
         if measurement.lasting is None or self._recipe.action == "warn":
             return CONTINUE
         if self._recipe.action == "roll_back" and self._task.roll_backs < self._recipe.roll_backs:
-            return self._roll_back(updates, measurement.lasting)
+            return self._announce_roll_back(updates, measurement.lasting)
         return self._stop(updates, measurement.lasting)
 
     def _stop(self, updates: int, reason: str) -> Decision:
@@ -78,18 +93,25 @@ class RunWatch:
             "to go on nevertheless, add --resume --set monitors.action=warn"
         )
 
-    def _roll_back(self, updates: int, reason: str) -> Decision:
-        found = [p for p in list_checkpoints(self._folder.path / BEST_CHECKPOINT) if _step(p) <= updates]
+    def roll_back(self, updates: int) -> None:
+        best, number = self._best_checkpoints(updates)[-1], self._task.roll_backs + 1
+        if self._task.ranks.is_main:
+            restore_checkpoint(best, self._folder.checkpoints, lambda state: _sent_back(state, number))
+            _forget_after(self._folder.checkpoints, _step(best))
+        self._task.ranks.barrier()
+
+    def _best_checkpoints(self, updates: int) -> list[Path]:
+        """Those of at most `updates` updates."""
+        return [path for path in list_checkpoints(self._folder.path / BEST_CHECKPOINT) if _step(path) <= updates]
+
+    def _announce_roll_back(self, updates: int, reason: str) -> Decision:
+        found = self._best_checkpoints(updates)
         if not found:  # no measurement had a score, or the options were changed and the run was resumed
             return self._stop(updates, f"{reason}; and there is no best checkpoint to roll back to")
         step, number = _step(found[-1]), self._task.roll_backs + 1
         self._note(
             updates, "rolled back", "run", f"rolled back to update {step}, with other noise (number {number}): {reason}"
         )
-        if self._task.ranks.is_main:
-            restore_checkpoint(found[-1], self._folder.checkpoints, lambda state: _sent_back(state, number))
-            _forget_after(self._folder.checkpoints, step)
-        self._task.ranks.barrier()
         return Decision(roll_back=True)
 
     def _keep_best(self, updates: int, measurement: Measurement) -> None:
@@ -106,7 +128,7 @@ class RunWatch:
             if ranks.is_main:
                 _forget_after(checkpoints, updates)  # of updates that are being done again
             saver = Saver(checkpoints, 1, ranks)
-            saver.save(updates, self._task.tensors(), self._task.state())
+            saver.save(updates, self._task.tensors(), self._task.state() | self.state())
             saver.finish()
 
     def _note(self, updates: int, event: str, about: str, text: str, *, shown: bool = True) -> None:

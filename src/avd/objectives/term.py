@@ -1,0 +1,193 @@
+"""What a method is made of: weighted terms, the networks they need besides the student, and what both may know.
+
+A term is declared by its objective file: the section of the recipe that holds its values, the source whose output it
+judges, the auxiliaries it needs, the network passes it adds, and how it is made for a run. A term whose weight is 0 is
+not made, and neither is an auxiliary that no remaining term names. Nobody else knows a term by name: recipes weigh
+what `objectives.registry` finds, and the training step runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+from torch import Tensor
+
+from avd.objectives.passes import Pass
+from avd.objectives.source import Random, Source
+from avd.section import Section
+from avd.types import LossTerm
+
+
+class TermSection(Section):
+    """A term's values in a recipe; weight 0 leaves the term out."""
+
+    weight: float = Field(0.0, ge=0)
+
+
+class GuidedSection(TermSection):
+    """Values of a term that asks the teacher."""
+
+    guidance: float = Field(5.0, ge=0)
+    """Scale of the teacher's guidance."""
+    guidance_form: Literal["standard", "conditional"] = "standard"
+    """standard: uncond + g (cond - uncond), as in the paper; conditional: cond + g (cond - uncond), as released."""
+
+    @property
+    def standard_guidance(self) -> float:
+        return self.guidance + (1.0 if self.guidance_form == "conditional" else 0.0)
+
+    @property
+    def branches(self) -> int:
+        """Forwards of the teacher for one guided velocity."""
+        return 1 if self.standard_guidance == 1.0 else 2
+
+
+class Networks(Protocol):
+    """The networks of a run with the conditions of some samples bound. None of them is called with a gradient unless
+    its caller enables one."""
+
+    def teacher(self, x_BCFHW: Tensor, sigma_B: Tensor, guidance: float) -> Tensor:
+        """The teacher's velocity, guided in the usual convention; at `guidance` 1 it is asked once, else twice."""
+        ...
+
+    def student(self, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor: ...
+
+    def auxiliary(self, name: str, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A source's output for some samples of a batch, and what it was made from.
+
+    `output_BCFHW` is a leaf: a clean video for a rollout, a velocity for real data. `x0`, `eps`, `sigma` and `index`
+    are those of noised real data; a rollout leaves them None.
+    """
+
+    output_BCFHW: Tensor
+    random: Random
+    networks: Networks
+    x0_BCFHW: Tensor | None = None
+    eps_BCFHW: Tensor | None = None
+    x_BCFHW: Tensor | None = None
+    sigma_B: Tensor | None = None
+    index_B: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a term may know of its run when it is made."""
+
+    stages: int
+    """Number of the student's stages."""
+    shift: float
+    """Timestep shift that the teacher is sampled with."""
+    real_latents: Callable[[int], Tensor]
+    """The first so many real latents of the run's data, (N, C, F, H, W), or all if there are fewer."""
+    all_sum: Callable[[Tensor], Tensor] = lambda values: values
+    """Adds values of all parts of a batch that is spread over ranks."""
+    global_mean: Callable[[Tensor], Tensor] = Tensor.mean
+    """The mean of a (B,) tensor over the full batch, wherever its samples are."""
+
+
+class Evaluate(Protocol):
+    """A term, made for a run."""
+
+    def __call__(self, sample: Sample) -> LossTerm: ...
+
+    def commit(self) -> None:
+        """The full batch has been through: take the step of whatever the term remembers."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs, by names of the term's own."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Stateless:
+    """A term that remembers nothing, from its loss."""
+
+    loss: Callable[[Sample], LossTerm]
+
+    def __call__(self, sample: Sample) -> LossTerm:
+        return self.loss(sample)
+
+    def commit(self) -> None:
+        """Nothing to do."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to load."""
+
+
+class AuxiliaryLoss(Protocol):
+    """What an auxiliary learns from a rollout's clean videos. Compared by value: make it a frozen dataclass."""
+
+    def __call__(self, sample: Sample, network: Callable[[Tensor, Tensor], Tensor], update: int) -> LossTerm:
+        """`network(x, sigma_B)` carries a gradient; `update` counts the auxiliary's updates of this cycle from 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A network that starts as the teacher and learns on rollouts, `updates` times per cycle.
+
+    The recipe's section of the auxiliary's name holds its number of updates and its optimizer.
+    """
+
+    name: str
+    loss: AuxiliaryLoss
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A network that follows the student: the moving average of its weights with this decay."""
+
+    name: str
+    decay: float
+
+
+Auxiliary = Learned | Averaged
+
+
+@dataclass(frozen=True)
+class Term:
+    """The declaration of a term. What depends on the recipe is a function of the term's section."""
+
+    name: str
+    about: str
+    """One line for people who choose."""
+    paper: str
+    section: type[TermSection]
+    source: Callable[[Any], Source]
+    make: Callable[[Any, Setting], Evaluate]
+    auxiliaries: Callable[[Any], tuple[Auxiliary, ...]] = lambda section: ()
+    passes: Callable[[Any], tuple[Pass, ...]] = lambda section: ()
+    """Passes that the term adds to those of its source and its auxiliaries."""
+    full_batch: bool = False
+    """Whether its loss is one function of the full batch, and not a mean over samples."""
+    one_part: Callable[[Any], bool] = lambda section: False
+    """Whether a batch must go through the networks in one part."""
+
+
+@dataclass(frozen=True)
+class ActiveTerm:
+    """A term of a recipe, with its values there."""
+
+    term: Term
+    section: TermSection = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.term.name
+
+    @property
+    def source(self) -> Source:
+        return self.term.source(self.section)
