@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from avd.types import UserError
 from helpers.miniatures import Configuration, configurations, read_metrics
 
 RENAMED_METRICS: dict[str, str] = {}
@@ -47,7 +48,10 @@ def main() -> None:
     if commit is None:
         found = f"{arguments.ref} is no commit" if arguments.ref else "REF is missing"
         _refuse(f"{found}: name the one to compare with, as in `make same REF=main`")
-    known = configurations()
+    try:
+        known = configurations()
+    except UserError as error:  # a recipe that cannot be read
+        _refuse(str(error))
     chosen = [configuration for configuration in known if configuration.name.startswith(arguments.only)]
     if not chosen:
         _refuse(f"no configuration begins with {arguments.only}: there are {', '.join(c.name for c in known)}")
