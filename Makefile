@@ -1,6 +1,6 @@
 # Run `make` to see what there is. PYTHON picks the interpreter that .venv is made with (3.11 or newer).
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test same golden lint format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,6 +14,12 @@ demo: $(STAMP) ## Distil the built-in miniature, measure it, write runs/demo/rep
 
 test: $(STAMP) ## Run the tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
+
+same: $(STAMP) ## Compare the numbers with those of commit REF, byte for byte: make same REF=main [ONLY=dmd]
+	@PYTHONPATH=src:tests $(VENV)/bin/python tools/same.py "$(REF)" "$(ONLY)"
+
+golden: $(STAMP) ## Write tests/golden again, after a change that moves numbers on purpose
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=src:tests $(VENV)/bin/python tools/golden.py
 
 lint: $(STAMP) ## Check format, style and types
 	$(VENV)/bin/ruff format --check

@@ -1,0 +1,61 @@
+"""Golden metrics: what each miniature configuration logged when its numbers last moved on purpose."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from avd.cli.main import main
+from helpers.miniatures import Configuration, read_metrics
+
+FOLDER = Path(__file__).parents[1] / "golden"
+
+RELATIVE = 1e-3
+"""Another processor sums in another order, and six updates of AdamW enlarge the difference."""
+ABSOLUTE = 1e-6
+"""What a metric near 0 may differ by."""
+
+Metrics = list[dict[str, Any]]
+
+
+def train(configuration: Configuration, output: Path) -> Metrics:
+    """The metrics of a run in this process. A run without checkpoints logs what one with them logs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["avd", *configuration.arguments(output, "training.checkpoint_every=0")])
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert not end.value.code, f"{configuration.name}: avd ended with exit code {end.value.code}"
+    return read_metrics(output / "metrics.jsonl")
+
+
+def golden_file(name: str) -> Path:
+    return FOLDER / f"{name}.jsonl"
+
+
+def write_golden(name: str, metrics: Metrics) -> None:
+    """Numbers have 7 significant digits: what float32 holds, and no more for a diff to show."""
+    rounded = [{k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in line.items()} for line in metrics]
+    golden_file(name).write_text("".join(json.dumps(line) + "\n" for line in rounded), encoding="utf-8")
+
+
+def differences(name: str, found: Metrics, expected: Metrics) -> list[str]:
+    """A line for each metric of configuration `name` that is missing, unexpected or out of tolerance."""
+    if len(found) != len(expected):
+        return [f"{name}: found {len(found)} updates, expected {len(expected)}"]
+    return [
+        f"{name}, update {update}, {key}: found {new.get(key, 'nothing')}, expected {old.get(key, 'nothing')}"
+        for update, (new, old) in enumerate(zip(found, expected, strict=True))
+        for key in {**old, **new}
+        if key not in old or key not in new or not _close(new[key], old[key])
+    ]
+
+
+def _close(found: float | None, expected: float | None) -> bool:
+    """Null is what is logged of a number that is not finite."""
+    if found is None or expected is None:
+        return found is expected
+    return abs(found - expected) <= max(RELATIVE * abs(expected), ABSOLUTE)
