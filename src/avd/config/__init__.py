@@ -1,8 +1,9 @@
-"""Recipes: everything that decides a distillation run, as validated YAML."""
+"""Recipes: everything that decides a run, of distillation or of `avd train`, as validated YAML."""
 
 from __future__ import annotations
 
-from avd.config.loading import load_recipe, shipped_recipes
+from avd.config.loading import COMMANDS, about, load, load_recipe, shipped_recipes
+from avd.config.miniature import InterpolatorRecipe, TeacherRecipe, VAERecipe
 from avd.config.recipe import (
     AdaptersRecipe,
     ComputeRecipe,
@@ -23,11 +24,13 @@ from avd.config.recipe import (
 )
 
 __all__ = [
+    "COMMANDS",
     "AdaptersRecipe",
     "ComputeRecipe",
     "DataRecipe",
     "DistributionMatchingRecipe",
     "FakeScoreRecipe",
+    "InterpolatorRecipe",
     "LimitsRecipe",
     "MonitorsRecipe",
     "ObjectiveRecipe",
@@ -36,9 +39,13 @@ __all__ = [
     "RegressionRecipe",
     "RolloutRecipe",
     "StudentRecipe",
+    "TeacherRecipe",
     "TemporalRecipe",
     "TrackerName",
     "TrainingRecipe",
+    "VAERecipe",
+    "about",
+    "load",
     "load_recipe",
     "shipped_recipes",
 ]

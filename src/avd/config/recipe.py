@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
@@ -15,13 +12,10 @@ from pydantic import (
     model_validator,
 )
 
+from avd.config.section import Section as _Section
 from avd.flow import few_step_sigmas
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataRecipe(_Section):
@@ -254,6 +248,3 @@ class Recipe(_Section):
                 "take their step before a batch is weighed, so it must come in one piece"
             )
         return self
-
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
