@@ -1,4 +1,4 @@
-"""What the environment says of a launch: whole, absent, or refused in one line."""
+"""What the environment says of a launch: complete, absent, or refused in one line."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def test_a_launch_is_read(environment: dict[str, str], launch: Launch) -> None:
     ("environment", "message"),
     [
         ({"RANK": "x"}, "RANK is 'x'"),
-        ({"RANK": "-1"}, "RANK is '-1': it must be a whole number, at least 0"),
+        ({"RANK": "-1"}, "RANK is '-1': it must be an integer, at least 0"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0': it must be a whole number, at least 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0': it must be an integer, at least 1"),
         ({"LOCAL_RANK": "0.5"}, "LOCAL_RANK is '0.5'"),
         ({"RANK": "1"}, "RANK is 1 and WORLD_SIZE is not set"),
         (PAIR | {"RANK": "2"}, "RANK is 2 and WORLD_SIZE is 2"),
@@ -48,7 +48,7 @@ def test_a_launch_is_read(environment: dict[str, str], launch: Launch) -> None:
         (without("MASTER_ADDR", "MASTER_PORT"), "WORLD_SIZE is 2 without MASTER_ADDR, MASTER_PORT:"),
         (PAIR | {"MASTER_ADDR": ""}, "WORLD_SIZE is 2 without MASTER_ADDR:"),
         (PAIR | {"MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
-        (PAIR | {"MASTER_PORT": "70000"}, "MASTER_PORT is '70000': it must be a whole number, from 1 to 65535"),
+        (PAIR | {"MASTER_PORT": "70000"}, "MASTER_PORT is '70000': it must be an integer, from 1 to 65535"),
     ],
 )
 def test_half_a_launch_is_refused_in_one_line(environment: dict[str, str], message: str) -> None:

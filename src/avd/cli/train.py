@@ -162,10 +162,10 @@ def pack(
         raise UserError(f"output folder {output} exists already: name a new one")
     model = VideoModel.load(str(teacher))
     between = None if interpolator is None else FrameInterpolator.load(interpolator)
-    with atomic_folder(output) as whole:
-        model.half().save(whole)
+    with atomic_folder(output) as writing:
+        model.half().save(writing)
         if between is not None:
-            between.half().save(whole / "interpolator")
+            between.half().save(writing / "interpolator")
     ui.say(f"the model is in {output}")
 
 

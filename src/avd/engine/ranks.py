@@ -85,10 +85,10 @@ class Ranks:
 
     def global_mean(self, value_B: Tensor) -> Tensor:
         """The mean over the samples of all ranks. Its gradient is that of this rank's own samples, times the number
-        of ranks: averaged over ranks, it is the gradient of the whole mean."""
+        of ranks: averaged over ranks, it is the gradient of that mean."""
         own = value_B.mean()
-        whole = (self.all_sum(own.detach()) / self.size).to(own.device)
-        return own + (whole - own.detach())
+        mean = (self.all_sum(own.detach()) / self.size).to(own.device)
+        return own + (mean - own.detach())
 
     def mean_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Metrics of the same names on all ranks, averaged."""
@@ -152,7 +152,7 @@ def _integer(
         return default
     if not text.isdecimal() or int(text) < smallest or (largest is not None and int(text) > largest):
         limits = f"at least {smallest}" if largest is None else f"from {smallest} to {largest}"
-        raise UserError(f"{key} is {text!r}: it must be a whole number, {limits}; {_START}")
+        raise UserError(f"{key} is {text!r}: it must be an integer, {limits}; {_START}")
     return int(text)
 
 

@@ -109,8 +109,8 @@ class InterpolatorTask:
     def export(self, folder: Path) -> None:
         averaged = self.ema.module
         assert isinstance(averaged, FrameInterpolator)
-        with atomic_folder(folder / "interpolator") as whole:
-            averaged.save(whole)
+        with atomic_folder(folder / "interpolator") as writing:
+            averaged.save(writing)
 
 
 def missing_frames_error(filled_BCFHW: Tensor, x_BCFHW: Tensor) -> Tensor:

@@ -121,8 +121,8 @@ class TeacherTask:
         unpack_optimizer("optimizer", self.optimizer, tensors)
 
     def export(self, folder: Path) -> None:
-        with atomic_folder(folder / "teacher") as whole:
-            self._model().save(whole)
+        with atomic_folder(folder / "teacher") as writing:
+            self._model().save(writing)
 
     def _model(self) -> VideoModel:
         """The averaged weights with the rest of the miniature around them."""

@@ -88,14 +88,14 @@ class VAETask:
         vae = self.ema.module
         mean, std = measure_whitening(vae, self.world, clips=512)
         vae.register_to_config(latents_mean=mean, latents_std=std)
-        with atomic_folder(folder / "vae") as whole:
-            vae.save_pretrained(whole)
+        with atomic_folder(folder / "vae") as writing:
+            vae.save_pretrained(writing)
 
     def _clips(self, n: int) -> Tensor:
         """A batch of windows; every clip is seen once."""
         config = self.config
-        whole = n % 4 == 3
-        count, frames = (config.batch // 2, self.world.frames) if whole else (config.batch, config.frames)
+        full_length = n % 4 == 3
+        count, frames = (config.batch // 2, self.world.frames) if full_length else (config.batch, config.frames)
         rng = np.random.default_rng(derive_seed(config.seed, "vae", "window", n))
         starts = rng.integers(0, self.world.frames - frames + 1, count)
         first = n * config.batch
