@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from avd.config import Recipe, load_recipe, shipped_recipes
+from avd.config import (
+    COMMANDS,
+    InterpolatorRecipe,
+    Recipe,
+    TeacherRecipe,
+    VAERecipe,
+    about,
+    load,
+    load_recipe,
+    shipped_recipes,
+)
 from avd.models.wan.known import KNOWN
 from avd.types import UserError
 
@@ -53,6 +64,64 @@ def test_a_shipped_recipe_survives_its_resolved_yaml(name: str, tmp_path: Path) 
     assert recipe.name == name
     assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
     assert set(yaml.safe_load(recipe.to_yaml())) == set(Recipe.model_fields)  # nothing left implicit
+
+
+TRAINING = {"vae": VAERecipe, "teacher": TeacherRecipe, "interpolator": InterpolatorRecipe}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_recipe_of_avd_train_states_the_defaults_and_survives_its_yaml(name: str, tmp_path: Path) -> None:
+    model = TRAINING[name]
+    recipe = load(model, name)
+    assert recipe == model() and set(shipped_recipes(model)) == {name}
+    assert load(model, write(tmp_path, recipe.to_yaml())) == recipe
+    keys = {field.alias or key for key, field in model.model_fields.items()}
+    assert set(yaml.safe_load(recipe.to_yaml())) == keys
+
+
+def test_every_shipped_recipe_says_what_it_is_in_a_sentence() -> None:
+    for model in COMMANDS:
+        for name, text in shipped_recipes(model).items():
+            assert re.fullmatch(r"[A-Z].{10,110}[^.]\.", about(text)), name
+
+
+def test_what_a_file_says_of_itself_is_not_inherited(tmp_path: Path) -> None:
+    mine = write(tmp_path, 'extends: avd\nname: mine\nabout: "Mine: with more motion."\n')
+    assert load_recipe(mine) == load_recipe("avd", ["name=mine"])
+    assert about(Path(mine).read_text()) == "Mine: with more motion."
+    assert about(Path(write(tmp_path, "extends: avd\nname: mine\n")).read_text()) == ""
+    assert "about is 5" in complaint(write(tmp_path, "extends: avd\nabout: 5"))
+    assert "unknown key about" in complaint("avd", "about=Mine")
+
+
+def test_a_file_takes_its_kind_from_the_recipe_it_extends(tmp_path: Path) -> None:
+    mine = write(tmp_path, "extends: vae\nbatch: 8\n")
+    assert load(VAERecipe, mine, ["ema=0.5"]) == VAERecipe(batch=8, ema=0.5)
+    assert f"recipe {mine} is for `avd train vae` (its kind is vae), not for `avd distill`" in complaint(mine)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("updates: 5", "is for `avd distill` (it says no kind), not for `avd train teacher`: write kind: teacher"),
+        ("extends: avd", "is for `avd distill`"),
+        ("extends: vae", "is for `avd train vae` (its kind is vae)"),
+        ("kind: studnet", "is of kind studnet: known are vae, teacher, interpolator"),
+        ("extends: teacher\nclip: 5", "unknown key clip (did you mean clips?)"),
+        ("extends: teacher\ncooldown: 2", "cooldown is 2: input should be less than or equal to 1"),
+        ("extends: teacher\nbatch: 1000000000000000000000", "batch is 1000000000000000000000"),
+    ],
+)
+def test_a_mistake_in_a_recipe_of_avd_train_is_one_line(text: str, part: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load(TeacherRecipe, write(tmp_path, text))
+    assert part in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_an_option_wins_over_an_override_and_is_never_read_as_yaml() -> None:
+    options = {"vae": "12: [", "updates": 7, "from": None, "seed": 0}
+    recipe = load(TeacherRecipe, "teacher", ["vae=other", "updates=5", "from=wan-mini", "seed=4"], options)
+    assert (recipe.vae, recipe.updates, recipe.start, recipe.seed) == ("12: [", 7, "wan-mini", 0)
 
 
 def test_the_ablation_rows_differ_from_the_method_in_what_they_ablate() -> None:

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel
 
 from avd.cli.main import app
-from avd.config import Recipe, load_recipe, shipped_recipes
+from avd.config import COMMANDS, Recipe, load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
@@ -62,13 +62,21 @@ def faults(words: list[str]) -> list[str]:
     found = [f"{path} has no option {word}" for word in rest if word.startswith("-") and word not in known]
     if path in {"avd distill", "avd compare", "avd plan"}:
         named = list(takewhile(lambda word: not word.startswith("-"), rest))
-        found += [f"no recipe {name}" for name in named if not is_recipe(name)]
+        found += [f"no recipe {name}" for name in named if not is_recipe(name, shipped_recipes())]
+    models = {command: model for model, command in COMMANDS.items() if command.startswith("avd train ")}
+    if (
+        path in models
+        and rest
+        and not rest[0].startswith("-")
+        and not is_recipe(rest[0], shipped_recipes(models[path]))
+    ):
+        found.append(f"no recipe {rest[0]}")
     return found
 
 
-def is_recipe(name: str) -> bool:
+def is_recipe(name: str, shipped: dict[str, str]) -> bool:
     """A shipped recipe, or a file or place-holder, which the docs may name at will."""
-    return name in shipped_recipes() or name.endswith(".yaml") or name.isupper()
+    return name in shipped or name.endswith(".yaml") or name.isupper()
 
 
 def test_every_recipe_key_is_told_with_its_values() -> None:
@@ -90,13 +98,24 @@ def test_commands_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["destil avd", "train vea", "distill avdd", "distill avd --outptu x", "compare avdd", "generate m --half"]
+    "line",
+    [
+        "destil avd",
+        "train vea",
+        "distill avdd",
+        "distill avd --outptu x",
+        "compare avdd",
+        "generate m --half",
+        "train vae avd",
+    ],
 )
 def test_the_check_catches(line: str) -> None:
     assert len(faults(line.split())) == 1
 
 
-@pytest.mark.parametrize("line", ["--version", "train", "distill RECIPE -o x", "distill mine.yaml", "compare dmd avd"])
+@pytest.mark.parametrize(
+    "line", ["--version", "train", "distill RECIPE -o x", "distill mine.yaml", "compare dmd avd", "train vae vae"]
+)
 def test_the_check_allows(line: str) -> None:
     assert faults(line.split()) == []
 

@@ -14,15 +14,17 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
-    Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
 )
-from rich.text import Text
 
-_OTHERS = int(os.environ.get("RANK", "0")) > 0
+
+def _is_other_rank(rank: str) -> bool:
+    """Whether RANK says that another process speaks for all. A RANK that is no number is refused where it matters."""
+    return rank.isdecimal() and rank.strip("0") != ""
+
+
+_OTHERS = _is_other_rank(os.environ.get("RANK", "0"))
 """Of the processes that torchrun started, the first speaks for all."""
 out = Console(quiet=_OTHERS)
 """Results."""
@@ -37,13 +39,26 @@ _LINE_EVERY = 15.0
 """Seconds between lines where the terminal cannot draw a bar."""
 
 
-class Bar:
-    """One job's progress: a live bar in a terminal, a line every few seconds in a log."""
+class Stopwatch:
+    """When the job that is now under way began: with the block of bars, or at the end of the job before it."""
 
-    def __init__(self, title: str, progress: Progress | None) -> None:
-        self.title, self._progress = title, progress
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+
+    def restart(self) -> None:
+        self.began = time.monotonic()
+
+
+class Bar:
+    """One job's progress: a live bar in a terminal, a line every few seconds in a log.
+
+    Jobs of one block follow one another and share a `stopwatch`. The last line says how long the job took.
+    """
+
+    def __init__(self, title: str, progress: Progress | None, stopwatch: Stopwatch) -> None:
+        self.title, self._progress, self._stopwatch = title, progress, stopwatch
         self._task: TaskID | None = None
-        self._began = self._spoke = math.nan
+        self._first = self._spoke = math.nan
         self._done_before = 0
 
     def __call__(
@@ -51,42 +66,40 @@ class Bar:
     ) -> None:
         """`left` is the seconds left, estimated from the pace so far if not given."""
         now = time.monotonic()
-        if math.isnan(self._began):  # the bar appears with its first call
-            self._began, self._spoke, self._done_before = now, now - _LINE_EVERY, done
+        if math.isnan(self._first):  # the bar appears with its first call
+            self._first, self._spoke, self._done_before = now, now - _LINE_EVERY, done
             if self._progress is not None:
-                self._task = self._progress.add_task(self.title, note="", left=None)
+                self._task = self._progress.add_task(self.title, note="", when="")
         if left is None and done > self._done_before:
-            left = (now - self._began) / (done - self._done_before) * (total - done)
+            left = (now - self._first) / (done - self._done_before) * (total - done)
+        passed, finished = now - self._stopwatch.began, done == total
+        when = f"took {_clock(passed)}" if finished else f"{_clock(left)} left"
         note = "  ".join(f"{k} {v:.4g}" for k, v in islice((metrics or {}).items(), _METRICS))
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, note=note, left=left)
-        elif now - self._spoke >= _LINE_EVERY or done == total:
+            self._progress.update(self._task, completed=done, total=total, note=note, when=when)
+        elif now - self._spoke >= _LINE_EVERY or finished:
             self._spoke = now
-            err.print(f"{self.title}: {done}/{total}, {_clock(left)} left  {note}", highlight=False, soft_wrap=True)
-
-
-class _Left(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        left = task.fields.get("left")
-        return Text("" if left is None or task.finished else f"{_clock(left)} left", style="cyan")
+            err.print(f"{self.title}: {done}/{total}, {when}  {note}".rstrip(), highlight=False, soft_wrap=True)
+        if finished:
+            self._stopwatch.restart()
 
 
 @contextmanager
 def bars() -> Iterator[Callable[[str], Bar]]:
     """Makes `Bar`s by title, for the duration of a block; a terminal shows them under one another."""
+    stopwatch = Stopwatch()
     if not err.is_terminal:
-        yield lambda title: Bar(title, None)
+        yield lambda title: Bar(title, None, stopwatch)
         return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        _Left(),
-        TimeElapsedColumn(),
+        TextColumn("[cyan]{task.fields[when]}"),
         TextColumn("[dim]{task.fields[note]}"),
     )
     with Progress(*columns, console=err) as progress:
-        yield lambda title: Bar(title, progress)
+        yield lambda title: Bar(title, progress, stopwatch)
 
 
 def say(text: str) -> None:

@@ -39,6 +39,13 @@ MISTAKES = {
         "plain ships no interpolator",
         "rollout.half_rate_stages=0",
     ),
+    "recipe of avd train": ("distill vae -o new", "recipe vae is for `avd train vae`", "not for `avd distill`"),
+    "plan of a recipe of avd train": ("plan teacher", "recipe teacher is for `avd train teacher`"),
+    "recipe of avd distill": ("train vae avd -o new", "recipe avd is for `avd distill`", "kind: vae"),
+    "recipe of another part": ("train vae teacher -o new", "recipe teacher is for `avd train teacher`"),
+    "unknown recipe to train": ("train vae vea -o new", "no recipe vea", "did you mean vae?"),
+    "wrong key to train": ("train vae -o new --set lerning_rate=1", "lerning_rate (did you mean learning_rate?)"),
+    "bad value to train": ("train vae -o new --set batch=0", "recipe vae: batch is 0"),
     # models
     "missing model": (f"generate nowhere {PROMPT} -o new.mp4", "no model nowhere"),
     "missing model of a recipe": ("distill small.yaml -o new --set model=nowhere", "no model nowhere"),
@@ -161,6 +168,8 @@ MISTAKES = {
     "clips there already": ("world render -o clips --size 16", "clips is in use"),
     "demo in another's folder": ("demo -o clips", "clips holds files that are not a demonstration"),
     "level to train on": ("train vae -o new --level 99", "world level is 99"),
+    "longer than a clip": ("train vae -o new --set frames=21", "frames is 21", "have 17"),
+    "teacher without a VAE": ("train teacher -o new", "--vae FOLDER"),
     "no VAE": ("train teacher --vae clips -o new", "clips holds no VAE"),
     "interpolator of no model": ("train interpolator --model nowhere -o new", "no model nowhere"),
     "pack into a folder": ("train pack tiny -o clips", "clips exists already"),
@@ -236,6 +245,29 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     assert err.startswith("avd: ") and err.endswith("\n") and err.count("\n") == 1 and not out
     assert all(word in err for word in words), err
     assert not recwarn.list  # outside a test they would be lines too
+    assert snapshot(workshop) == before
+
+
+ENVIRONMENTS = {
+    "rank without a size": ({"RANK": "1"}, "RANK is 1 and WORLD_SIZE is not set"),
+    "size without a place": ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "MASTER_ADDR, MASTER_PORT"),
+    "size alone": ({"WORLD_SIZE": "2"}, "without RANK, LOCAL_RANK"),
+    "rank that is no number": ({"RANK": "x"}, "RANK is 'x'"),
+}
+
+
+@pytest.mark.parametrize("case", ENVIRONMENTS)
+def test_half_a_launch_is_one_line_and_changes_nothing(
+    case: str, workshop: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    environment, words = ENVIRONMENTS[case]
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    before = snapshot(workshop)
+    capfd.readouterr()
+    assert avd("distill", "small.yaml", "--output", "new") == 2
+    out, err = capfd.readouterr()
+    assert err.startswith("avd: ") and err.count("\n") == 1 and words in err and "torchrun" in err and not out
     assert snapshot(workshop) == before
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from avd.config import InterpolatorRecipe, load
 from avd.miniature import teacher, vae
 from avd.models.interpolator import FrameInterpolator
 from avd.models.wan.model import VideoModel
@@ -67,6 +70,33 @@ def test_a_finished_run_is_refused_and_a_resumed_one_goes_on(
     assert snapshot(interpolator_run) == before
     assert avd("train", "vae", "--output", vae_run, "--updates", 1, "--resume") == 2
     assert "has 2 updates behind it" in capfd.readouterr().err
+
+
+def test_a_recipe_and_changes_to_it_decide_a_run_and_are_recorded(place: Path) -> None:
+    (place / "small-unet.yaml").write_text("extends: interpolator\nmodel: tiny\nwidths: [8, 16]\nclips: 16\nbatch: 8\n")
+    command = ("train", "interpolator", "small-unet.yaml", "--set", "batch=2", "--set", "updates=5", "--updates", 1)
+    assert avd(*command, "--seed", 3, "--output", "small-unet") == 0
+    recorded = load(InterpolatorRecipe, "small-unet/recipe.yaml")
+    assert recorded == InterpolatorRecipe(model="tiny", widths=(8, 16), clips=16, batch=2, updates=1, seed=3)
+    assert FrameInterpolator.load(place / "small-unet" / "interpolator").config.widths == (8, 16)
+    assert len((place / "small-unet" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_run_whose_recipe_notes_no_kind_resumes(place: Path, interpolator_run: Path, teacher_run: Path) -> None:
+    commands = {
+        interpolator_run: ("train", "interpolator", "--model", "tiny", "--clips", 16),
+        teacher_run: ("train", "teacher", "--vae", "vae", "--clips", 4),
+    }
+    for run, command in commands.items():
+        older = place / f"older-{run.name}"
+        shutil.copytree(run, older)
+        values = yaml.safe_load((older / "recipe.yaml").read_text())
+        assert values.pop("kind") == run.name
+        assert run != teacher_run or values["from"] is None
+        (older / "recipe.yaml").write_text(yaml.safe_dump(values))
+        assert avd(*command, "--output", older, *UPDATES, "--resume") == 0
+        files = [file for file in snapshot(run) if file.endswith((".safetensors", ".jsonl", ".yaml"))]
+        assert len(files) > 3 and all(snapshot(older)[file] == snapshot(run)[file] for file in files)
 
 
 def test_a_teacher_goes_on_with_the_latents_it_has(place: Path, teacher_run: Path) -> None:

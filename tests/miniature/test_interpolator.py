@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from avd.config import InterpolatorRecipe
 from avd.data.cache import MemoryLatents
 from avd.engine.loop import Schedule, run
 from avd.engine.run_folder import RunFolder
-from avd.miniature.interpolator import InterpolatorTask, InterpolatorTrainingConfig, missing_frames_error
+from avd.miniature.interpolator import InterpolatorTask, missing_frames_error
 from avd.models.interpolator import FrameInterpolator
 from avd.types import UserError
 
-TINY = InterpolatorTrainingConfig(updates=6, batch=4, warmup=2, widths=(8, 16), noise=0.1)
+TINY = InterpolatorRecipe(updates=6, batch=4, warmup=2, widths=(8, 16), noise=0.1)
 
 
 def waves(count: int, seed: int, frames: int = 5) -> Tensor:
@@ -39,14 +39,14 @@ def silent(done: int, updates: int, metrics: Mapping[str, float], left: float | 
     """Progress nobody sees."""
 
 
-def train(path: Path, config: InterpolatorTrainingConfig, updates: int, *, resume: bool = False) -> None:
+def train(path: Path, config: InterpolatorRecipe, updates: int, *, resume: bool = False) -> None:
     task = InterpolatorTask(config, source(), waves(6, seed=2))
     folder = RunFolder(path, resume=resume, recipe_text="")
     run(task, folder, Schedule(updates, checkpoint_every=1, validate_every=3), silent)
 
 
 def test_training_beats_linear_interpolation(tmp_path: Path) -> None:
-    config = InterpolatorTrainingConfig(updates=80, batch=16, learning_rate=5e-3, warmup=5, widths=(8, 16), ema=0.9)
+    config = InterpolatorRecipe(updates=80, batch=16, learning_rate=5e-3, warmup=5, widths=(8, 16), ema=0.9)
     task = InterpolatorTask(config, source(), waves(32, seed=2))
     before = task.validate(0)
     assert before["heldout_ratio"] == pytest.approx(1.0)
@@ -87,7 +87,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_seed_and_noise_change_the_run(tmp_path: Path) -> None:
     losses = set()
-    for config in (TINY, replace(TINY, seed=1), replace(TINY, noise=0.0)):
+    for config in (TINY, TINY.model_copy(update={"seed": 1}), TINY.model_copy(update={"noise": 0.0})):
         task = InterpolatorTask(config, source(), waves(6, seed=2))
         losses.add(task.update(0).metrics["loss"])
     assert len(losses) == 3

@@ -8,14 +8,15 @@ from statistics import NormalDist
 import pytest
 import torch
 
+from avd.config import TeacherRecipe
 from avd.miniature import architecture as mini
-from avd.miniature.teacher import TeacherConfig, TeacherTask
+from avd.miniature.teacher import TeacherTask
 from avd.models.settings import Settings
 from avd.models.wan.model import VideoModel
 from avd.world import World, vocabulary
 
 WORLD = World()
-CONFIG = TeacherConfig(updates=4, batch=2, warmup=1, clips=4)
+CONFIG = TeacherRecipe(updates=4, batch=2, warmup=1, clips=4)
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,11 @@ def distill(
 
     Examples: avd distill avd --output runs/avd --updates 150 · avd distill dmd --set training.checkpoint_every=1
     """
-    from avd.config import load_recipe
+    from avd.config import Recipe, load
 
-    overrides = list(changes or ())
-    overrides += [] if updates is None else [f"training.updates={updates}"]
-    overrides += [] if seed is None else [f"seed={seed}"]
-    overrides += [] if data is None else [f"data.cache={data.resolve()}"]
-    resolved = load_recipe(recipe, overrides)
+    cache = None if data is None else str(data.resolve())
+    options = {"training.updates": updates, "seed": seed, "data.cache": cache}
+    resolved = load(Recipe, recipe, changes or (), options)
 
     from avd.distillation.run import distill_run
 

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from avd import __version__, ui
-from avd.cli import compare, data, demo, distill, evaluate, generate, inspect, plan, train
+from avd.cli import compare, data, demo, distill, evaluate, generate, inspect, plan, recipes, train
 from avd.types import Stopped, UserError
 
 app = typer.Typer(
@@ -35,21 +35,25 @@ def _root(
     pass
 
 
-app.command("demo")(demo.demo)
-app.command("distill")(distill.distill)
-app.command("generate")(generate.generate)
-app.command("plan")(plan.plan)
-app.command("compare")(compare.compare)
-app.command("evaluate")(evaluate.evaluate)
-app.command("table")(evaluate.table)
-app.command("prepare")(data.prepare)
-app.command("inspect")(inspect.inspect)
-app.add_typer(train.app, name="train")
-app.add_typer(data.world_app, name="world")
+# Help shows the groups in the order in which they first appear here.
+_USE, _DATA, _TRAIN, _JUDGE = "Use", "Data", "Train", "Judge"
+
+app.command("demo", rich_help_panel=_USE)(demo.demo)
+app.command("generate", rich_help_panel=_USE)(generate.generate)
+app.command("prepare", rich_help_panel=_DATA)(data.prepare)
+app.command("inspect", rich_help_panel=_DATA)(inspect.inspect)
+app.add_typer(data.world_app, name="world", rich_help_panel=_DATA)
+app.command("recipes", rich_help_panel=_TRAIN)(recipes.recipes)
+app.command("plan", rich_help_panel=_TRAIN)(plan.plan)
+app.command("distill", rich_help_panel=_TRAIN)(distill.distill)
+app.add_typer(train.app, name="train", rich_help_panel=_TRAIN)
+app.command("evaluate", rich_help_panel=_JUDGE)(evaluate.evaluate)
+app.command("compare", rich_help_panel=_JUDGE)(compare.compare)
+app.command("table", rich_help_panel=_JUDGE)(evaluate.table)
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one line on stderr and exit code 2, a run that ended itself 3."""
+    """Run the command line; what a user can fix is one line on stderr and exit code 2, a run that ended itself 3."""
     try:
         sys.exit(app(prog_name="avd", standalone_mode=False))
     except typer.TyperException as error:

@@ -2,112 +2,143 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
 from avd import ui
 
 if TYPE_CHECKING:
+    from avd.config import InterpolatorRecipe, TeacherRecipe, VAERecipe
     from avd.engine.loop import Task
     from avd.engine.run_folder import RunFolder
 
 app = typer.Typer(help="Train the parts of a model: VAE, teacher, interpolator.", no_args_is_help=True)
 
+RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
-Updates = Annotated[int | None, typer.Option("--updates", help="How many updates; default: the task's own.", min=1)]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, data order and noise.", min=0)]
+Updates = Annotated[int | None, typer.Option("--updates", help="How many updates.", min=1)]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, data order and noise.", min=0)]
+Level = Annotated[int | None, typer.Option("--level", help="Level of the built-in world.", min=0)]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
-Level = Annotated[int, typer.Option("--level", help="Level of the built-in world.", min=0)]
 
 
 @app.command()
-def vae(output: Output, updates: Updates = None, seed: Seed = 0, level: Level = 0, resume: Resume = False) -> None:
+def vae(
+    output: Output,
+    recipe: RecipeName = "vae",
+    updates: Updates = None,
+    seed: Seed = None,
+    level: Level = None,
+    changes: Changes = None,
+    resume: Resume = False,
+) -> None:
     """Train the miniature's video VAE on the built-in world.
 
-    Example: avd train vae --output runs/vae
+    Example: avd train vae --set learning_rate=5e-4 --output runs/vae
     """
-    from avd.miniature.vae import VAEConfig, VAETask
+    from avd.config import VAERecipe, load
+
+    options = {"updates": updates, "seed": seed, "level": level}
+    resolved = load(VAERecipe, recipe, changes or (), options)
+
+    from avd.miniature.vae import VAETask
     from avd.world import World
 
-    config, world = _with_updates(VAEConfig(seed=seed), updates), World(level)
-    folder = _open(output, {**asdict(config), "level": level}, resume)
-    _train("VAE", VAETask(config, world), folder, config.updates)
+    world = World(resolved.level)
+    folder = _open(output, resolved, resume)
+    _train("VAE", VAETask(resolved, world), folder, resolved.updates)
 
 
 @app.command()
 def teacher(
     output: Output,
-    vae: Annotated[Path, typer.Option("--vae", help="A folder written by `avd train vae`, or its vae/ folder.")],
-    clips: Annotated[
-        int | None, typer.Option("--clips", help="Clips to encode; default: the task's own.", min=1)
+    recipe: RecipeName = "teacher",
+    vae: Annotated[
+        Path | None, typer.Option("--vae", help="A folder written by `avd train vae`, or its vae/ folder.")
     ] = None,
+    clips: Annotated[int | None, typer.Option("--clips", help="Clips of the world to encode.", min=1)] = None,
     start: Annotated[
         str | None, typer.Option("--from", help="Model whose weights training starts from; default: random ones.")
     ] = None,
     updates: Updates = None,
-    seed: Seed = 0,
-    level: Level = 0,
+    seed: Seed = None,
+    level: Level = None,
+    changes: Changes = None,
     resume: Resume = False,
 ) -> None:
     """Train the miniature teacher on clips of the built-in world, encoded once and kept in the run's folder.
 
     Example: avd train teacher --vae runs/vae --output runs/teacher
     """
+    from avd.config import TeacherRecipe, load
+    from avd.types import UserError
+
+    options = {"updates": updates, "seed": seed, "level": level, "clips": clips, "vae": _text(vae), "from": start}
+    resolved = load(TeacherRecipe, recipe, changes or (), options)
+    if resolved.vae is None:
+        raise UserError("a teacher needs a VAE: give --vae FOLDER, as written by `avd train vae`")
+
     from avd.engine.sources import world_latents_on_disk
-    from avd.miniature.teacher import TeacherConfig, TeacherTask
+    from avd.miniature.teacher import TeacherTask
     from avd.models.wan.model import VideoModel, load_vae
     from avd.world import World
 
-    config = _with_updates(TeacherConfig(seed=seed), updates)
-    config = config if clips is None else replace(config, clips=clips)
-    network, world = load_vae(vae), World(level)
-    began = None if start is None else VideoModel.load(start)
-    folder = _open(output, {**asdict(config), "level": level, "vae": str(vae), "from": start}, resume)
+    network, world = load_vae(Path(resolved.vae)), World(resolved.level)
+    began = None if resolved.start is None else VideoModel.load(resolved.start)
+    folder = _open(output, resolved, resume)
     folder.lock()
     with ui.bars() as bar:
-        latents = world_latents_on_disk(output / "latents", network, world, config.clips, bar("encoding clips"))
-    _train("teacher", TeacherTask(config, world, network, latents, began), folder, config.updates)
+        latents = world_latents_on_disk(output / "latents", network, world, resolved.clips, bar("encoding clips"))
+    _train("teacher", TeacherTask(resolved, world, network, latents, began), folder, resolved.updates)
 
 
 @app.command()
 def interpolator(
     output: Output,
-    model: Annotated[str, typer.Option("--model", help="Model whose latents are interpolated.")] = "wan-mini",
+    recipe: RecipeName = "interpolator",
+    model: Annotated[str | None, typer.Option("--model", help="Model whose latents are interpolated.")] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="A cache written by `avd prepare`; default: the built-in world.")
     ] = None,
-    clips: Annotated[int, typer.Option("--clips", help="Clips of the built-in world to encode.", min=16)] = 4096,
+    clips: Annotated[int | None, typer.Option("--clips", help="Clips of the world to encode.", min=16)] = None,
     updates: Updates = None,
-    seed: Seed = 0,
-    level: Level = 0,
+    seed: Seed = None,
+    level: Level = None,
+    changes: Changes = None,
     resume: Resume = False,
 ) -> None:
     """Train the latent-frame interpolator: every second frame in, the full sequence out.
 
     Example: avd train interpolator --output runs/interpolator
     """
+    from avd.config import InterpolatorRecipe, load
+
+    options = {"updates": updates, "seed": seed, "level": level, "model": model, "data": _text(data), "clips": clips}
+    resolved = load(InterpolatorRecipe, recipe, changes or (), options)
+
     from avd.engine.sources import Window, encode_world, open_cache, world_of
-    from avd.miniature.interpolator import InterpolatorTask, InterpolatorTrainingConfig
+    from avd.miniature.interpolator import InterpolatorTask
     from avd.models.wan.model import VideoModel
 
-    config = _with_updates(InterpolatorTrainingConfig(seed=seed), updates)
-    video_model = VideoModel.open(model)
-    cache = None if data is None else open_cache(data, video_model)
+    video_model = VideoModel.open(resolved.model)
+    cache = None if resolved.data is None else open_cache(Path(resolved.data), video_model)
     if cache is None:  # refused now, before there is a folder
-        world_of(video_model, level)
-    recorded = {**asdict(config), "level": level, "model": model, "data": data and str(data), "clips": clips}
-    folder = _open(output, recorded, resume)
+        world_of(video_model, resolved.level)
+    folder = _open(output, resolved, resume)
     with ui.bars() as bar:
         encoding = bar("encoding clips")
-        source = cache or encode_world(video_model, world_of(video_model, level), clips, progress=encoding)
-    kept = len(source) - max(len(source) // 20, 1)  # the last clips are held out
-    heldout = source.latents(range(kept, len(source)))
-    task = InterpolatorTask(config, Window(source, 0, kept), heldout, video_model.device)
-    _train("interpolator", task, folder, config.updates)
+        source = cache or encode_world(
+            video_model, world_of(video_model, resolved.level), resolved.clips, progress=encoding
+        )
+    training = len(source) - max(len(source) // 20, 1)  # the last clips are held out
+    heldout = source.latents(range(training, len(source)))
+    task = InterpolatorTask(resolved, Window(source, 0, training), heldout, video_model.device)
+    _train("interpolator", task, folder, resolved.updates)
 
 
 @app.command()
@@ -131,19 +162,19 @@ def pack(
         raise UserError(f"output folder {output} exists already: name a new one")
     model = VideoModel.load(str(teacher))
     between = None if interpolator is None else FrameInterpolator.load(interpolator)
-    with atomic_folder(output) as whole:
-        model.half().save(whole)
+    with atomic_folder(output) as writing:
+        model.half().save(writing)
         if between is not None:
-            between.half().save(whole / "interpolator")
+            between.half().save(writing / "interpolator")
     ui.say(f"the model is in {output}")
 
 
-def _open(output: Path, config: dict[str, Any], resume: bool) -> RunFolder:
+def _open(output: Path, recipe: VAERecipe | TeacherRecipe | InterpolatorRecipe, resume: bool) -> RunFolder:
     from avd.engine.checkpoint import check_newest
     from avd.engine.run_folder import RunFolder
 
-    folder = RunFolder(output, resume=resume, recipe_text=yaml.safe_dump(config, sort_keys=False))
-    check_newest(folder.checkpoints, config["updates"])
+    folder = RunFolder(output, resume=resume, recipe_text=recipe.to_yaml())
+    check_newest(folder.checkpoints, recipe.updates)
     return folder
 
 
@@ -156,5 +187,5 @@ def _train(title: str, task: Task, folder: RunFolder, updates: int) -> None:
     ui.say(f"{title}: done, in {folder.path}")
 
 
-def _with_updates(config: Any, updates: int | None) -> Any:
-    return config if updates is None else replace(config, updates=updates)
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -1,8 +1,9 @@
-"""Recipes: everything that decides a distillation run, as validated YAML."""
+"""Recipes: everything that decides a run, of distillation or of `avd train`, as validated YAML."""
 
 from __future__ import annotations
 
-from avd.config.loading import load_recipe, shipped_recipes
+from avd.config.loading import COMMANDS, about, load, load_recipe, shipped_recipes
+from avd.config.miniature import InterpolatorRecipe, TeacherRecipe, VAERecipe
 from avd.config.recipe import (
     AdaptersRecipe,
     ComputeRecipe,
@@ -20,10 +21,12 @@ from avd.config.recipe import (
 )
 
 __all__ = [
+    "COMMANDS",
     "AdaptersRecipe",
     "ComputeRecipe",
     "DataRecipe",
     "FakeScoreRecipe",
+    "InterpolatorRecipe",
     "LimitsRecipe",
     "MonitorsRecipe",
     "ObjectiveRecipe",
@@ -31,8 +34,12 @@ __all__ = [
     "Recipe",
     "RolloutRecipe",
     "StudentRecipe",
+    "TeacherRecipe",
     "TrackerName",
     "TrainingRecipe",
+    "VAERecipe",
+    "about",
+    "load",
     "load_recipe",
     "shipped_recipes",
 ]

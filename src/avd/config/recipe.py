@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-import yaml
 from pydantic import Field, create_model, model_validator
 
 from avd.flow import few_step_sigmas
@@ -216,6 +215,3 @@ class Recipe(Section):
                 f"compute.microbatch must be null: objective.{in_one[0]}, as it is set, needs a batch in one part"
             )
         return self
-
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

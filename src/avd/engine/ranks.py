@@ -113,15 +113,60 @@ SINGLE_PROCESS = Ranks()
 """One process on the CPU."""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What the environment says of this process; `local` is its rank among those of its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch:
+    """The launch that torchrun's variables describe; without any, a process of its own.
+
+    Raises UserError for a variable that is missing or makes no sense.
+    """
+    size = _integer(environment, "WORLD_SIZE", 1, smallest=1)
+    rank = _integer(environment, "RANK", 0)
+    if rank >= size:
+        given = f"WORLD_SIZE is {size}" if environment.get("WORLD_SIZE") else "WORLD_SIZE is not set"
+        raise UserError(f"RANK is {rank} and {given}: RANK counts from 0 to WORLD_SIZE - 1; {_START}")
+    if size > 1:
+        needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        missing = [key for key in needed if not environment.get(key)]
+        if missing:
+            raise UserError(f"WORLD_SIZE is {size} without {', '.join(missing)}: {_START}")
+        _integer(environment, "MASTER_PORT", 0, smallest=1, largest=65_535)
+    return Launch(rank, size, _integer(environment, "LOCAL_RANK", 0))
+
+
+_START = "start with torchrun, or unset the variables"
+
+
+def _integer(
+    environment: Mapping[str, str], key: str, default: int, *, smallest: int = 0, largest: int | None = None
+) -> int:
+    text = environment.get(key, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) < smallest or (largest is not None and int(text) > largest):
+        limits = f"at least {smallest}" if largest is None else f"from {smallest} to {largest}"
+        raise UserError(f"{key} is {text!r}: it must be an integer, {limits}; {_START}")
+    return int(text)
+
+
 @contextmanager
 def process_group(compute: ComputeRecipe) -> Iterator[Ranks]:
     """The ranks that `torchrun` started with this process, or this one alone.
 
-    A process group that is there already is joined and left as it is. Raises UserError for a GPU that is asked for and
-    not there, and for a shard size that does not divide the ranks.
+    A process group that is there already is joined and left as it is. Raises UserError for an environment that does
+    not describe a launch, for a GPU that is asked for and not there, and for a shard size that does not divide the
+    ranks.
     """
-    rank, size, local = (int(os.environ.get(key, d)) for key, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    device = pick_device(compute.device, local)
+    launch = read_launch(os.environ)
+    rank, size = launch.rank, launch.size
+    device = pick_device(compute.device, launch.local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1 and compute.dtype == "float32":
@@ -139,8 +184,8 @@ def process_group(compute: ComputeRecipe) -> Iterator[Ranks]:
     ours = not dist.is_initialized()
     if ours:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        if "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend)
+        if size > 1:
+            _join(backend)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -156,6 +201,17 @@ def process_group(compute: ComputeRecipe) -> Iterator[Ranks]:
     finally:
         if ours:
             dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    try:
+        dist.init_process_group(backend)
+    except dist.DistError as error:  # no such host, a port in use, nobody there
+        place = f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']}"
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"the processes cannot meet at {place} ({reason}): check both, or start with torchrun"
+        ) from error
 
 
 def shard(network: WanVelocity, ranks: Ranks, dtype: torch.dtype) -> None:

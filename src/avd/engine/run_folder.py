@@ -24,6 +24,7 @@ _SCHEDULE = ("updates", "checkpoint_every", "keep_checkpoints", "sample_every")
 _COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "shard", "context")
 _MAY_CHANGE = {
     "updates",
+    "kind",  # runs of `avd train` did not always note it, and kinds differ in other keys too
     "trackers",
     *(f"training.{key}" for key in _SCHEDULE),
     *(f"compute.{key}" for key in _COMPUTE),

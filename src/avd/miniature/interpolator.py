@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from avd.config import InterpolatorRecipe
 from avd.engine.ema import EMA
 from avd.engine.loop import UpdateResult
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
@@ -18,27 +18,6 @@ from avd.engine.run_folder import atomic_folder
 from avd.engine.schedules import trapezoid
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
 from avd.types import UserError
-
-
-@dataclass(frozen=True)
-class InterpolatorTrainingConfig:
-    """How an interpolator is trained; its shape is `interpolation.unet.InterpolatorConfig`."""
-
-    updates: int = 2000
-    batch: int = 64
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    cooldown: float = 0.3
-    """Share of the updates, at the end, over which the learning rate falls to zero."""
-    widths: tuple[int, ...] = (32, 64, 128)
-    ema: float = 0.999
-    noise: float = 0.0
-    """Standard deviation of Gaussian noise on the frames that go in, against clean ones to come out.
-
-    For a student whose predictions, which are what the network meets in a rollout, are grainy. Zero is the method's
-    plain training: early predictions tend to be too smooth, not grainy, and noise costs accuracy on clean input.
-    """
-    seed: int = 0
 
 
 class Clips(Protocol):
@@ -52,13 +31,13 @@ class Clips(Protocol):
 
 
 class InterpolatorTask:
-    """See `engine.loop.Task`. `heldout` are whitened latents (N, C, F, H, W) of clips that are not in `source`.
+    """An `engine.loop.Task`. `heldout` are whitened latents (N, C, F, H, W) of clips that are not in `source`.
 
     Raises UserError unless clips have an odd number of latent frames, at least 3, and the two are of one shape.
     """
 
     def __init__(
-        self, config: InterpolatorTrainingConfig, source: Clips, heldout: Tensor, device: torch.device | str = "cpu"
+        self, config: InterpolatorRecipe, source: Clips, heldout: Tensor, device: torch.device | str = "cpu"
     ) -> None:
         shape, heldout_shape = tuple(source.latents([0]).shape[1:]), tuple(heldout.shape[1:])
         if shape != heldout_shape:
@@ -131,8 +110,8 @@ class InterpolatorTask:
     def export(self, folder: Path) -> None:
         averaged = self.ema.module
         assert isinstance(averaged, FrameInterpolator)
-        with atomic_folder(folder / "interpolator") as whole:
-            averaged.save(whole)
+        with atomic_folder(folder / "interpolator") as writing:
+            averaged.save(writing)
 
 
 def missing_frames_error(filled_BCFHW: Tensor, x_BCFHW: Tensor) -> Tensor:

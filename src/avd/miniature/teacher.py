@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avd.config import TeacherRecipe
 from avd.engine.ema import EMA
 from avd.engine.loop import UpdateResult
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
@@ -27,27 +27,6 @@ from avd.sampling.teacher import sample_teacher
 from avd.world import World, vocabulary
 
 
-@dataclass(frozen=True)
-class TeacherConfig:
-    updates: int = 9_000
-    batch: int = 32
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    cooldown: float = 0.3
-    """Share of the updates, at the end, over which the learning rate falls to zero."""
-    caption_dropout: float = 0.1
-    """Share of the samples trained on the empty prompt, for classifier-free guidance."""
-    sigma_mean: float = 1.5
-    sigma_std: float = 1.0
-    """Training noise levels are sigmoid(N(mean, std)), logit-normal as in SD3 (arXiv 2403.03206) ..."""
-    sigma_uniform: float = 0.15
-    """... except for this share, drawn uniformly from (0, 1], so that sigma = 1 is learnt too."""
-    weight_decay: float = 0.01
-    ema: float = 0.999
-    clips: int = 16_384
-    seed: int = 0
-
-
 class _Networks(nn.Module):
     """What is trained together, so that one EMA and one optimizer hold both."""
 
@@ -57,14 +36,14 @@ class _Networks(nn.Module):
 
 
 class TeacherTask:
-    """See `engine.loop.Task`. `latents` are (N, C, F, H, W) of the first N training clips of `world`.
+    """An `engine.loop.Task`. `latents` are (N, C, F, H, W) of the first N training clips of `world`.
 
     The weights start at random, or at those of `start`, a miniature trained before on latents of the same VAE.
     """
 
     def __init__(
         self,
-        config: TeacherConfig,
+        config: TeacherRecipe,
         world: World,
         vae: AutoencoderKLWan,
         latents: Tensor,
@@ -143,8 +122,8 @@ class TeacherTask:
         unpack_optimizer("optimizer", self.optimizer, tensors)
 
     def export(self, folder: Path) -> None:
-        with atomic_folder(folder / "teacher") as whole:
-            self._model().save(whole)
+        with atomic_folder(folder / "teacher") as writing:
+            self._model().save(writing)
 
     def _model(self) -> VideoModel:
         """The averaged weights with the rest of the miniature around them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avd.config import VAERecipe
 from avd.engine.ema import EMA
 from avd.engine.loop import UpdateResult
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
@@ -21,35 +21,16 @@ from avd.engine.schedules import warm_cosine
 from avd.miniature.architecture import build_vae
 from avd.miniature.vae_init import initialise
 from avd.models.wan.codec import AutoencoderKLWan, to_signed
+from avd.types import UserError
 from avd.world import World
 
 
-@dataclass(frozen=True)
-class VAEConfig:
-    """Loss of an error e in [-2, 2]: mean square of its brightness, `chroma` times that of its colour, `sharpness`
-    times |e|, `edges` times the mean square of its spatial differences, and `kl` times the KL per latent value.
-
-    The square finds the picture and the absolute value sharpens it. Colours are muted, so they count for more.
-    """
-
-    updates: int = 1000
-    batch: int = 4
-    frames: int = 9
-    """Frames of a training clip, 4 n + 1. Every fourth update takes half as many clips at their whole length."""
-    learning_rate: float = 1e-3
-    warmup: int = 20
-    chroma: float = 4.0
-    sharpness: float = 0.1
-    edges: float = 1.0
-    kl: float = 1e-5
-    ema: float = 0.99
-    seed: int = 0
-
-
 class VAETask:
-    """See `engine.loop.Task`."""
+    """An `engine.loop.Task`. Raises UserError if clips of the world are shorter than `config.frames`."""
 
-    def __init__(self, config: VAEConfig, world: World) -> None:
+    def __init__(self, config: VAERecipe, world: World) -> None:
+        if config.frames > world.frames:
+            raise UserError(f"frames is {config.frames}: clips of the world have {world.frames}, choose no more")
         self.config, self.world = config, world
         torch.manual_seed(derive_seed(config.seed, "vae", "weights"))
         self.vae = build_vae().train()
@@ -108,14 +89,14 @@ class VAETask:
         vae = self.ema.module
         mean, std = measure_whitening(vae, self.world, clips=512)
         vae.register_to_config(latents_mean=mean, latents_std=std)
-        with atomic_folder(folder / "vae") as whole:
-            vae.save_pretrained(whole)
+        with atomic_folder(folder / "vae") as writing:
+            vae.save_pretrained(writing)
 
     def _clips(self, n: int) -> Tensor:
         """A batch of windows; every clip is seen once."""
         config = self.config
-        whole = n % 4 == 3
-        count, frames = (config.batch // 2, self.world.frames) if whole else (config.batch, config.frames)
+        full_length = n % 4 == 3
+        count, frames = (config.batch // 2, self.world.frames) if full_length else (config.batch, config.frames)
         rng = np.random.default_rng(derive_seed(config.seed, "vae", "window", n))
         starts = rng.integers(0, self.world.frames - frames + 1, count)
         first = n * config.batch
