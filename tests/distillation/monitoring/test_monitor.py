@@ -20,7 +20,7 @@ from avd.distillation.monitoring.monitor import score
 from avd.distillation.task import DistillTask
 from avd.engine import saving
 from avd.engine.checkpoint import list_checkpoints, load_checkpoint
-from avd.measures.pixels import measure_pixels
+from avd.measures.video import measure_pixels
 from avd.models.wan.model import VideoModel
 from avd.types import Stopped
 from helpers.command import snapshot

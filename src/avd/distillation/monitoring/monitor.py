@@ -29,7 +29,7 @@ from avd.distillation.monitoring.statistics import FakeScoreLevel, WeightStatist
 from avd.engine.randomness import generator_for
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.run_folder import write_text
-from avd.measures.pixels import PixelStats, measure_pixels
+from avd.measures.video import PixelStats, measure_pixels
 from avd.sampling.rollout import Renoise
 
 REFERENCES_FILE = "references.json"
