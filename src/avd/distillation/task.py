@@ -21,7 +21,7 @@ from avd.engine.packing import pack_weights, unpack_weights
 from avd.engine.preview import write_preview
 from avd.engine.randomness import UpdateRandom, derive_seed
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
-from avd.engine.run_folder import atomic_folder
+from avd.files import atomic_folder
 from avd.flow import few_step_sigmas
 from avd.models.interpolator import FrameInterpolator
 from avd.models.wan.model import VideoModel

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,9 +238,9 @@ PLACES: dict[str, tuple[Any, str, int]] = {
     "update": (DistillTask, "update", 3),
     "checkpoint": (saving, "publish", 3),
     "checkpoint of a roll-back": (watch, "restore_checkpoint", 1),
-    "removal of later checkpoints": (watch, "_remove", 1),
-    "removal of any folder": (watch.shutil, "rmtree", 9),
-    "rename of any file or folder": (watch.os, "replace", 9),
+    "removal of later checkpoints": (watch, "remove_folder", 1),
+    "removal of any folder": (shutil, "rmtree", 9),
+    "rename of any file or folder": (os, "replace", 9),
 }
 """The last number is how much further each process comes than the one before it."""
 
