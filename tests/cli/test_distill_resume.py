@@ -32,6 +32,10 @@ def updates(run: Path) -> list[int]:
     return [json.loads(line)["update"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(part.name for part in folder.iterdir())
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_resumed_is_never_killed(moment: str, killed: Path, never_killed: Path) -> None:
     run = killed / moment
@@ -39,7 +43,8 @@ def test_killed_and_resumed_is_never_killed(moment: str, killed: Path, never_kil
     assert any(name.endswith(".safetensors") for name in student)
     assert student == snapshot(never_killed / "student")
     assert updates(run) == list(range(UPDATES))
-    assert sorted(part.name for part in run.iterdir()) == sorted(part.name for part in never_killed.iterdir())
+    for folder in (".", "checkpoints"):
+        assert names(run / folder) == names(never_killed / folder)
 
 
 def test_a_finished_run_is_refused_without_resume(never_killed: Path) -> None:

@@ -287,7 +287,7 @@ def test_a_checkpoint_of_another_model_is_told_by_its_name(
     other = SavedTensors(run / CHECKPOINT)
     write_pieces(run / "other", 0, copy_pieces({f"other.{name}": other[name] for name in other}, first=True))
     part = "tensors-00000-of-00001.safetensors"
-    (run / "other" / ".writing-0" / part).rename(run / CHECKPOINT / part)
+    (run / "other" / "step-0000000.writing" / part).rename(run / CHECKPOINT / part)
     shutil.rmtree(run / "other")
     before = snapshot(run)
     assert avd("distill", "small.yaml", "--output", run, "--resume") == 2

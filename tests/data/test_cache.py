@@ -125,23 +125,35 @@ def test_interruptions_leave_no_trace(tmp_path_factory: pytest.TempPathFactory, 
     assert contents(folder / "pieces") == contents(folder / "whole")
 
 
-@pytest.mark.parametrize("left_over", ["torn journal line", "shard not in the journal", "partial files"])
+@pytest.mark.parametrize(
+    "left_over", ["torn journal line", "zeros in the journal", "shard not in the journal", "unfinished files"]
+)
 def test_debris_of_a_crash_is_cleared(tmp_path: Path, cache_path: Path, left_over: str) -> None:
     path = tmp_path / "pieces"
     fill(open_writer(path), 5)
     if left_over == "torn journal line":
         with (path / "journal.jsonl").open("a") as journal:
             journal.write('{"shard": {"file": "shard-0')
+    elif left_over == "zeros in the journal":
+        with (path / "journal.jsonl").open("ab") as journal:
+            journal.write(b"\0" * 40)
     elif left_over == "shard not in the journal":
         (path / SHARDS[1]).write_bytes(b"half a shard")
     else:
-        (path / f"{SHARDS[1]}.partial").write_bytes(b"half a shard")
-        (path / "manifest.json.partial").touch()
+        (path / f"{SHARDS[1]}.writing").write_bytes(b"half a shard")
+        (path / "manifest.json.writing").touch()
     writer = open_writer(path)
     assert len(writer) == 3 and len(writer.skipped) == 1
     fill(writer)
     writer.finish()
     assert contents(path) == contents(cache_path)
+
+
+@pytest.mark.parametrize("ending", [".writing", ".partial"])  # an earlier version has left the second
+def test_a_cache_killed_at_its_first_write_begins_again(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"journal.jsonl{ending}").write_text('{"form')
+    fill(open_writer(tmp_path), 5)
+    assert len(open_writer(tmp_path)) == 3
 
 
 def test_a_crash_just_before_the_journal_goes_is_cleared(tmp_path: Path, cache_path: Path) -> None:

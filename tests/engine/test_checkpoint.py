@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("moment", ["save_file", "_sync", "os.replace"])
+@pytest.mark.parametrize("moment", ["save_file", "sync", "os.replace"])
 def test_a_write_cut_short_leaves_the_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     save(tmp_path, 1)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -68,7 +69,8 @@ def test_a_write_cut_short_leaves_the_older_ones(tmp_path: Path, monkeypatch: py
         save(tmp_path, 2)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-0000001"]
     assert load_checkpoint(list_checkpoints(tmp_path)[-1])[1]["step"] == 1
-    assert (tmp_path / ".writing-2").exists()
+    assert (tmp_path / "step-0000002.writing").exists()
+    (tmp_path / ".writing-2").mkdir()  # as earlier versions called it
     save(tmp_path, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000001", "step-0000003"]
 
@@ -76,9 +78,12 @@ def test_a_write_cut_short_leaves_the_older_ones(tmp_path: Path, monkeypatch: py
 def test_a_removal_cut_short_leaves_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1, keep=1)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(checkpoint.shutil, "rmtree", kill)
+        patch.setattr(shutil, "rmtree", kill)
         save(tmp_path, 2, keep=1)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-0000002"]  # none that lacks a file
     assert load_checkpoint(list_checkpoints(tmp_path)[-1])[1]["step"] == 2
+    save(tmp_path, 3, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000003"]
 
 
 def test_the_same_step_can_be_written_again(tmp_path: Path) -> None:

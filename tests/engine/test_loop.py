@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from avd.engine import checkpoint, saving
+from avd.engine import saving
 from avd.engine.checkpoint import list_checkpoints
 from avd.engine.ema import EMA
 from avd.engine.loop import CONTINUE, Decision, Pace, Schedule, UpdateResult, run
@@ -26,7 +27,7 @@ from avd.engine.run_folder import RunFolder
 from avd.types import UserError
 
 SCHEDULE = Schedule(updates=7, checkpoint_every=2, validate_every=3, sample_every=4)
-MOMENTS = ("update", "validate", "sample", "tensors", "log", "replace", "progress", "export")
+MOMENTS = ("update", "validate", "sample", "tensors", "log", "replace", "remove", "progress", "export")
 
 
 class Killed(BaseException):
@@ -113,11 +114,13 @@ def start(path: Path, schedule: Schedule = SCHEDULE, kill: tuple[str, int] | Non
         task.reach("progress", done)
 
     def replace(source: Path, target: Path) -> None:
-        task.reach("replace", int(Path(source).name.partition("-")[2] or -1))
+        step, rest = re.fullmatch(r"(?:step-(\d+))?(.*)", Path(target).name).groups()  # type: ignore[union-attr]
+        if step:
+            task.reach("remove" if rest else "replace", int(step))
         os.rename(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", replace)
+        patch.setattr(os, "replace", replace)
         run(task, folder, schedule, progress)
     return task
 

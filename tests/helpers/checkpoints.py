@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from avd.engine.checkpoint import clear_unfinished, copy_pieces, publish, write_pieces
+from avd.engine.checkpoint import copy_pieces, publish, write_pieces
+from avd.files import clear_unfinished
 
 
 def save_checkpoint(

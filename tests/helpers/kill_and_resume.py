@@ -24,7 +24,7 @@ from avd.engine import checkpoint
 from avd.engine.run_folder import RunFolder
 from avd.models.wan.model import VideoModel
 from helpers.command import avd
-from helpers.killing import before, die, in_a_fork
+from helpers.killing import before, before_rename_to, die, in_a_fork
 
 UPDATES = 4
 
@@ -56,7 +56,7 @@ def half_a_line() -> None:
 
 
 MOMENTS: dict[str, Callable[[], None]] = {
-    "first write": lambda: before(os, "replace", 1),
+    "first write": lambda: before_rename_to("recipe.yaml"),
     "encoding": lambda: before(VideoModel, "encode_video", 1),
     "sampling the teacher": lambda: before(task, "sample_teacher", 1),
     "first update": lambda: before(TrainingStep, "run", 1),
@@ -64,11 +64,13 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "first checkpoint": lambda: half_written(1),
     "later update": lambda: before(TrainingStep, "_update_auxiliary", 13),
     "later checkpoint": lambda: half_written(3),
-    "checkpoint's rename": lambda: before(os, "replace", 5),
+    "checkpoint's rename": lambda: before_rename_to("step-0000003"),
     "removal of old checkpoints": lambda: before(shutil, "rmtree", 1),
+    "aside with an old checkpoint": lambda: before_rename_to("step-0000001.old.writing"),
     "samples": lambda: before(task, "write_preview", 1),
     "export": lambda: before(VideoModel, "save", 1),
     "export's end": lambda: before(task.FrameInterpolator, "save", 1),
+    "export's rename": lambda: before_rename_to("student"),
 }
 
 

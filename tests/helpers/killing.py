@@ -6,6 +6,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -25,6 +26,16 @@ def before(owner: Any, name: str, call: int) -> None:
         return die() if calls == call else original(*args, **options)
 
     setattr(owner, name, counted)
+
+
+def before_rename_to(name: str) -> None:
+    """Die as something is about to be renamed to `name`, in whatever folder."""
+    original = os.replace
+
+    def watched(source: Any, target: Any) -> None:
+        return die() if Path(target).name == name else original(source, target)
+
+    os.replace = watched  # type: ignore[assignment]
 
 
 def in_a_fork(work: Callable[[], int]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -52,7 +52,7 @@ def plan(
     if peak_tflops is not None and not 0 < peak_tflops < float("inf"):
         raise UserError(f"--peak-tflops is {peak_tflops:g}: it must be positive")
 
-    from avd.files import check_can_make, write_atomically
+    from avd.files import check_can_make, write_json
     from avd.planning.fitting import find_remedy
     from avd.planning.plan import Machine, Planner
 
@@ -65,7 +65,7 @@ def plan(
     remedy = None if made.fits else find_remedy(planner, resolved, machine)
     _show(made, remedy)
     if json is not None:
-        write_atomically(json, _as_json(made, remedy))
+        write_json(json, _for_json(made, remedy))
 
 
 def _parse_memory(text: str) -> float:
@@ -76,11 +76,9 @@ def _parse_memory(text: str) -> float:
     return size
 
 
-def _as_json(plan: Plan, remedy: Remedy | None) -> bytes:
-    import json
-
+def _for_json(plan: Plan, remedy: Remedy | None) -> dict[str, Any]:
     fit = None if remedy is None else {"set": remedy.changes, "gpus": remedy.gpus, "plan": remedy.plan.to_json()}
-    return (json.dumps({**plan.to_json(), "remedy": fit}, indent=2) + "\n").encode()
+    return {**plan.to_json(), "remedy": fit}
 
 
 def _show(plan: Plan, remedy: Remedy | None) -> None:

@@ -153,7 +153,7 @@ def pack(
 
     Example: avd train pack runs/teacher/teacher --interpolator runs/interpolator/interpolator --output wan-mini
     """
-    from avd.engine.run_folder import atomic_folder
+    from avd.files import atomic_folder
     from avd.models.interpolator import FrameInterpolator
     from avd.models.wan.model import VideoModel
     from avd.types import UserError

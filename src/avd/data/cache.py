@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from avd.files import read_text
+from avd.files import read_json, read_text
 from avd.types import UserError
 
 FORMAT = "avd-latent-cache"
@@ -224,11 +224,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if (path / JOURNAL).exists():
             raise UserError(f"the latent cache {path} is unfinished: run the command that began it again")
         raise UserError(f"{path} is not a latent cache: there is no {MANIFEST} in it")
-    try:
-        manifest = json.loads(read_text(path / MANIFEST))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path / MANIFEST} is damaged ({error.msg}): prepare the cache again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = read_json(path / MANIFEST, "the manifest", "prepare the cache again")
+    if manifest.get("format") != FORMAT:
         raise UserError(f"{path} is not a latent cache: its {MANIFEST} is of another kind")
     if manifest.get("version") != VERSION:
         raise UserError(

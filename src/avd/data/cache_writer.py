@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +33,7 @@ from avd.data.cache import (
     read_shard_header,
     read_skipped,
 )
-from avd.files import PARTIAL_SUFFIX, read_text, replacing, write_atomically
+from avd.files import append_json_line, is_unfinished, read_json_lines, replacing, write_json, write_json_lines
 from avd.types import UserError
 
 Dtype = Literal["float16", "bfloat16"]
@@ -136,14 +135,14 @@ class CacheWriter:
             self._write_shard()
         assert self._shapes is not None
         if self.skipped:
-            write_atomically(self.path / SKIPPED, "".join(_line(asdict(skip)) for skip in self.skipped).encode())
+            write_json_lines(self.path / SKIPPED, (asdict(skip) for skip in self.skipped))
         manifest = self._header | {
             "count": len(self),
             "latent_shape": self._shapes[0],
             "prompt_shape": self._shapes[1],
             "shards": [asdict(record) for record in self._shards],
         }
-        write_atomically(self.path / MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(self.path / MANIFEST, manifest, indent=1, ascii_only=False)
         (self.path / JOURNAL).unlink()
         self.finished = True
 
@@ -156,23 +155,24 @@ class CacheWriter:
     def _begin(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: name a new folder for the latent cache")
-        if self.path.exists() and any(entry.suffix != PARTIAL_SUFFIX for entry in self.path.iterdir()):
+        if self.path.exists() and not all(map(is_unfinished, self.path.iterdir())):
             raise UserError(f"{self.path} holds other files: name a new folder for the latent cache")
-        write_atomically(self.path / JOURNAL, _line(self._header).encode())
+        write_json_lines(self.path / JOURNAL, [self._header])
 
     def _resume(self) -> None:
         path = self.path / JOURNAL
+        remedy = f"delete {self.path} and prepare the cache again"
         # A crash can cut the last line short; it is dropped, and what it recorded is done again.
-        settled = read_text(path).rpartition("\n")[0] + "\n"
+        lines = read_json_lines(path, remedy)
         try:
-            header, *events = [json.loads(line) for line in settled.splitlines()]
+            header, *events = lines
             shards = [ShardRecord(**event["shard"]) for event in events if "shard" in event]
             self.skipped = [Skip(**event["skip"]) for event in events if "skip" in event]
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is damaged: delete {self.path} and prepare the cache again") from error
+            raise UserError(f"{path} is damaged: {remedy}") from error
         self._refuse_to_mix(header)
         self._known_skips = set(self.skipped)
-        write_atomically(path, settled.encode())
+        write_json_lines(path, lines)
         self._take(shards)
 
     def _open_finished(self) -> None:
@@ -216,9 +216,9 @@ class CacheWriter:
         metadata = {"items": json.dumps([asdict(item) for item in self._pending], ensure_ascii=False)}
         path = self.path / f"shard-{len(self._shards):05d}.safetensors"
         try:
-            with replacing(path) as partial:
-                save_file(tensors, partial, metadata)
-                with partial.open("rb") as file:
+            with replacing(path) as writing:
+                save_file(tensors, writing, metadata)
+                with writing.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
         except SafetensorError as error:  # a full disk
             raise UserError(f"cannot write {path}: {error}") from error
@@ -229,11 +229,4 @@ class CacheWriter:
         self._prompts.clear()
 
     def _log(self, event: dict[str, Any]) -> None:
-        with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(_line(event))
-            journal.flush()
-            os.fsync(journal.fileno())
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+        append_json_line(self.path / JOURNAL, event, durable=True)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from avd.data.tables import Record, json_lines, read_records
-from avd.files import as_text, read_text, write_atomically
+from avd.files import as_text, read_text, write_json_lines
 from avd.types import UserError
 
 FILE_COLUMNS = ("file", "path", "video", "video_path", "file_path", "filename", "file_name")
@@ -75,8 +75,7 @@ def caption_beside(name: str, data: bytes) -> str:
 
 def write_captions(path: str | Path, entries: Iterable[CaptionedFile]) -> None:
     """Write a captions file that `read_captions` reads back."""
-    lines = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries]
-    write_atomically(Path(path), "".join(lines).encode())
+    write_json_lines(Path(path), (asdict(entry) for entry in entries), ascii_only=False)
 
 
 def read_prompts(path: str | Path, *, keys: Sequence[str] = ("caption", "prompt")) -> list[str]:

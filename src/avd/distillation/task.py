@@ -20,7 +20,7 @@ from avd.engine.loop import UpdateResult
 from avd.engine.preview import write_preview
 from avd.engine.randomness import UpdateRandom, derive_seed
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
-from avd.engine.run_folder import atomic_folder
+from avd.files import atomic_folder
 from avd.flow import few_step_sigmas
 from avd.methods.method import Method
 from avd.models.interpolator import FrameInterpolator

@@ -9,7 +9,6 @@ processes killed at any moment leave either the old set of checkpoints or the ne
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +24,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from avd.files import clear_unfinished, remove_folder, replace_folder, sync, unfinished
 from avd.types import UserError
 
-_PREFIX, _WRITING = "step-", ".writing-"
+_NAME = re.compile(r"step-\d{7,}")
 _STATE = "state.json"
 _PARTS = re.compile(r"tensors-(\d{5})-of-(\d{5})\.safetensors")
 
@@ -57,7 +57,7 @@ def copy_pieces(tensors: Mapping[str, Tensor], *, first: bool) -> dict[str, Piec
 
 def write_pieces(folder: Path, step: int, pieces: Mapping[str, Piece], rank: int = 0, ranks: int = 1) -> None:
     """Write one rank's part of checkpoint `step`, beside its place."""
-    writing = folder / f"{_WRITING}{step}"
+    writing = unfinished(_place(folder, step))
     writing.mkdir(parents=True, exist_ok=True)
     path = writing / f"tensors-{rank:05d}-of-{ranks:05d}.safetensors"
     places = {name: {"shape": piece.shape, "offset": piece.offset} for name, piece in pieces.items()}
@@ -65,27 +65,25 @@ def write_pieces(folder: Path, step: int, pieces: Mapping[str, Piece], rank: int
     save_file(
         {name: piece.values for name, piece in pieces.items()}, path, {"places": json.dumps(places, sort_keys=True)}
     )
-    _sync(path)
+    sync(path)
 
 
 def publish(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
     """Make checkpoint `step`, whose parts are all written, one of those under `folder`, and keep the newest `keep` of
     them; 0 keeps all."""
-    writing, final = folder / f"{_WRITING}{step}", folder / f"{_PREFIX}{step:07d}"
-    (writing / _STATE).write_text(json.dumps({"step": step, **state}))
-    _sync(writing / _STATE)
-    if final.exists():  # the same step again, after a resume from an older one
-        shutil.rmtree(final)
-    os.replace(writing, final)
-    _sync(folder)
+    place = _place(folder, step)
+    writing = unfinished(place)
+    # Not `files.write_json`: a state that is not finite must come back as it was.
+    (writing / _STATE).write_text(json.dumps({"step": step, **state}), encoding="utf-8")
+    sync(writing / _STATE)
+    replace_folder(writing, place)  # there may be one of the same step, after a resume from an older one
     for old in list_checkpoints(folder)[:-keep] if keep else []:
-        shutil.rmtree(old)
+        remove_folder(old)
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Remove what a write cut short has left."""
-    for stale in folder.glob(f"{_WRITING}*"):
-        shutil.rmtree(stale)
+def discard_pieces(folder: Path, step: int) -> None:
+    """Remove what was written of checkpoint `step`, as far as the system lets it."""
+    shutil.rmtree(unfinished(_place(folder, step)), ignore_errors=True)
 
 
 def restore_checkpoint(saved: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -94,16 +92,20 @@ def restore_checkpoint(saved: Path, folder: Path, change: Callable[[dict[str, An
     step = state.pop("step")
     change(state)
     clear_unfinished(folder)
-    writing = folder / f"{_WRITING}{step}"
+    writing = unfinished(_place(folder, step))
     shutil.copytree(saved, writing, ignore=shutil.ignore_patterns(_STATE))
     for part in writing.iterdir():
-        _sync(part)
+        sync(part)
     publish(folder, step, state, keep=0)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints under `folder`, oldest first."""
-    return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir())
+    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir())
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:07d}"
 
 
 class SavedTensors(Mapping[str, Tensor]):
@@ -193,7 +195,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    state = json.loads((path / _STATE).read_text())
+    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise ValueError(f"{_STATE} does not say which step it is of")
     return state
@@ -214,11 +216,3 @@ def _own_shard(tensor: DTensor) -> Piece | None:
 def _copy(tensor: Tensor) -> Tensor:
     """In memory of its own: training goes on while it is written, and safetensors refuses tied weights."""
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

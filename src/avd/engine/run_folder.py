@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
-from avd.files import check_can_make
+from avd.files import (
+    LOCK_FILE,
+    FolderLock,
+    append_json_line,
+    check_can_make,
+    is_unfinished,
+    read_json_lines,
+    read_text,
+    write_json_lines,
+    write_text,
+)
 from avd.types import UserError
 
 RECIPE_FILE = "recipe.yaml"
-_WRITING = ".writing"
-_LOCK = ".lock"
 _SCHEDULE = ("updates", "checkpoint_every", "keep_checkpoints", "sample_every")
 _COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "shard", "context")
 _MAY_CHANGE = {
@@ -46,7 +48,7 @@ class RunFolder:
 
     def __init__(self, path: Path, *, resume: bool, recipe_text: str, owner: bool = True) -> None:
         self.path, self._recipe_text, self._owner = path, recipe_text, owner
-        self._lock = FileLock(path / _LOCK, timeout=0)
+        self._lock = FolderLock(path, f"run {path}")
         if owner:
             self._check(resume)
 
@@ -58,7 +60,7 @@ class RunFolder:
             raise UserError(f"there is no run {path} to resume: check the name, or leave --resume out to begin one")
         if path.exists() and not path.is_dir():
             raise UserError(f"output {path} is a file: name a folder")
-        taken = path.exists() and any(not part.name.endswith((_WRITING, _LOCK)) for part in path.iterdir())
+        taken = path.exists() and any(not is_unfinished(part) and part.name != LOCK_FILE for part in path.iterdir())
         if taken and not recipe.exists():
             raise UserError(f"output folder {path} holds files that are not a run of avd: name another folder")
         if taken and not resume:
@@ -71,17 +73,14 @@ class RunFolder:
         if not self._owner:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise UserError(f"another process is writing into run {self.path}: wait for it or end it") from None
+        self._lock.acquire()
         write_text(self.path / RECIPE_FILE, self._recipe_text)
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
 
     def release(self) -> None:
-        """Let another process claim the folder."""
-        self._lock.release(force=True)
+        """Let another process lock the folder."""
+        self._lock.release()
 
     @property
     def checkpoints(self) -> Path:
@@ -99,29 +98,19 @@ class RunFolder:
         """Drop the lines of updates at or past `updates`, and a last line that a crash cut in two."""
         if not self._owner or not self.metrics.exists():
             return
-        kept = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                if json.loads(line)["update"] < updates:
-                    kept.append(line)
-            except ValueError:
-                break
-        write_text(self.metrics, "".join(line + "\n" for line in kept))
+        write_json_lines(self.metrics, (line for line in read_json_lines(self.metrics) if line["update"] < updates))
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
-        """Append a line. A metric that is not finite becomes null: JSON has no other word for it."""
-        if not self._owner:
-            return
-        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        with self.metrics.open("a") as file:
-            file.write(json.dumps({"update": update, **finite}, allow_nan=False) + "\n")
+        """Append a line. A metric that is not finite becomes null."""
+        if self._owner:
+            append_json_line(self.metrics, {"update": update, **values})
 
 
 def _refuse_other_recipe(saved: Path, recipe_text: str) -> None:
     """A run goes on only as it began; how long it is, how often it saves and how it is watched may change."""
     try:
-        before, now = _flat(yaml.safe_load(saved.read_text())), _flat(yaml.safe_load(recipe_text))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        before, now = _flat(yaml.safe_load(read_text(saved))), _flat(yaml.safe_load(recipe_text))
+    except (yaml.YAMLError, UserError) as error:
         raise UserError(f"{saved} is no recipe of avd: name another output folder") from error
     for key in sorted(before.keys() | now.keys()):
         if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_UNDER) and before.get(key) != now.get(key):
@@ -137,31 +126,3 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {
         k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    writing = path.with_name(path.name + _WRITING)
-    writing.write_text(text)
-    os.replace(writing, path)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to write into; once the block has ended well it is `path`, in place of an older one there.
-
-    A process killed at any moment leaves either the old folder or the new one, or, for the instant between two
-    renames, both under names that the next try clears away.
-    """
-    writing, old = path.with_name(path.name + _WRITING), path.with_name(path.name + ".old" + _WRITING)
-    for stale in (writing, old):
-        shutil.rmtree(stale, ignore_errors=True)
-    writing.mkdir(parents=True)
-    try:
-        yield writing
-        if path.exists():
-            os.replace(path, old)
-        os.replace(writing, path)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,8 +14,9 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from avd.engine.checkpoint import clear_unfinished, copy_pieces, list_checkpoints, publish, write_pieces
+from avd.engine.checkpoint import copy_pieces, discard_pieces, list_checkpoints, publish, write_pieces
 from avd.engine.ranks import Ranks
+from avd.files import clear_unfinished
 from avd.types import UserError
 
 
@@ -83,7 +83,7 @@ class Saver:
             raise write.error
         if self._ranks.any_rank(write.error is not None):
             if self._ranks.is_main:
-                shutil.rmtree(self._folder / f".writing-{write.step}", ignore_errors=True)
+                discard_pieces(self._folder, write.step)
             good = list_checkpoints(self._folder)
             last = f"the last good one is {good[-1]}" if good else "there is none before it"
             why = write.error or "another process could not write its part"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from avd.data import LatentCache, LatentSource, MemoryLatents
+from avd.files import replacing
 from avd.models.wan.codec import AutoencoderKLWan, encode_video
 from avd.models.wan.model import VideoModel
 from avd.types import UserError
@@ -79,9 +80,8 @@ def world_latents_on_disk(
                 for i in range(start, stop, _BATCH)
             )
             latents = torch.cat([encode_video(vae, video) for video in videos]).half()
-            writing = path.with_suffix(".writing")
-            save_file({"latents": latents}, writing)
-            writing.rename(path)
+            with replacing(path) as writing:
+                save_file({"latents": latents}, writing)
         parts.append(load_file(path)["latents"])
         if progress is not None:
             progress(stop, count)

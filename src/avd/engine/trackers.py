@@ -19,7 +19,7 @@ from PIL import Image
 from avd.config import Recipe, TrackerName
 from avd.data import read_video
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
-from avd.engine.run_folder import write_text
+from avd.files import read_text, write_text
 from avd.types import UserError
 
 _MODULES: dict[TrackerName, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
@@ -78,7 +78,7 @@ class WeightsAndBiases:
             write_text(known, self._wandb.util.generate_id())
         config = recipe.model_dump(mode="json")
         self._run = self._wandb.init(
-            id=known.read_text(), resume="allow", name=folder.name, dir=str(folder), config=config
+            id=read_text(known), resume="allow", name=folder.name, dir=str(folder), config=config
         )
         # Its own step may only rise, and a run that is resumed or rolled back does some updates again.
         self._run.define_metric("updates")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avd.data import LatentCache, read_skipped, source_seconds
-from avd.measures.pixels import measure_pixels
+from avd.measures.video import measure_pixels
 from avd.models.wan.model import VideoModel
 from avd.objectives.temporal import frame_variance, temporal_regularization
 
@@ -82,12 +82,12 @@ def decode_some(cache: LatentCache, model: VideoModel, count: int) -> tuple[np.n
 
 
 def report_on_pixels(videos: np.ndarray) -> PixelReport:
-    """Of uint8 videos (B, F, H, W, 3)."""
-    looks, pixels = [measure_pixels(video) for video in videos], videos.astype(np.float32) / 255
+    """The means over uint8 videos (B, F, H, W, 3)."""
+    stats, pixels = [measure_pixels(video) for video in videos], videos.astype(np.float32) / 255
     return PixelReport(
-        saturation=float(np.mean([look.saturation for look in looks])),
+        saturation=float(np.mean([each.saturation for each in stats])),
         brightness=float(pixels.mean()),
-        contrast=float(np.mean([look.contrast for look in looks])),
+        contrast=float(np.mean([each.contrast for each in stats])),
         change=float(np.abs(np.diff(pixels, axis=1)).mean()) if videos.shape[1] > 1 else 0.0,
     )
 

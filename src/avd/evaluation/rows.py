@@ -6,12 +6,12 @@ clips, is null; NaN and infinity are refused.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, ValidationError
 
+from avd.files import write_text
 from avd.types import UserError
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -85,7 +85,4 @@ def read_results(path: Path) -> Results:
 
 def write_results(path: Path, results: Results) -> None:
     """Write a `results.json` in one piece: a reader, or a crash, never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, results.model_dump_json(indent=2) + "\n")

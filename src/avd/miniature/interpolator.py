@@ -14,8 +14,8 @@ from avd.engine.ema import EMA
 from avd.engine.loop import UpdateResult
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.randomness import derive_seed, generator_for
-from avd.engine.run_folder import atomic_folder
 from avd.engine.schedules import trapezoid
+from avd.files import atomic_folder
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
 from avd.types import UserError
 

@@ -16,8 +16,8 @@ from avd.engine.loop import UpdateResult
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.preview import write_preview
 from avd.engine.randomness import derive_seed, generator_for
-from avd.engine.run_folder import atomic_folder
 from avd.engine.schedules import trapezoid
+from avd.files import atomic_folder
 from avd.flow import add_noise, velocity_of
 from avd.miniature import architecture as mini
 from avd.models.settings import Settings

@@ -16,8 +16,8 @@ from avd.engine.ema import EMA
 from avd.engine.loop import UpdateResult
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.randomness import derive_seed, generator_for
-from avd.engine.run_folder import atomic_folder
 from avd.engine.schedules import warm_cosine
+from avd.files import atomic_folder
 from avd.miniature.architecture import build_vae
 from avd.miniature.vae_init import initialise
 from avd.models.wan.codec import AutoencoderKLWan, to_signed

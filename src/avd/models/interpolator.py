@@ -22,7 +22,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avd.files import write_atomically
+from avd.files import write_atomically, write_json
 from avd.types import UserError
 
 CONFIG_FILE = "config.json"
@@ -115,7 +115,7 @@ class FrameInterpolator(nn.Module):
         """Write `config.json` and `model.safetensors` into `folder`, each whole or not at all."""
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_atomically(folder / WEIGHTS_FILE, to_safetensors(weights))
-        write_atomically(folder / CONFIG_FILE, (json.dumps(asdict(self.config), indent=2) + "\n").encode())
+        write_json(folder / CONFIG_FILE, asdict(self.config))
 
     @classmethod
     def load(cls, folder: Path) -> FrameInterpolator:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from avd.evaluation.rows import Results, Row
+from avd.files import write_text
 from avd.report.columns import COLUMNS, Column, diversity_column, value_of
 
 
@@ -41,10 +41,7 @@ def write_report(
         recipes=_recipes(results.rows),
         meta=_yaml(results.meta) if results.meta else None,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(html, encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, html)
 
 
 def _data_uri(mp4: bytes | None) -> str | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from avd.distillation.monitoring.monitor import Measurement, Monitor, score
 from avd.distillation.task import DistillTask
 from avd.engine import saving
 from avd.engine.checkpoint import list_checkpoints, load_checkpoint
-from avd.measures.pixels import measure_pixels
+from avd.measures.video import measure_pixels
 from avd.models.wan.model import VideoModel
 from avd.types import Stopped
 from helpers.command import snapshot
@@ -238,9 +240,9 @@ PLACES: dict[str, tuple[Any, str, int]] = {
     "update": (DistillTask, "update", 3),
     "checkpoint": (saving, "publish", 3),
     "checkpoint of a roll-back": (watch, "restore_checkpoint", 1),
-    "removal of later checkpoints": (watch, "_remove", 1),
-    "removal of any folder": (watch.shutil, "rmtree", 9),
-    "rename of any file or folder": (watch.os, "replace", 9),
+    "removal of later checkpoints": (watch, "remove_folder", 1),
+    "removal of any folder": (shutil, "rmtree", 9),
+    "rename of any file or folder": (os, "replace", 9),
 }
 """The last number is how much further each process comes than the one before it."""
 

@@ -29,8 +29,8 @@ from avd.distillation.monitoring.statistics import FakeScoreLevel, WeightStatist
 from avd.engine.loop import UpdateResult
 from avd.engine.randomness import generator_for
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
-from avd.engine.run_folder import write_text
-from avd.measures.pixels import PixelStats, measure_pixels
+from avd.files import read_text, write_json
+from avd.measures.video import PixelStats, measure_pixels
 from avd.sampling.rollout import Renoise
 
 REFERENCES_FILE = "references.json"
@@ -100,7 +100,7 @@ class Monitor:
             real = self._mean([measure_pixels(video) for clip in clips for video in sampler.decode(clip)])
             kept = {"teacher": asdict(teacher), "real": asdict(real)}
             if self._ranks.is_main:
-                write_text(path, json.dumps({**asked, **kept}, indent=2) + "\n")
+                write_json(path, {**asked, **kept})
         self._teacher, self._real = PixelStats(**kept["teacher"]), PixelStats(**kept["real"])
 
     def observe(self, result: UpdateResult) -> None:
@@ -189,8 +189,8 @@ def _ratio(value: float, reference: float) -> float:
 def _read_references(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the file holds, if it answers what is asked now; a recipe's monitors may change between processes."""
     try:
-        kept = json.loads(path.read_text())
+        kept = json.loads(read_text(path))
         fits = all(kept[key] == value for key, value in asked.items())
         return kept if fits and PixelStats(**kept["teacher"]) and PixelStats(**kept["real"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None

@@ -8,10 +8,6 @@ noise is drawn with a seed derived from the recipe's and the number of roll-back
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +18,10 @@ from avd.distillation.monitoring.monitor import Measurement, Monitor
 from avd.distillation.task import DistillTask
 from avd.engine.checkpoint import list_checkpoints, restore_checkpoint
 from avd.engine.loop import CONTINUE, Decision, UpdateResult, due
-from avd.engine.run_folder import RunFolder, atomic_folder, write_text
+from avd.engine.run_folder import RunFolder
 from avd.engine.saving import Saver
 from avd.engine.trackers import Trackers
+from avd.files import append_json_line, atomic_folder, read_json_lines, remove_folder, write_json, write_json_lines
 
 WARNINGS_FILE = "warnings.jsonl"
 BEST, BEST_CHECKPOINT = "best", "best-checkpoint"
@@ -48,8 +45,8 @@ class RunWatch:
         if not (self._task.ranks.is_main and self._warnings.exists()):
             return
         here = (self._task.roll_backs, updates)
-        kept = [line for line in _whole_lines(self._warnings) if (line["roll_backs"], line["updates"]) <= here]
-        write_text(self._warnings, "".join(json.dumps(line) + "\n" for line in kept))
+        kept = [line for line in read_json_lines(self._warnings) if (line["roll_backs"], line["updates"]) <= here]
+        write_json_lines(self._warnings, kept)
 
     def measure(self, updates: int, result: UpdateResult) -> Measurement | None:
         if self._monitor is None:
@@ -119,8 +116,9 @@ class RunWatch:
         if ranks.is_main:
             with atomic_folder(path) as best:
                 self._task.export(best)
-                told = {"updates": updates, "by": self._recipe.keep_best, **measurement.metrics}
-                write_text(best / "best.json", json.dumps(_finite(told), indent=2) + "\n")
+                write_json(
+                    best / "best.json", {"updates": updates, "by": self._recipe.keep_best, **measurement.metrics}
+                )
         else:  # its shards are asked for
             self._task.export(path)
         if self._recipe.action == "roll_back":
@@ -142,8 +140,7 @@ class RunWatch:
             "about": about,
             "text": text,
         }
-        with self._warnings.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_json_line(self._warnings, line)
         said = f"update {updates}: {'' if event in ('recovered', 'rolled back') else 'warning: '}{text}"
         self._trackers.text(updates, said)
         if shown:
@@ -164,30 +161,8 @@ def _forget_after(folder: Path, step: int) -> None:
     """
     for path in reversed(list_checkpoints(folder)):
         if _step(path) > step:
-            _remove(path)
+            remove_folder(path)
 
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def _remove(checkpoint: Path) -> None:
-    """At once: half a checkpoint must not be found under its name."""
-    going = checkpoint.with_name(f".writing-{checkpoint.name}")
-    os.replace(checkpoint, going)
-    shutil.rmtree(going)
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The file's lines, without one that a crash cut in two."""
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -23,6 +23,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, UMT5EncoderModel
 
+from avd.files import write_json
 from avd.models.identity import Entry, entries_on_disk
 from avd.models.weights import Weights, check_fits, in_diffusers_names
 from avd.types import UserError
@@ -56,10 +57,10 @@ class AdapterFolder:
             ) from error
 
     def write(self) -> None:
-        """Raises no error of its own; paths are kept whole, as the adapter may be used from elsewhere."""
+        """Write `adapter.json`, with absolute paths, as the adapter may be used from elsewhere."""
         names = {"base": self.base, "transformer": self.transformer}
         whole = {k: str(Path(v).resolve()) if v is not None and Path(v).exists() else v for k, v in names.items()}
-        (self.folder / ADAPTER_FILE).write_text(json.dumps(whole, indent=2) + "\n")
+        write_json(self.folder / ADAPTER_FILE, whole)
 
 
 class ModelFiles:
@@ -117,7 +118,7 @@ class ModelFiles:
                 ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5"),
                 copy_function=shutil.copyfile,  # without modes: what is read-only there need not be so here
             )
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        write_json(folder / INDEX_FILE, index, sort_keys=True)
 
     def _check_family(self) -> None:
         transformer, vae, text = (self.skeletons[part].config for part in ("transformer", "vae", "text_encoder"))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
+from avd.files import write_json
 from avd.flow import TIMESTEPS
 from avd.models.adapters import merge_saved, save_adapter
 from avd.models.devices import pick_device
@@ -253,14 +254,14 @@ class VideoModel:
         if files is not None:
             files.complete(folder)
         _forget_paths(folder)
-        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(written), indent=2) + "\n")
+        write_json(folder / SETTINGS_FILE, asdict(written))
 
     def save_adapter(self, folder: Path, weights: dict[str, Tensor], **settings: Any) -> None:
         """Write a LoRA of this model, as `models.adapters.adapter_weights` gives it, with changed `settings`."""
         assert self._files is not None
         save_adapter(folder, weights)
         AdapterFolder(folder, self._files.name, self._files.transformer_name).write()
-        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(replace(self.settings, **settings)), indent=2) + "\n")
+        write_json(folder / SETTINGS_FILE, asdict(replace(self.settings, **settings)))
 
 
 def _settle(name: str, part: Any) -> Any:
@@ -302,4 +303,4 @@ def _forget_paths(folder: Path) -> None:
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            write_json(path, config, sort_keys=True)

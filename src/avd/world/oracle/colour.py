@@ -1,4 +1,4 @@
-"""Colours as the oracle compares them: hue and lightness name a colour, HSV saturation is what oversaturation moves."""
+"""Colours as the oracle compares them: hue and lightness name a colour, saturation does not."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ from avd.world.palette import COLOURS
 def chroma(rgb: np.ndarray) -> np.ndarray:
     """The part of sRGB colours (..., 3) that is not grey: a change of brightness leaves it alone."""
     return rgb - rgb.mean(axis=-1, keepdims=True)
-
-
-def saturation(rgb: np.ndarray) -> np.ndarray:
-    """HSV saturation, in [0, 1], of sRGB colours (..., 3) in [0, 1]."""
-    high = rgb.max(axis=-1)
-    return (high - rgb.min(axis=-1)) / np.maximum(high, 1e-6)
 
 
 def name_colours(rgb: np.ndarray, palette: tuple[str, ...]) -> np.ndarray:

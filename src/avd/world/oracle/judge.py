@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avd.measures.colour import clipped_share
 from avd.world.grammar import Promises
 from avd.world.oracle.instances import Fault, find_faults
-from avd.world.oracle.measures import DYNAMIC_PATH, clipped_share, flicker, flow_speed, saturation_error
+from avd.world.oracle.measures import DYNAMIC_PATH, flicker, flow_speed, saturation_error
 from avd.world.oracle.promises import ObjectReading, check_promises
 from avd.world.oracle.reading import Reading, read_clip
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avd.measures.pixels import measure_pixels, motion
+from avd.measures.video import measure_pixels, motion
 from avd.world import Clip, World, render
 from avd.world.damage import fuse, jitter_brightness, saturate, slow_down
 
