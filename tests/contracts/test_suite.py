@@ -1,4 +1,4 @@
-"""What holds for every evaluation suite, and for one more that is a single file."""
+"""What holds for every evaluation suite, and for two more that are a single file each."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from avd.evaluation.suites import make_suite, suite_class, suite_names
 from avd.models.settings import Settings
 from avd.report import markdown_table, terminal_table, write_report
 from avd.types import UserError
+from helpers.added_suites import ADDED, added_suites
 from helpers.command import avd
 from helpers.painter import WORLD, Painter
-from helpers.toy_suite import toy_suite
 
-__all__ = ["toy_suite"]
+__all__ = ["added_suites"]
 
 SMALL: dict[str, dict[str, Any]] = {"world": {"clips": 4, "repeats": 2}}
 """Options that make a suite quick."""
 
-pytestmark = pytest.mark.usefixtures("toy_suite")
-each_suite = pytest.mark.parametrize("name", [*suite_names(), "toy"])
+pytestmark = pytest.mark.usefixtures("added_suites")
+each_suite = pytest.mark.parametrize("name", [*suite_names(), *ADDED])
 
 
 def small(name: str) -> Suite:
@@ -162,7 +162,7 @@ def test_a_suite_that_cannot_run_says_why() -> None:
 
 
 def test_an_unknown_suite_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match="suite 'moon' is not one of 'toy', 'world'"):
+    with pytest.raises(UserError, match="suite 'moon' is not one of 'brightness', .*'toy'.*'world'"):
         suite_class("moon")
 
 

@@ -134,6 +134,14 @@ def test_clips_made_from_something_else_are_refused(other: dict[str, object], tm
     assert clips_in(tmp_path) == before
 
 
+def test_clips_of_another_model_are_found_before_anything_is_made(tmp_path: Path) -> None:
+    sample_clips(Painter(), PROMPTS, tmp_path, seed=0, batch=5, rank=2, size=3)  # the last batch alone
+    painter, before = Painter(), clips_in(tmp_path)
+    with pytest.raises(UserError, match="another model"):
+        sample_clips(painter, PROMPTS, tmp_path, seed=1, batch=4)
+    assert not painter.seeds and clips_in(tmp_path) == before
+
+
 def test_a_broken_record_is_named(tmp_path: Path) -> None:
     sample_clips(Painter(), PROMPTS, tmp_path, seed=0, batch=5)
     (tmp_path / "batch-000005.json").write_text("{")

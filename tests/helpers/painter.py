@@ -24,9 +24,9 @@ class Painter:
     settings: Settings = field(default_factory=lambda: Settings(frames=17, height=48, width=48, fps=8))
     shape: tuple[int, int, int, int] = (12, 5, 6, 6)
     prompts: list[list[str]] = field(default_factory=list)
-    """Of each batch."""
+    """The prompts of each batch."""
     seeds: list[int] = field(default_factory=list)
-    """Of each batch's noise."""
+    """The seed of each batch's noise."""
 
     @property
     def model(self) -> Painter:

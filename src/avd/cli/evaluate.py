@@ -58,6 +58,8 @@ def evaluate(
     if json.exists():
         raise UserError(f"output {json} exists already: name another file")
     check_can_make(json)
+    if samples is not None:
+        check_can_make(samples / "clips")
     judging = make_suite(suite, _options({"clips": clips, "repeats": repeats, "level": level}, changes or []))
     name, is_videos = name or Path(what).resolve().name, _is_videos(Path(what))
     with process_group(ComputeRecipe()) as ranks:

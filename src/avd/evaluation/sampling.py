@@ -76,7 +76,7 @@ class Samples:
     def seconds_per_video(self) -> float:
         """The denoising network and what stands between its calls, without text encoder and VAE; a clip's share of a
         batch."""
-        return sum(map(self._seconds, self.starts())) / len(self.prompts)
+        return sum(self._seconds(self.record_file(start)) for start in self.starts()) / len(self.prompts)
 
     def starts(self) -> range:
         """The first clip of each batch."""
@@ -96,12 +96,16 @@ class Samples:
         """Whether a batch is complete. Raises UserError if it was made from something else."""
         if not self.record_file(start).exists():
             return False
-        self._seconds(start)
+        self._seconds(self.record_file(start))
         return all(self.clip_file(i).exists() for i in self.indices(start))
 
-    def _seconds(self, start: int) -> float:
+    def check_folder(self) -> None:
+        """Raise UserError if any batch in the folder was made from something else."""
+        for path in sorted(self.folder.glob("batch-*.json")):
+            self._seconds(path)
+
+    def _seconds(self, path: Path) -> float:
         """The time that a batch took, from its record."""
-        path = self.record_file(start)
         try:
             record = json.loads(read_text(path))
             key, seconds = record["key"], float(record["seconds"])
@@ -132,6 +136,7 @@ def sample_clips(
     batch = batch or batch_size(sampler.model)
     key = _key(sampler.identity, seed, batch, prompts)
     samples = Samples(folder, tuple(prompts), batch, seed, sampler.steps, sampler.network_calls, key)
+    samples.check_folder()
     own = samples.starts()[rank::size]
     done, total = 0, sum(len(samples.indices(start)) for start in own)
     for start in own:

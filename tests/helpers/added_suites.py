@@ -1,8 +1,9 @@
-"""A suite of one file, put where suites are looked for."""
+"""Suites of one file each, put where suites are looked for: a toy, and the example of docs/adding-a-suite.md."""
 
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,13 +54,20 @@ SUITE = Toy
 '''
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "adding-a-suite.md"
+ADDED = ("brightness", "toy")
+
+
 @pytest.fixture(scope="module")
-def toy_suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a suite that is there for a module's tests."""
+def added_suites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The suites `ADDED` are there for a module's tests."""
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     folder: Path = tmp_path_factory.mktemp("suites")
     (folder / "toy.py").write_text(TOY)
+    (folder / "brightness.py").write_text(example)
     importlib.invalidate_caches()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suites, "__path__", [*suites.__path__, str(folder)])
-        yield "toy"
-    sys.modules.pop("avd.evaluation.suites.toy", None)
+        yield
+    for name in ADDED:
+        sys.modules.pop(f"avd.evaluation.suites.{name}", None)
