@@ -38,6 +38,10 @@ def test_the_rows_are_complete(demo: Path) -> None:
     assert all(0 <= row["scores"]["world"]["instance_preservation"] <= 1 for row in rows)
 
 
+def test_nothing_is_left_of_sampling(demo: Path) -> None:
+    assert {path.name for path in demo.iterdir()} == {"distillation", "report.html", "results.json"}
+
+
 def test_the_page_is_self_contained_and_plays_every_rows_videos(demo: Path) -> None:
     page = (demo / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)

@@ -162,7 +162,7 @@ def test_a_suite_that_cannot_run_says_why() -> None:
 
 
 def test_an_unknown_suite_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match="suite 'moon' is not one of 'brightness', .*'toy'.*'world'"):
+    with pytest.raises(UserError, match=r"suite 'moon' is not one of 'brightness', .*'toy'.*'world'"):
         suite_class("moon")
 
 

@@ -90,6 +90,16 @@ def test_a_lost_file_costs_its_batch(lost: str, tmp_path: Path) -> None:
     assert painter.seeds == [5] and clips_in(tmp_path) == before
 
 
+def test_what_was_sampled_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    samples = sample_clips(Painter(), PROMPTS, tmp_path / "clips", seed=0, batch=5)
+    (tmp_path / "clips" / "mine.txt").write_text("notes")
+    samples.remove()
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["mine.txt"]
+    (tmp_path / "clips" / "mine.txt").unlink()
+    sample_clips(Painter(), PROMPTS, tmp_path / "clips", seed=0, batch=5).remove()
+    assert not (tmp_path / "clips").exists()
+
+
 def test_the_time_of_batches_made_before_is_kept(tmp_path: Path) -> None:
     sample_clips(Painter(), PROMPTS, tmp_path, seed=0, batch=5)
     for start, seconds in ((0, 6.0), (5, 12.0), (10, 18.0)):

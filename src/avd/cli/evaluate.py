@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from avd import ui
 if TYPE_CHECKING:
     from avd.engine.ranks import Ranks
     from avd.evaluation.rows import Row
+    from avd.evaluation.sampling import Samples
     from avd.evaluation.suite import Suite
     from avd.sampling.samplers import Sampler
 
@@ -64,16 +64,16 @@ def evaluate(
     name, is_videos = name or Path(what).resolve().name, _is_videos(Path(what))
     with process_group(ComputeRecipe()) as ranks:
         ranks.barrier()  # no process may find the row that another has written
-        if is_videos:
-            row = _row_of_videos(judging, Path(what), name) if ranks.is_main else None
-        else:
-            kept = samples or json.with_name(f"{json.stem}-samples")
+        sampled = None
+        if not is_videos:
+            clips_folder = samples or json.with_name(f"{json.stem}-samples")
             sampler = _open_sampler(what, ranks, half_rate, steps, guidance)
-            row = _row_of_model(judging, what, sampler, kept, name, seed, ranks)
-        if row is not None:
+            sampled = _sample(judging, what, sampler, clips_folder, seed, ranks)
+        if ranks.is_main:
+            row = _judge(judging, what, sampled, name)
             write_results(json, Results(rows=[row]))
-            if not is_videos and samples is None:
-                shutil.rmtree(kept)
+            if sampled is not None and samples is None:
+                sampled.remove()
             ui.out.print(terminal_table([row]))
 
 
@@ -91,35 +91,32 @@ def _open_sampler(
     return make_sampler(opened, half_rate=half_rate, steps=steps, guidance=guidance)
 
 
-def _row_of_videos(suite: Suite, folder: Path, name: str) -> Row:
-    from avd.evaluation.folder import VideoFolder
-    from avd.evaluation.judging import judge
-
-    videos = VideoFolder(folder)
-    with ui.bars() as bar:
-        judging = bar("judging")
-        return judge(suite, videos.clips(), name=name, judged=lambda count: judging(count, len(videos)))
-
-
-def _row_of_model(
-    suite: Suite, model: str, sampler: Sampler, folder: Path, name: str, seed: int, ranks: Ranks
-) -> Row | None:
-    """The row of a model, by way of its clips in `folder`; None in all processes but the main one."""
-    from avd.evaluation.judging import check_model, judge_samples
-    from avd.evaluation.provenance import recipe_of
+def _sample(suite: Suite, model: str, sampler: Sampler, folder: Path, seed: int, ranks: Ranks) -> Samples:
+    """The clips of all processes, once all are done."""
+    from avd.evaluation.judging import check_model
     from avd.evaluation.sampling import sample_clips
 
     check_model(suite, sampler.model.settings, model)
     with ui.bars() as bar:
-        prompts, progress = suite.prompts(), bar("sampling")
-        samples = sample_clips(sampler, prompts, folder, seed=seed, rank=ranks.rank, size=ranks.size, progress=progress)
-        ranks.barrier()
-        if not ranks.is_main:
-            return None
-        judging, recipe = bar("judging"), recipe_of(model)
-        return judge_samples(
-            suite, samples, name=name, recipe=recipe, judged=lambda count: judging(count, len(samples))
-        )
+        prompts, rank, size = suite.prompts(), ranks.rank, ranks.size
+        samples = sample_clips(sampler, prompts, folder, seed=seed, rank=rank, size=size, progress=bar("sampling"))
+    ranks.barrier()
+    return samples
+
+
+def _judge(suite: Suite, what: str, samples: Samples | None, name: str) -> Row:
+    """The row of a model's samples, or with None of the folder of videos `what`."""
+    from avd.evaluation.folder import VideoFolder
+    from avd.evaluation.judging import judge, judge_samples
+    from avd.evaluation.provenance import recipe_of
+
+    with ui.bars() as bar:
+        judging = bar("judging")
+        if samples is not None:
+            count, recipe = len(samples), recipe_of(what)
+            return judge_samples(suite, samples, name=name, recipe=recipe, judged=lambda n: judging(n, count))
+        videos = VideoFolder(Path(what))
+        return judge(suite, videos.clips(), name=name, judged=lambda n: judging(n, len(videos)))
 
 
 def _is_videos(folder: Path) -> bool:

@@ -104,6 +104,14 @@ class Samples:
         for path in sorted(self.folder.glob("batch-*.json")):
             self._seconds(path)
 
+    def remove(self) -> None:
+        """Remove the clips and their records, and the folder if nothing else is in it."""
+        files = [self.record_file(start) for start in self.starts()]
+        for path in files + [self.clip_file(i) for i in range(len(self.prompts))]:
+            path.unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
     def _seconds(self, path: Path) -> float:
         """The time that a batch took, from its record."""
         try:

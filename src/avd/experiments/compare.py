@@ -6,7 +6,6 @@ and clips that were sampled are not sampled again.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -124,11 +123,13 @@ def _measured(suite: WorldSuite, contender: _Contender, bars: Bars) -> Row:
     file, name, seed = contender.file, contender.name, contender.seed
     if not file.exists():
         check_model(suite, contender.sampler.model.settings, name)
-        samples = file.with_name(f"{file.stem}-samples")
+        folder = file.with_name(f"{file.stem}-samples")
         title, recipe = f"{name}, seed {seed}", contender.recipe
-        row, _ = measure(suite, contender.sampler, samples, name=name, seed=seed, recipe=recipe, title=title, bars=bars)
+        row, samples = measure(
+            suite, contender.sampler, folder, name=name, seed=seed, recipe=recipe, title=title, bars=bars
+        )
         write_results(file, Results(rows=[row]))
-        shutil.rmtree(samples)
+        samples.remove()
     return read_results(file).rows[0]
 
 

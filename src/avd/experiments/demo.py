@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -26,7 +25,6 @@ from avd.sampling.samplers import FewSteps, ManySteps, Sampler
 _RECIPE = "avd-half-rate"
 RUN = "distillation"
 """Folder of the run, in the demonstration's."""
-_SAMPLES = "samples"
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,18 @@ def _measure(output: Path, student_folder: Path, plan: DemoPlan, seed: int, bars
     suite = WorldSuite(clips=plan.measured_clips, repeats=0)
     truth = judge(suite, suite.rendered(), name="rendered clips")
     rows, videos = [truth], {truth.name: _first(suite.rendered(), plan.shown_clips)}
-    recipe = recipe_of(str(student_folder))
+    recipe, sampled = recipe_of(str(student_folder)), []
     for i, (name, sampler) in enumerate(_samplers(student_folder, plan.teacher_steps).items()):
         distilled = recipe if name.startswith("AVD") else None
-        folder = output / _SAMPLES / str(i)
+        folder = output / f"samples-{i}"
         row, samples = measure(suite, sampler, folder, name=name, seed=seed, recipe=distilled, title=name, bars=bars)
         rows.append(row)
+        sampled.append(samples)
         videos[name] = _first(samples.clips(), plan.shown_clips)
     results = Results(rows=rows, meta={"suite": suite.name, "level": suite.level, "updates": plan.updates})
     write_results(output / "results.json", results)
-    shutil.rmtree(output / _SAMPLES)
+    for samples in sampled:
+        samples.remove()
     captions = [prompt.text for prompt in suite.prompts()[: plan.shown_clips]]
     return Demonstration(results, captions, videos, suite.fps)
 
