@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from avd.data import Video
+from avd.evaluation.judging import judge
 from avd.evaluation.rows import Row
-from avd.evaluation.suites.world import Suite
+from avd.evaluation.suite import Clip, Prompt
+from avd.evaluation.suites.world import WorldSuite
 from avd.flow import add_noise, integrate, many_step_sigmas
 from avd.models.wan.model import VideoModel
 from avd.sampling.teacher import guided
 from avd.types import UserError
-from avd.world import World
 
 
 @torch.no_grad()
@@ -36,14 +40,20 @@ def denoised_from(level: float, latents: Tensor, model: VideoModel, captions: Se
     )
 
 
-def measure(model: VideoModel, suite: Suite, levels: Sequence[float]) -> list[Row]:
-    captions, speed = suite.captions(), suite.reference_speed()
-    latents = model.encode_video(suite.rendered())
+def measure(model: VideoModel, suite: WorldSuite, levels: Sequence[float]) -> list[Row]:
+    rendered = list(suite.rendered())
+    prompts = [clip.prompt for clip in rendered]
+    latents = model.encode_video(np.stack([clip.read().frames for clip in rendered]))
     rows = []
     for level in levels:
-        back = denoised_from(level, latents, model, captions) if level else latents
-        rows.append(suite.row_of_videos(f"{level:.2f}", model.decode_video(back), captions, speed))
+        back = denoised_from(level, latents, model, [prompt.text for prompt in prompts]) if level else latents
+        clips = map(partial(_clip, suite.fps), prompts, model.decode_video(back))
+        rows.append(judge(suite, clips, name=f"{level:.2f}"))
     return rows
+
+
+def _clip(fps: float, prompt: Prompt, frames: np.ndarray) -> Clip:
+    return Clip(prompt.text, prompt, lambda: Video(frames, fps))
 
 
 def print_table(model: str, rows: Sequence[Row]) -> None:
@@ -51,9 +61,11 @@ def print_table(model: str, rows: Sequence[Row]) -> None:
     print("| noised to | instance preservation | caption accuracy | dynamic degree | saturation error |")
     print("|---|---|---|---|---|")
     for row in rows:
-        shares = (row.instance_preservation, row.caption_accuracy, row.dynamic_degree)
+        keys = ("instance_preservation", "caption_accuracy", "dynamic_degree")
+        shares = [row.score(WorldSuite.name, key) for key in keys]
         cells = ["–" if share is None else f"{share:.1%}" for share in shares]
-        cells.append("–" if row.saturation_error is None else f"{row.saturation_error:.3f}")
+        error = row.score(WorldSuite.name, "saturation_error")
+        cells.append("–" if error is None else f"{error:.3f}")
         print(f"| {row.name} | {' | '.join(cells)} |")
 
 
@@ -66,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not all(0 <= level <= 1 for level in options.levels):
         parser.error(f"levels are {options.levels}: they must lie in [0, 1]")
     try:
-        rows = measure(VideoModel.load(options.model), Suite(World(), options.clips), options.levels)
+        rows = measure(VideoModel.load(options.model), WorldSuite(clips=options.clips), options.levels)
     except UserError as error:
         parser.error(str(error))
     print_table(options.model, rows)

@@ -12,8 +12,11 @@ from avd.models.wan.files import SHIPPED
 from helpers.command import avd, snapshot
 
 FIELDS = {
-    "name", "steps", "network_calls", "seconds_per_video", "saturation_error", "clipped_share", "dynamic_degree",
-    "speed_ratio", "instance_preservation", "caption_accuracy", "flicker", "videos", "seed", "recipe", "code_version",
+    "name", "steps", "network_calls", "seconds_per_video", "scores", "videos", "seed", "recipe", "code_version",
+}  # fmt: skip
+MEASURES = {
+    "saturation_error", "clipped_share", "dynamic_degree", "speed_ratio", "instance_preservation", "caption_accuracy",
+    "flicker",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not SHIPPED["wan-mini"].exists(), reason="the miniature is not shipped yet")
@@ -28,11 +31,15 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_rows_are_complete(demo: Path) -> None:
     rows = json.loads((demo / "results.json").read_text())["rows"]
-    assert all(row.keys() >= FIELDS for row in rows)
+    assert all(row.keys() >= FIELDS and row["scores"]["world"].keys() >= MEASURES for row in rows)
     calls = {row["name"]: (row["steps"], row["network_calls"]) for row in rows}
     assert list(calls.values()) == [(0, 0), (50, 100), (4, 4), (4, 4), (4, 4)]
     assert [row["recipe"] is not None for row in rows] == [False, False, False, True, True]
-    assert all(0 <= row["instance_preservation"] <= 1 for row in rows)
+    assert all(0 <= row["scores"]["world"]["instance_preservation"] <= 1 for row in rows)
+
+
+def test_nothing_is_left_of_sampling(demo: Path) -> None:
+    assert {path.name for path in demo.iterdir()} == {"distillation", "report.html", "results.json"}
 
 
 def test_the_page_is_self_contained_and_plays_every_rows_videos(demo: Path) -> None:

@@ -25,7 +25,7 @@ MISTAKES = {
     "unknown option": ("distill avd -o new --sed 3", "No such option: --sed", "`avd distill --help`"),
     "missing argument": ("distill -o new", "Missing argument 'recipe'", "`avd distill --help`"),
     "no number": ("distill avd -o new --seed three", "Invalid value for '--seed'", "integer"),
-    "unknown suite": ("evaluate student --json new.json --suite moon", "'moon' is not one of 'world'"),
+    "unknown suite": ("evaluate student --json new.json --suite moon", "suite 'moon' is not one of", "'world'"),
     # recipes
     "unknown recipe": ("distill avdd -o new", "no recipe avdd", "did you mean avd?"),
     "recipe in a folder": ("distill tiny -o new", "recipe tiny cannot be read"),
@@ -159,8 +159,20 @@ MISTAKES = {
     "row below a file": ("evaluate student --json small.yaml/row.json", "small.yaml is a file"),
     "neither videos nor model": ("evaluate empty --json new.json", "no captions.jsonl", "no model_index.json"),
     "missing model to evaluate": ("evaluate nowhere --json new.json", "no model nowhere"),
-    "missing video": ("evaluate torn --json new.json --clips 2", "000001.mp4", "no such file"),
+    "missing video": ("evaluate torn --json new.json --clips 2 --set size=16", "000001.mp4", "no such file"),
     "world level": ("evaluate clips --json new.json --level 99", "world level is 99"),
+    "samples in a file": ("evaluate student --json new.json --samples small.yaml", "small.yaml is a file"),
+    "option of no suite": ("evaluate clips --json new.json --set sizes=16", "suite world has no option sizes"),
+    "option without a value": ("evaluate clips --json new.json --set size", "--set size: write KEY=VALUE"),
+    "one seed for diversity": ("evaluate clips --json new.json --repeats 1", "at least 2 seeds"),
+    "videos of another size": (
+        "evaluate clips --json new.json --clips 2",
+        "000000.mp4: 17 frames of 16 x 16 at 8 fps, and the world's clips are 17 frames of 48 x 48",
+    ),
+    "model of another size": (
+        "evaluate tiny --json new.json --clips 2",
+        "tiny makes clips that suite world cannot judge: 17 frames of 16 x 16",
+    ),
     "table of nothing": ("table none.json", "none.json"),
     "table of something else": ("table tiny/avd.json", "tiny/avd.json does not hold results"),
     # the world, demo and training

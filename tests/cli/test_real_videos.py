@@ -196,24 +196,53 @@ def test_prompts_come_from_a_file_too(student: Path, tmp_path: Path) -> None:
 
 
 def test_a_student_is_measured(student: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert avd("evaluate", student, "--json", "rows/student.json", "--clips", 3, "--repeats", 2, "--name", "mine") == 0
+    options = ("--clips", 3, "--repeats", 2, "--set", "size=16")
+    assert avd("evaluate", student, "--json", "rows/student.json", *options, "--name", "mine") == 0
+    assert [path.name for path in Path("rows").iterdir()] == ["student.json"]
     row = only_row("rows/student.json")
     assert (row.name, row.steps, row.network_calls, row.videos, row.seed) == ("mine", 4, 4, 3, 0)
     assert row.recipe is not None and row.recipe["seed"] == 3
-    assert row.seconds_per_video is not None and row.seconds_per_video > 0 and row.diversity is not None
+    assert row.seconds_per_video is not None and row.seconds_per_video > 0
+    assert row.score("world", "diversity_colour") is not None
     assert "mine" in capfd.readouterr().out
     assert avd("table", "rows/student.json") == 0
     assert "| mine" in capfd.readouterr().out
 
 
 def test_a_teacher_is_measured(place: Path) -> None:
-    assert avd("evaluate", "tiny", "--json", "teacher.json", "--clips", 2, "--repeats", 0, "--steps", 2) == 0
+    options = ("--clips", 2, "--repeats", 0, "--set", "size=16", "--steps", 2)
+    assert avd("evaluate", "tiny", "--json", "teacher.json", *options) == 0
     row = only_row("teacher.json")
-    assert (row.name, row.steps, row.network_calls, row.recipe, row.diversity) == ("tiny", 2, 4, None, None)
+    assert (row.name, row.steps, row.network_calls, row.recipe) == ("tiny", 2, 4, None)
+    assert row.score("world", "diversity_colour") is None
+
+
+def test_an_evaluation_that_was_stopped_samples_what_is_missing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--clips", 20, "--repeats", 0, "--set", "size=16", "--steps", 2, "--samples", "kept")
+    decode, batches = VideoModel.decode_video, []
+
+    def interrupt(self: VideoModel, latents: torch.Tensor) -> np.ndarray:
+        batches.append(len(latents))
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return decode(self, latents)
+
+    monkeypatch.setattr(VideoModel, "decode_video", interrupt)
+    assert avd("evaluate", "tiny", "--json", "stopped.json", *options) == 130
+    assert not Path("stopped.json").exists()
+    before = snapshot(Path("kept"))
+    assert avd("evaluate", "tiny", "--json", "stopped.json", *options) == 0
+    assert batches == [16, 4, 4]
+    assert before.items() <= snapshot(Path("kept")).items()
+    assert only_row("stopped.json").videos == 20
+    assert avd("evaluate", "tiny", "--json", "other.json", *options, "--seed", 1) == 2
+    assert "kept holds clips of another model, seed or set of prompts" in capfd.readouterr().err
 
 
 def test_videos_made_elsewhere_are_measured(clips: Path) -> None:
-    assert avd("evaluate", clips, "--suite", "world", "--json", "clips.json", "--clips", 4) == 0
+    assert avd("evaluate", clips, "--suite", "world", "--json", "clips.json", "--clips", 4, "--set", "size=16") == 0
     row = only_row("clips.json")
     assert (row.name, row.steps, row.videos, row.seconds_per_video) == ("clips", 0, CLIPS, None)
 

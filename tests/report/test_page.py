@@ -37,7 +37,7 @@ class Page(HTMLParser):
 def write(path: Path, make_row: MakeRow) -> str:
     rows = [
         make_row(name="rendered", recipe=None, steps=0),
-        make_row(diversity={"colour": 0.5}),
+        make_row(diversity_colour=0.5),
         make_row(name="unseen"),
     ]
     videos = [

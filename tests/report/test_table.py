@@ -53,3 +53,21 @@ def test_one_seed_has_no_spread_and_names_keep_their_order(make_row: MakeRow) ->
 def test_a_row_counted_twice_is_refused(make_row: MakeRow) -> None:
     with pytest.raises(UserError, match=r"AVD, 4 steps.*seed 0"):
         markdown_table([make_row(), make_row()])
+
+
+def test_the_columns_are_those_that_the_suite_declares_in_its_order(make_row: MakeRow) -> None:
+    heads = markdown_table([make_row(diversity_colour=0.5)]).splitlines()[0]
+    assert heads == (
+        "|  | Steps | Network calls (fewer) | Time per video (less) | Saturation error (near 0) | "
+        "Saturation drift (near 0) | Clipped pixels (low) | Dynamic degree (as rendered) | Speed ratio (near 1) | "
+        "Instance preservation (high) | Caption accuracy (high) | Flicker (low) | Videos | Seeds |"
+    )
+
+
+def test_what_no_row_has_is_not_shown(make_row: MakeRow) -> None:
+    rows = [make_row(seconds_per_video=None, flicker=None), make_row(name="DMD", seconds_per_video=None, flicker=None)]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(terminal_table(rows))
+    for text in (markdown_table(rows), capture.get()):
+        assert "Time per video" not in text and "Flicker" not in text and "Speed ratio" in text

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from avd import ui
 
-
-class SuiteName(StrEnum):
-    world = "world"
+if TYPE_CHECKING:
+    from avd.engine.ranks import Ranks
+    from avd.evaluation.rows import Row
+    from avd.evaluation.sampling import Samples
+    from avd.evaluation.suite import Suite
+    from avd.sampling.samplers import Sampler
 
 
 def evaluate(
@@ -20,62 +22,125 @@ def evaluate(
         str, typer.Argument(metavar="DIR_OR_MODEL", help="A folder of MP4s with captions.jsonl, or a model.")
     ],
     json: Annotated[Path, typer.Option("--json", help="File for the row.")],
-    suite: Annotated[SuiteName, typer.Option("--suite", help="What to measure with.")] = SuiteName.world,
-    clips: Annotated[int, typer.Option("--clips", help="Held-out captions to sample.", min=1)] = 128,
-    repeats: Annotated[int, typer.Option("--repeats", help="Seeds of each open caption, for diversity.", min=0)] = 8,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.", min=0)] = 0,
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name of the row; default: the folder's or model's.")
+    suite: Annotated[str, typer.Option("--suite", help="What to measure with.")] = "world",
+    clips: Annotated[int | None, typer.Option("--clips", help="World: held-out captions [128].", min=1)] = None,
+    repeats: Annotated[int | None, typer.Option("--repeats", help="World: seeds of open captions [8].", min=0)] = None,
+    level: Annotated[int | None, typer.Option("--level", help="World: its level [0].", min=0)] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any option of the suite; repeatable.")
     ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.", min=0)] = 0,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the row; default: DIR_OR_MODEL's.")] = None,
     half_rate: Annotated[
         bool | None, typer.Option("--half-rate/--full-rate", help="High-noise steps at half frame rate.")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of a many-step model.", min=1)] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale of a many-step model.")] = None,
-    level: Annotated[int, typer.Option("--level", help="Level of the built-in world.", min=0)] = 0,
+    samples: Annotated[
+        Path | None,
+        typer.Option("--samples", help="Keep the sampled clips here; default: beside the row until it is written."),
+    ] = None,
 ) -> None:
     """Measure a model, or videos made elsewhere, and write the row as JSON.
 
+    Stopped and started again, it samples only what is missing. Started by torchrun, its processes share the sampling.
+
     Example: avd evaluate runs/avd/student --suite world --json runs/avd/row.json
     """
+    from avd.config import ComputeRecipe
+    from avd.engine.ranks import process_group
     from avd.evaluation.rows import Results, write_results
-    from avd.evaluation.suites.world import Suite
+    from avd.evaluation.suites import make_suite
     from avd.files import check_can_make
     from avd.report import terminal_table
     from avd.types import UserError
-    from avd.world import World
 
     if json.exists():
         raise UserError(f"output {json} exists already: name another file")
     check_can_make(json)
-    measure = Suite(World(level), clips, repeats)
-    folder = Path(what)
-    name = name or folder.resolve().name
-    if (folder / "captions.jsonl").exists():
-        from avd.evaluation.folder import read_folder
+    if samples is not None:
+        check_can_make(samples / "clips")
+    judging = make_suite(suite, _options({"clips": clips, "repeats": repeats, "level": level}, changes or []))
+    name, is_videos = name or Path(what).resolve().name, _is_videos(Path(what))
+    with process_group(ComputeRecipe()) as ranks:
+        ranks.barrier()  # no process may find the row that another has written
+        sampled = None
+        if not is_videos:
+            clips_folder = samples or json.with_name(f"{json.stem}-samples")
+            sampler = _open_sampler(what, ranks, half_rate, steps, guidance)
+            sampled = _sample(judging, what, sampler, clips_folder, seed, ranks)
+        if ranks.is_main:
+            row = _judge(judging, what, sampled, name)
+            write_results(json, Results(rows=[row]))
+            if sampled is not None and samples is None:
+                sampled.remove()
+            ui.out.print(terminal_table([row]))
 
-        videos, captions = read_folder(folder)
-        row = measure.row_of_videos(name, videos, captions, measure.reference_speed())
-    elif folder.is_dir() and not (folder / "model_index.json").exists():
-        raise UserError(f"{what} is neither a folder of videos (no captions.jsonl) nor a model (no model_index.json)")
-    else:
-        from avd.evaluation.provenance import recipe_of
-        from avd.models.wan.model import VideoModel
-        from avd.sampling.choose import make_sampler
 
-        sampler = make_sampler(VideoModel.open(what), half_rate=half_rate, steps=steps, guidance=guidance)
-        with ui.bars() as bar:
-            progress = bar("sampling and judging")
-            row, _ = measure.row_of_sampler(
-                name,
-                sampler,
-                seed=seed,
-                reference_speed=measure.reference_speed(),
-                recipe=recipe_of(what),
-                progress=progress,
-            )
-    write_results(json, Results(rows=[row]))
-    ui.out.print(terminal_table([row]))
+def _open_sampler(
+    model: str, ranks: Ranks, half_rate: bool | None, steps: int | None, guidance: float | None
+) -> Sampler:
+    """The model on this process's device, in bfloat16 on a GPU."""
+    import torch
+
+    from avd.models.wan.model import VideoModel
+    from avd.sampling.choose import make_sampler
+
+    dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
+    opened = VideoModel.load(model, dtype=dtype, device=ranks.device)
+    return make_sampler(opened, half_rate=half_rate, steps=steps, guidance=guidance)
+
+
+def _sample(suite: Suite, model: str, sampler: Sampler, folder: Path, seed: int, ranks: Ranks) -> Samples:
+    """The clips of all processes, once all are done."""
+    from avd.evaluation.judging import check_model
+    from avd.evaluation.sampling import sample_clips
+
+    check_model(suite, sampler.model.settings, model)
+    with ui.bars() as bar:
+        prompts, rank, size = suite.prompts(), ranks.rank, ranks.size
+        samples = sample_clips(sampler, prompts, folder, seed=seed, rank=rank, size=size, progress=bar("sampling"))
+    ranks.barrier()
+    return samples
+
+
+def _judge(suite: Suite, what: str, samples: Samples | None, name: str) -> Row:
+    """The row of a model's samples, or with None of the folder of videos `what`."""
+    from avd.evaluation.folder import VideoFolder
+    from avd.evaluation.judging import judge, judge_samples
+    from avd.evaluation.provenance import recipe_of
+
+    with ui.bars() as bar:
+        judging = bar("judging")
+        if samples is not None:
+            count, recipe = len(samples), recipe_of(what)
+            return judge_samples(suite, samples, name=name, recipe=recipe, judged=lambda n: judging(n, count))
+        videos = VideoFolder(Path(what))
+        return judge(suite, videos.clips(), name=name, judged=lambda n: judging(n, len(videos)))
+
+
+def _is_videos(folder: Path) -> bool:
+    """Whether videos are named, not a model. Raises UserError for a folder of neither."""
+    from avd.evaluation.folder import CAPTIONS_FILE
+    from avd.types import UserError
+
+    found = (folder / CAPTIONS_FILE).exists()
+    if folder.is_dir() and not found and not (folder / "model_index.json").exists():
+        raise UserError(f"{folder} is neither a folder of videos (no captions.jsonl) nor a model (no model_index.json)")
+    return found
+
+
+def _options(given: dict[str, int | None], changes: list[str]) -> dict[str, object]:
+    """Options of the suite: those with an option of the command line of their own, then those of `--set`."""
+    from avd.types import UserError
+
+    options: dict[str, object] = {key: value for key, value in given.items() if value is not None}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--set {change}: write KEY=VALUE")
+        options[key] = value
+    return options
 
 
 def table(

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from avd.data import read_captions, read_video
+from avd.evaluation.suite import Clip, Prompt
 from avd.types import UserError
 
+CAPTIONS_FILE = "captions.jsonl"
 
-def read_folder(folder: Path) -> tuple[np.ndarray, list[str]]:
-    """uint8 (B, F, H, W, 3) and captions of the files named in `captions.jsonl`.
 
-    Raises UserError if a file is missing or unreadable, or the clips differ in shape.
+class VideoFolder:
+    """The files that `captions.jsonl` names, in its order.
+
+    Raises UserError for a captions file that is broken, or that names a file which is not there.
     """
-    entries = read_captions(folder / "captions.jsonl")
-    videos = [read_video(folder / entry.file).frames for entry in entries]
-    for entry, video in zip(entries, videos, strict=True):
-        if video.shape != videos[0].shape:
-            raise UserError(
-                f"{folder / entry.file} is {video.shape}, {entries[0].file} is {videos[0].shape}: "
-                "clips measured together must have one length and size"
-            )
-    return np.stack(videos), [entry.caption for entry in entries]
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._entries = folder, read_captions(folder / CAPTIONS_FILE)
+        for entry in self._entries:
+            path = folder / entry.file
+            if not path.exists():
+                raise UserError(f"{path}: no such file, and {CAPTIONS_FILE} names it: add it, or remove the line")
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def clips(self) -> Iterator[Clip]:
+        """The clips, each decoded when it is read. Reading raises UserError for a damaged file."""
+        for entry in self._entries:
+            path = self._folder / entry.file
+            yield Clip(str(path), Prompt(entry.caption), partial(read_video, path))

@@ -1,24 +1,37 @@
 """Rows: what was measured of one way of making videos, and all that is needed to measure it again.
 
 `results.json` is `{"rows": [...], "meta": {...}}`. A measure that does not apply, such as the sampling time of rendered
-clips, is null; NaN and infinity are refused.
+clips, is null; NaN and infinity are refused. Files from before there were suites are read: their rows hold the world
+suite's measures as fields of their own.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from avd.files import write_text
+from avd.evaluation.suites import declared_measures
+from avd.files import write_atomically
 from avd.types import UserError
 
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+_WORLD = "world"
+"""The only suite that there was when a row's measures were its fields."""
+_DIVERSITY = "diversity"
 
 
 class Row(BaseModel):
-    """One line of a table of results. Shares lie in [0, 1]."""
+    """One line of a table of results."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -28,31 +41,47 @@ class Row(BaseModel):
     network_calls: NonNegativeInt
     """Calls of the denoising network for one video; two per step with guidance."""
     seconds_per_video: NonNegativeFloat | None
-    saturation_error: NonNegativeFloat | None
-    """Mean distance of the clips' saturation from that of rendered clips."""
-    saturation_signed: FiniteFloat | None
-    """The same with its sign: above 0 is too colourful, below 0 too grey."""
-    clipped_share: Share | None
-    """Share of pixels with a channel at the end of its range."""
-    dynamic_degree: Share | None
-    """Share of clips in which something moves."""
-    speed_ratio: NonNegativeFloat | None
-    """Measured speed over the speed it should be; 1 is right."""
-    instance_preservation: Share | None
-    """Share of clips in which every object stays whole, single and present."""
-    caption_accuracy: Share | None
-    """Share of the captions' promises that the clips keep."""
-    flicker: NonNegativeFloat | None
-    """Change between neighbouring frames that motion does not explain."""
     videos: NonNegativeInt
     """Videos measured."""
     seed: int
+    scores: dict[str, dict[str, FiniteFloat | None]]
+    """Values by measure, by suite: each suite's measures are those that it declares."""
     recipe: dict[str, Any] | None
     code_version: str
     machine: str
     """Such as "x86_64, 2 cores"."""
-    diversity: dict[str, FiniteFloat | None] | None = None
-    """Spread over seeds of what the captions leave open, by attribute such as "colour"."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_old_fields(cls, data: Any) -> Any:
+        """A row of before there were suites, as one with scores."""
+        if not isinstance(data, dict) or "scores" in data:
+            return data
+        measures = declared_measures(_WORLD)
+        values = {key: value for key, value in data.items() if key in measures}
+        diversity = data.get(_DIVERSITY)
+        if isinstance(diversity, dict):
+            values |= {f"{_DIVERSITY}_{attribute}": value for attribute, value in diversity.items()}
+        if not values:
+            return data
+        common = {key: value for key, value in data.items() if key not in measures and key != _DIVERSITY}
+        return common | {"scores": {_WORLD: values}}
+
+    @field_validator("scores")
+    @classmethod
+    def _check_scores(cls, scores: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
+        for suite, values in scores.items():
+            measures = declared_measures(suite)
+            for key, value in values.items():
+                if key not in measures:
+                    raise ValueError(f"suite {suite} has no measure {key}")
+                if value is not None and not measures[key].allows(value):
+                    raise ValueError(f"{key} of suite {suite} is {value}, which is out of its range")
+        return scores
+
+    def score(self, suite: str, measure: str) -> float | None:
+        """The value of a suite's measure; None where the row has none."""
+        return self.scores.get(suite, {}).get(measure)
 
 
 class Results(BaseModel):
@@ -65,7 +94,7 @@ class Results(BaseModel):
 
 
 def read_results(path: Path) -> Results:
-    """Read a `results.json`.
+    """Read a `results.json`, an old one too.
 
     Raises `UserError` when the file is missing or does not hold rows.
     """
@@ -84,5 +113,5 @@ def read_results(path: Path) -> Results:
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Write a `results.json` in one piece: a reader, or a crash, never sees half of it."""
-    write_text(path, results.model_dump_json(indent=2) + "\n")
+    """Write a `results.json` atomically: a reader, or a crash, never sees half of it."""
+    write_atomically(path, (results.model_dump_json(indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""The columns of every table: their order, titles, units and what they say in plain language."""
+"""The columns of every table: what all rows have, then what the suites that judged them declare."""
 
 from __future__ import annotations
 
@@ -6,117 +6,67 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from avd.evaluation.rows import Row
+from avd.evaluation.suite import Format, Measure
+from avd.evaluation.suites import declared_measures
 
-ABSENT = "–"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One measure. `key` is its field in `Row`; values are multiplied by `scale` and shown with `digits` decimals."""
-
-    key: str
-    title: str
-    goal: str
-    """Where a good value lies, in two or three words; empty where there is no better or worse."""
-    help: str
-    digits: int = 0
-    scale: float = 1.0
-    unit: str = ""
-    signed: bool = False
-
-    def text(self, value: float | None) -> str:
-        """The value as shown, unit included."""
-        if value is None:
-            return ABSENT
-        return f"{value * self.scale:{'+' if self.signed else ''}.{self.digits}f}{self.unit}"
-
-    def spread_text(self, values: Sequence[float]) -> str:
-        """`mean ± sample standard deviation`; the value alone where there is one, or all are equal."""
-        if not values:
-            return ABSENT
-        mean = sum(values) / len(values)
-        if len(set(values)) == 1:
-            return self.text(values[0])
-        deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-        return f"{self.text(mean).removesuffix(self.unit)} ± {deviation * self.scale:.{self.digits}f}{self.unit}"
-
-
-def value_of(row: Row, column: Column) -> float | None:
-    value: float | None = getattr(row, column.key)
-    return value
-
-
-def _share(key: str, title: str, goal: str, help: str) -> Column:
-    return Column(key, title, goal, help, digits=1, scale=100.0, unit=" %")
-
-
-COLUMNS = (
-    Column("steps", "Steps", "", "Sampling steps from noise to video."),
-    Column(
+_COMMON = (
+    Measure("steps", "Steps", "", "Sampling steps from noise to video.", Format()),
+    Measure(
         "network_calls",
         "Network calls",
         "fewer",
         "How often the large network runs for one video. Guidance doubles the calls of a step.",
+        Format(),
     ),
-    Column(
+    Measure(
         "seconds_per_video",
         "Time per video",
         "less",
         "Wall time of sampling one video on this machine, a clip's share of a batch, without text encoder and VAE.",
-        digits=2,
-        unit=" s",
+        Format(digits=2, unit=" s"),
     ),
-    Column(
-        "saturation_error",
-        "Saturation error",
-        "near 0",
-        "How far the colours stray from the true ones, too strong and too pale alike.",
-        digits=3,
-    ),
-    Column(
-        "saturation_signed",
-        "Saturation drift",
-        "near 0",
-        "Which way they stray: above 0 looks fried, below 0 washed out.",
-        digits=3,
-        signed=True,
-    ),
-    _share("clipped_share", "Clipped pixels", "low", "Pixels burnt out to the end of a colour channel."),
-    _share(
-        "dynamic_degree",
-        "Dynamic degree",
-        "as rendered",
-        "Videos in which something moves. A collapsed model stands still.",
-    ),
-    Column(
-        "speed_ratio",
-        "Speed ratio",
-        "near 1",
-        "Measured speed over the speed it should be: below 1 is sluggish, above 1 hasty.",
-        digits=2,
-    ),
-    _share(
-        "instance_preservation",
-        "Instance preservation",
-        "high",
-        "Videos in which every object stays whole: none vanishes, fuses with another, splits or doubles.",
-    ),
-    _share(
-        "caption_accuracy",
-        "Caption accuracy",
-        "high",
-        "Promises of the prompt that the video keeps: count, colour, shape, motion.",
-    ),
-    Column("flicker", "Flicker", "low", "Change from frame to frame that motion does not explain.", digits=4),
 )
 
 
-def diversity_column(attribute: str) -> Column:
-    """The measure behind one entry of `Row.diversity`."""
-    return Column(
-        attribute,
-        f"Diversity of {attribute}",
-        "as rendered",
-        f"How much the {attribute} varies from seed to seed where the prompt leaves it open.",
-        digits=2,
-    )
+@dataclass(frozen=True)
+class Column:
+    """A measure of the rows: a suite's, or with None one that all rows have."""
+
+    measure: Measure
+    suite: str | None
+    title: str
+    """The measure's, and before it the suite's name where rows of several suites stand in one table."""
+
+    @property
+    def heading(self) -> str:
+        """The title, and where a good value lies."""
+        return self.title + (f" ({self.measure.goal})" if self.measure.goal else "")
+
+    def value(self, row: Row) -> float | None:
+        """The row's value; None where the row has none."""
+        if self.suite is not None:
+            return row.score(self.suite, self.measure.key)
+        value: float | None = getattr(row, self.measure.key)
+        return value
+
+    def text(self, row: Row) -> str:
+        """The row's value as shown."""
+        return self.measure.format.text(self.value(row))
+
+
+def columns_of(rows: Sequence[Row], *, details: bool = False) -> list[Column]:
+    """The columns that some row has a value for, in declared order, suites as they first appear.
+
+    With `details`, those too that are left out of tables.
+    """
+    suites = list(dict.fromkeys(suite for row in rows for suite in row.scores))
+    columns = [Column(measure, None, measure.title) for measure in _COMMON]
+    for suite in suites:
+        prefix = f"{suite}: " if len(suites) > 1 else ""
+        measures = declared_measures(suite).values()
+        columns += [Column(measure, suite, prefix + measure.title) for measure in measures]
+    return [
+        column
+        for column in columns
+        if (details or not column.measure.detail) and any(column.value(row) is not None for row in rows)
+    ]

@@ -12,8 +12,8 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from avd.evaluation.rows import Results, Row
-from avd.files import write_text
-from avd.report.columns import COLUMNS, Column, diversity_column, value_of
+from avd.files import write_atomically
+from avd.report.columns import columns_of
 
 
 def write_report(
@@ -37,27 +37,15 @@ def write_report(
         names=names,
         prompts=[(prompt, [_data_uri(by_name.get(name)) for name in names]) for prompt, by_name in videos],
         rows=results.rows,
-        measures=_measures(results.rows),
+        columns=columns_of(results.rows, details=True),
         recipes=_recipes(results.rows),
         meta=_yaml(results.meta) if results.meta else None,
     )
-    write_text(path, html)
+    write_atomically(path, html.encode())
 
 
 def _data_uri(mp4: bytes | None) -> str | None:
     return None if mp4 is None else "data:video/mp4;base64," + base64.b64encode(mp4).decode("ascii")
-
-
-def _measures(rows: Sequence[Row]) -> list[tuple[Column, list[str]]]:
-    """(measure, its text for each row), for every measure that applies to some row."""
-    attributes = dict.fromkeys(attribute for row in rows for attribute in row.diversity or {})
-    table = [(column, [value_of(row, column) for row in rows]) for column in COLUMNS]
-    table += [(diversity_column(each), [(row.diversity or {}).get(each) for row in rows]) for each in attributes]
-    return [
-        (column, [column.text(value) for value in values])
-        for column, values in table
-        if any(value is not None for value in values)
-    ]
 
 
 def _recipes(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from avd.evaluation.rows import Row
-from avd.report.columns import ABSENT, COLUMNS, value_of
+from avd.evaluation.suite import ABSENT
+from avd.report.columns import columns_of
 from avd.types import UserError
 
 
@@ -22,8 +23,8 @@ def terminal_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_column(row.name, justify="right", vertical="bottom")
     table.add_column("good", style="dim")
-    for column in COLUMNS:
-        table.add_row(column.title, *(column.text(value_of(row, column)) for row in rows), column.goal)
+    for column in columns_of(rows):
+        table.add_row(column.title, *map(column.text, rows), column.measure.goal)
     return table
 
 
@@ -42,22 +43,18 @@ def markdown_table(rows: Sequence[Row]) -> str:
             raise UserError(f'two rows are named "{row.name}" with seed {row.seed}; keep one of them')
         seeds[row.seed] = row
 
-    heads = [
-        "",
-        *(column.title + (f" ({column.goal})" if column.goal else "") for column in COLUMNS),
-        "Videos",
-        "Seeds",
-    ]
+    columns = columns_of(rows)
+    heads = ["", *(column.heading for column in columns), "Videos", "Seeds"]
     lines = [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
     for name, seeds in groups.items():
-        cells = [column.spread_text(_present([value_of(row, column) for row in seeds.values()])) for column in COLUMNS]
+        cells = [column.measure.format.spread_text(_present(map(column.value, seeds.values()))) for column in columns]
         videos = sum(row.videos for row in seeds.values())
         lines.append(_line([name, *cells, str(videos), str(len(seeds))]))
     lines += ["", f"mean ± sample standard deviation over seeds, where there are several; {ABSENT} does not apply."]
     return "\n".join(lines) + "\n"
 
 
-def _present(values: Sequence[float | None]) -> list[float]:
+def _present(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avd.flow import few_step_sigmas
 from avd.models.family import TextToVideo
+from avd.models.identity import entries_in_memory, identity_of
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import SolverName
 from avd.models.wan.schedulers import unipc
@@ -29,6 +30,11 @@ class Sampler(Protocol):
     @property
     def network_calls(self) -> int: ...
 
+    @property
+    def identity(self) -> str:
+        """Changes with anything that the videos of a prompt and a noise depend on, weights included."""
+        ...
+
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
         """Whitened latents (B, C, F, H, W), one clip a prompt."""
         ...
@@ -46,6 +52,10 @@ class ManySteps:
     @property
     def network_calls(self) -> int:
         return self.steps * (1 if self.guidance == 1.0 else 2)
+
+    @property
+    def identity(self) -> str:
+        return _identity(self.model, None, self.steps, self.guidance, self.solver)
 
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
         shift, device = self.model.settings.shift, self.model.device
@@ -78,6 +88,11 @@ class FewSteps:
     def network_calls(self) -> int:
         return len(self.timesteps)
 
+    @property
+    def identity(self) -> str:
+        between = self.interpolator if self.half_rate_stages else None
+        return _identity(self.model, between, self.timesteps, self.half_rate_stages)
+
     @torch.no_grad()
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
         between = None if self.interpolator is None else self.interpolator.to(self.model.device)
@@ -89,6 +104,13 @@ class FewSteps:
 
         prompt = self.model.encode_prompts(prompts).to(device)
         return rollout(self.model.velocity(device), noise.to(device), prompt, renoise).cpu()
+
+
+def _identity(model: TextToVideo, interpolator: FrameInterpolator | None, *settings: object) -> str:
+    """A hash over the first values of every weight, and the settings of model and sampler."""
+    networks = [part for part in (model.velocity(), interpolator) if isinstance(part, nn.Module)]
+    entries = (entry for network in networks for entry in entries_in_memory(network))
+    return identity_of(entries, model.identity, model.settings, *settings)
 
 
 def _noise(model: TextToVideo, count: int, generator: torch.Generator) -> Tensor:

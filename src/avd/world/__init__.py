@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avd.types import UserError
-from avd.world.grammar import Caption, Promises, ThingPromise, read_promises, vocabulary, write_caption
+from avd.world.grammar import Caption, Promises, ThingPromise, read_promises, unknown_words, vocabulary, write_caption
 from avd.world.render import render
 from avd.world.scene import LEVELS, Level, Scene, Split, Thing, sample_scene, scene_rng
 
@@ -24,6 +24,7 @@ __all__ = [
     "World",
     "read_promises",
     "render",
+    "unknown_words",
     "vocabulary",
 ]
 

@@ -99,6 +99,12 @@ def read_promises(text: str) -> Promises:
     return Promises(count, promises)
 
 
+def unknown_words(text: str) -> list[str]:
+    """The words of `text` that the grammar never writes, in lower case: a caption of the world has none."""
+    known = vocabulary()
+    return [word for word in re.findall(r"[\w-]+", text.lower()) if word not in known]
+
+
 def vocabulary() -> tuple[str, ...]:
     """Every word the grammar can write, sorted."""
     texts = [*_STILL, *(v for verbs in _VERBS.values() for v in verbs), *_MOVING, *_PREFIXES, *_COUNT_WORDS.values()]

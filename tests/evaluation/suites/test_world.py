@@ -1,110 +1,130 @@
-"""The world suite: rows of the truth, of samplers and of folders."""
+"""The world suite: rows of the truth, of samplers, and what it refuses."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from avd.data import CaptionedFile, write_captions, write_video
-from avd.evaluation.folder import read_folder
+from avd.data import Video
+from avd.evaluation.judging import judge, judge_samples
 from avd.evaluation.provenance import code_version, machine
-from avd.evaluation.suites.world import OPEN_CAPTIONS, Suite
+from avd.evaluation.rows import Row
+from avd.evaluation.sampling import sample_clips
+from avd.evaluation.suite import Clip, Prompt
+from avd.evaluation.suites.world import OPEN_CAPTIONS, WorldSuite
 from avd.types import UserError
 from avd.world import World
+from helpers.painter import TruthPainter
 
-SUITE = Suite(World(), clips=12, repeats=2, batch=5)
+SUITE = WorldSuite(clips=12, repeats=2)
 
 
-@dataclass
-class Painter:
-    """Stands for model and sampler at once: "latents" are indices of rendered clips, decoding draws them."""
+def frames_of(clips: Iterator[Clip]) -> np.ndarray:
+    return np.stack([clip.read().frames for clip in clips])
 
-    steps: int = 4
-    network_calls: int = 4
-    drawn: int = 0
-    seeds: list[int] = field(default_factory=list)
 
-    @property
-    def model(self) -> Painter:
-        return self
-
-    def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
-        self.seeds.append(generator.initial_seed())
-        start, self.drawn = self.drawn, self.drawn + len(prompts)
-        return torch.arange(start, self.drawn)
-
-    def decode_video(self, latents: Tensor) -> np.ndarray:
-        return np.stack([SUITE.world.clip(int(i), "heldout").video for i in latents])
+def truth() -> Row:
+    return judge(SUITE, SUITE.rendered(), name="rendered clips")
 
 
 def test_the_truth_is_a_perfect_row() -> None:
-    row, videos = SUITE.row_of_truth()
-    assert videos.shape == (12, 17, 48, 48, 3)
-    assert (row.instance_preservation, row.caption_accuracy, row.clipped_share) == (1.0, 1.0, 0.0)
-    assert row.speed_ratio == pytest.approx(1.0)
+    row = truth()
+    assert frames_of(SUITE.rendered()).shape == (12, 17, 48, 48, 3)
+    keys = ("instance_preservation", "caption_accuracy", "clipped_share")
+    assert [row.score("world", key) for key in keys] == [1.0, 1.0, 0.0]
+    assert row.score("world", "speed_ratio") == pytest.approx(1.0)
     assert (row.steps, row.network_calls, row.seconds_per_video, row.videos) == (0, 0, None, 12)
+    assert row.score("world", "diversity_colour") is None
 
 
-def test_a_sampler_that_draws_the_truth_scores_like_it() -> None:
-    painter = Painter()
-    row, videos = SUITE.row_of_sampler("painter", painter, seed=3, reference_speed=SUITE.reference_speed())
-    truth, rendered = SUITE.row_of_truth()
-    assert (videos == rendered).all()
-    measures = ("saturation_error", "dynamic_degree", "speed_ratio", "instance_preservation", "caption_accuracy")
-    assert all(getattr(row, key) == getattr(truth, key) for key in measures)
+def test_a_sampler_that_draws_the_truth_scores_like_it(tmp_path: Path) -> None:
+    painter = TruthPainter()
+    samples = sample_clips(painter, SUITE.prompts(), tmp_path, seed=3, batch=5)
+    row, expected = judge_samples(SUITE, samples, name="painter"), truth()
+    assert (frames_of(samples.clips())[:12] == frames_of(SUITE.rendered())).all()
+    for key in ("saturation_error", "dynamic_degree", "speed_ratio", "instance_preservation", "caption_accuracy"):
+        assert row.score("world", key) == expected.score("world", key)
     assert (row.steps, row.network_calls, row.seed, row.videos) == (4, 4, 3, 12)
     assert row.seconds_per_video is not None
-    assert row.diversity is not None
+    assert row.score("world", "diversity_colour") is not None
     assert painter.drawn == 12 + 2 * len(OPEN_CAPTIONS)
-    assert len(set(painter.seeds)) == len(painter.seeds)  # no batch repeats another's noise
-
-
-def test_noise_depends_on_the_seed_alone() -> None:
-    seeds = []
-    for seed in (0, 0, 1):
-        painter = Painter()
-        SUITE.row_of_sampler("painter", painter, seed=seed, reference_speed=1.0)
-        seeds.append(painter.seeds)
-    assert seeds[0] == seeds[1]
-    assert not set(seeds[0]) & set(seeds[2])
 
 
 def test_damage_shows_in_the_row() -> None:
-    truth, rendered = SUITE.row_of_truth()
-    frozen = np.repeat(rendered[:, :1], rendered.shape[1], axis=1)
-    row = SUITE.row_of_videos("frozen", frozen, SUITE.captions(), SUITE.reference_speed())
-    assert row.dynamic_degree == 0.0
-    assert row.speed_ratio == pytest.approx(0.0, abs=0.02)
-    assert truth.dynamic_degree is not None and truth.dynamic_degree > 0.4
-    assert row.instance_preservation == 1.0
+    def frozen(clip: Clip) -> Clip:
+        frames = clip.read().frames
+        return replace(clip, read=lambda: Video(np.repeat(frames[:1], len(frames), axis=0), 8))
+
+    row, degree = judge(SUITE, map(frozen, SUITE.rendered()), name="frozen"), truth().score("world", "dynamic_degree")
+    assert row.score("world", "dynamic_degree") == 0.0
+    assert row.score("world", "speed_ratio") == pytest.approx(0.0, abs=0.02)
+    assert degree is not None and degree > 0.4
+    assert row.score("world", "instance_preservation") == 1.0
 
 
-def _write(folder: Path, count: int) -> None:
-    clips = [SUITE.world.clip(i, "heldout") for i in range(count)]
-    for i, clip in enumerate(clips):
-        write_video(folder / f"{i}.mp4", clip.video, 8)
-    write_captions(folder / "captions.jsonl", [CaptionedFile(f"{i}.mp4", c.caption.text) for i, c in enumerate(clips)])
+RIGHT = SUITE.world.clip(0, "heldout").video
+LARGE = World(size=64).clip(0, "heldout").video
 
 
-def test_a_folder_of_videos(tmp_path: Path) -> None:
-    _write(tmp_path, 4)
-    videos, captions = read_folder(tmp_path)
-    assert videos.shape == (4, 17, 48, 48, 3)
-    assert captions == SUITE.captions()[:4]
-    row = SUITE.row_of_videos("folder", videos, captions, SUITE.reference_speed())
-    assert row.instance_preservation == 1.0
+@pytest.mark.parametrize(
+    ("frames", "fps", "caption", "words"),
+    [
+        (
+            LARGE,
+            8,
+            "one ball",
+            "17 frames of 64 x 64 at 8 fps, and the world's clips are 17 frames of 48 x 48 at 8 fps",
+        ),
+        (RIGHT[:, :32], 8, "one ball", "32 x 48"),
+        (RIGHT[:9], 8, "one ball", "9 frames"),
+        (RIGHT, 16, "one ball", "at 16 fps"),
+        (RIGHT, 8, "a dog runs over the red sand", "(unknown: dog, runs, over, sand)"),
+        (RIGHT, 8, "ein roter Ball", "(unknown: ein, roter)"),
+        (RIGHT, 8, "一个红色的球", "(unknown: 一个红色的球)"),
+        (RIGHT, 8, "...", "(unknown: none at all)"),
+    ],
+)
+def test_clips_that_are_not_the_worlds_are_refused(frames: np.ndarray, fps: float, caption: str, words: str) -> None:
+    foreign = Clip("some/clip.mp4", Prompt(caption), lambda: Video(frames, fps))
+    with pytest.raises(UserError) as caught:
+        judge(SUITE, [*SUITE.rendered(), foreign], name="mixed")
+    message = str(caught.value)
+    assert message.startswith("some/clip.mp4: ") and words in message and "\n" not in message
 
 
-def test_clips_of_two_lengths_are_refused(tmp_path: Path) -> None:
-    _write(tmp_path, 2)
-    write_video(tmp_path / "1.mp4", SUITE.world.clip(1, "heldout").video[:9], 8)
-    with pytest.raises(UserError, match=r"1\.mp4"):
-        read_folder(tmp_path)
+@pytest.mark.parametrize("caption", ["A RED ball, drifting left!", "a video of two objects", *OPEN_CAPTIONS])
+def test_captions_of_the_world_are_not_refused(caption: str) -> None:
+    judge(SUITE, [Clip("clip", Prompt(caption), lambda: Video(RIGHT, 8.0))], name="one")
+
+
+def test_every_caption_that_the_world_writes_is_its_own() -> None:
+    suite = WorldSuite(clips=300, repeats=2)
+    shape = suite._shape
+    assert [prompt for prompt in suite.prompts() if suite.refusal(shape, prompt)] == []
+
+
+def test_a_world_of_another_size_has_a_suite_too() -> None:
+    suite = WorldSuite.of(World(size=64), clips=2, repeats=0)
+    assert suite == WorldSuite(size=64, clips=2, repeats=0)
+    assert judge(suite, suite.rendered(), name="rendered clips").score("world", "instance_preservation") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"repeats": 1}, "at least 2 seeds"),
+        ({"clips": 0}, "clips"),
+        ({"level": 99}, "level is 99"),
+        ({"size": 0}, "0 x 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, int], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        WorldSuite(**options)
 
 
 def test_provenance() -> None:

@@ -1,21 +1,22 @@
-"""The world suite: sample held-out captions of the built-in world, and let the oracle judge the clips."""
+"""The world suite: held-out captions of the built-in world, judged by its oracle (docs/oracle.md).
+
+Captions that leave much open are asked for with several seeds, to measure diversity.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-import torch
+from avd.evaluation.suite import Clip, Format, Measure, Prompt, Scores, Shape, Values, share
+from avd.types import UserError
+from avd.world import World, read_promises, unknown_words
+from avd.world.oracle import OPEN_ATTRIBUTES, ClipScores, diversity, judge_clip, summarise
 
-from avd.evaluation.provenance import code_version, machine
-from avd.evaluation.rows import Row
-from avd.sampling.samplers import Sampler
-from avd.world import World, read_promises
-from avd.world.oracle import ClipScores, diversity, judge_clip, summarise
+if TYPE_CHECKING:
+    from avd.data import Video
 
 OPEN_CAPTIONS = (
     "one ball",
@@ -25,119 +26,184 @@ OPEN_CAPTIONS = (
     "something green",
     "one thing",
 )
-"""Captions that leave much open, sampled with several seeds to measure diversity."""
+OPEN = "open"
+"""The part of the suite that those captions make up."""
 
-Progress = Callable[[int, int], None]
-"""Called with (clips done, clips in all)."""
+
+def _diversity(attribute: str) -> Measure:
+    return Measure(
+        f"diversity_{attribute}",
+        f"Diversity of {attribute}",
+        "as rendered",
+        f"How much the {attribute} varies from seed to seed where the prompt leaves it open.",
+        Format(digits=2),
+        detail=True,
+    )
 
 
 @dataclass(frozen=True)
-class Suite:
-    """`clips` held-out captions of `world`, and `repeats` seeds of each open caption (0: diversity is not measured)."""
+class WorldSuite:
+    """`clips` held-out captions of the world at `level`, and `repeats` seeds of each open caption (0: no diversity).
 
-    world: World
+    `size`, `frames` and `fps` are those of the world's clips; no other clips are judged.
+    """
+
+    level: int = 0
     clips: int = 128
     repeats: int = 8
-    batch: int = 16
+    size: int = 48
+    frames: int = 17
+    fps: int = 8
 
-    def captions(self) -> list[str]:
-        return [self.world.describe(i, "heldout")[1].text for i in range(self.clips)]
+    name: ClassVar[str] = "world"
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure(
+            "saturation_error",
+            "Saturation error",
+            "near 0",
+            "How far the colours stray from the true ones, too strong and too pale alike.",
+            Format(digits=3),
+            least=0.0,
+        ),
+        Measure(
+            "saturation_signed",
+            "Saturation drift",
+            "near 0",
+            "Which way they stray: above 0 looks fried, below 0 washed out.",
+            Format(digits=3, signed=True),
+        ),
+        share("clipped_share", "Clipped pixels", "low", "Pixels burnt out to the end of a colour channel."),
+        share(
+            "dynamic_degree",
+            "Dynamic degree",
+            "as rendered",
+            "Videos in which something moves. A collapsed model stands still.",
+        ),
+        Measure(
+            "speed_ratio",
+            "Speed ratio",
+            "near 1",
+            "Measured speed over the speed it should be: below 1 is sluggish, above 1 hasty.",
+            Format(digits=2),
+            least=0.0,
+        ),
+        share(
+            "instance_preservation",
+            "Instance preservation",
+            "high",
+            "Videos in which every object stays whole: none vanishes, fuses with another, splits or doubles.",
+        ),
+        share(
+            "caption_accuracy",
+            "Caption accuracy",
+            "high",
+            "Promises of the prompt that the video keeps: count, colour, shape, motion.",
+        ),
+        Measure(
+            "flicker",
+            "Flicker",
+            "low",
+            "Change from frame to frame that motion does not explain.",
+            Format(digits=4),
+            least=0.0,
+        ),
+        *map(_diversity, OPEN_ATTRIBUTES),
+    )
 
-    def rendered(self) -> np.ndarray:
-        """The clips that the world itself draws for the captions: the truth."""
-        return np.stack([self.world.clip(i, "heldout").video for i in range(self.clips)])
+    def __post_init__(self) -> None:
+        if self.clips < 1:
+            raise UserError(f"clips of the world suite is {self.clips}: at least 1 is needed")
+        if self.repeats < 0 or self.repeats == 1:
+            raise UserError(f"repeats is {self.repeats}: diversity needs at least 2 seeds, and 0 leaves it out")
+        if min(self.size, self.frames, self.fps) < 1:
+            raise UserError(f"the world's clips are {self._shape}: none of these may be below 1")
+        World(self.level)  # refuses a level that there is not
 
-    def judge(self, videos: np.ndarray, captions: Sequence[str]) -> list[ClipScores]:
-        """The oracle's scores of uint8 videos (B, F, H, W, 3), from their pixels and their captions."""
-        level = self.world.level
-        return [judge_clip(v, read_promises(c), level) for v, c in zip(videos, captions, strict=True)]
+    @staticmethod
+    def of(world: World, clips: int = 128, repeats: int = 8) -> WorldSuite:
+        """The suite that judges clips of `world`."""
+        return WorldSuite(world.level, clips, repeats, world.size, world.frames, world.fps)
+
+    @property
+    def world(self) -> World:
+        return World(self.level, self.size, self.frames, self.fps)
+
+    @property
+    def _shape(self) -> Shape:
+        return Shape(self.frames, self.size, self.size, self.fps)
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def prompts(self) -> Sequence[Prompt]:
+        heldout = [Prompt(self.world.describe(i, "heldout")[1].text) for i in range(self.clips)]
+        return heldout + [Prompt(text, i, OPEN) for text in OPEN_CAPTIONS for i in range(self.repeats)]
+
+    def rendered(self) -> Iterator[Clip]:
+        """The clips that the world itself draws for its held-out captions: the truth."""
+        for i in range(self.clips):
+            prompt = Prompt(self.world.describe(i, "heldout")[1].text)
+            yield Clip(f"held-out clip {i}", prompt, partial(self._render, i))
 
     def reference_speed(self) -> float:
         """Mean speed of the truth, in sides per frame."""
-        return _reference_speed(self)
+        return _reference_speed(self.world, self.clips)
 
-    def row_of_truth(self, name: str = "rendered clips") -> tuple[Row, np.ndarray]:
-        """The row any sampler aims at, and its videos."""
-        videos = self.rendered()
-        scores = self.judge(videos, self.captions())
-        return self._row(name, scores, self.reference_speed(), seed=0), videos
+    def refusal(self, shape: Shape, prompt: Prompt) -> str | None:
+        expected = self._shape
+        same_size = (shape.frames, shape.height, shape.width) == (expected.frames, expected.height, expected.width)
+        if not same_size or abs(shape.fps - expected.fps) > 0.01:
+            return (
+                f"{shape}, and the world's clips are {expected}: judge clips of the world, or name theirs with "
+                "--set size=, frames= and fps="
+            )
+        unknown = unknown_words(prompt.text)
+        if unknown or not any(map(str.isalpha, prompt.text)):
+            words = ", ".join(dict.fromkeys(unknown)) or "none at all"
+            return (
+                f"caption {prompt.text!r} is not the world's (unknown: {words}): judge clips that its captions describe"
+            )
+        return None
 
-    def row_of_sampler(
-        self,
-        name: str,
-        sampler: Sampler,
-        *,
-        seed: int,
-        reference_speed: float,
-        recipe: dict[str, Any] | None = None,
-        progress: Progress = lambda done, total: None,
-    ) -> tuple[Row, np.ndarray]:
-        """Sample every caption, judge, and return the row and the videos (B, F, H, W, 3) of `captions()`.
+    def score(self, clips: Iterable[Clip]) -> Scores:
+        heldout: list[ClipScores] = []
+        by_caption: dict[str, list[ClipScores]] = {}
+        for clip in clips:
+            judged = self._judge(clip)
+            if clip.prompt.part == OPEN:
+                by_caption.setdefault(clip.prompt.text, []).append(judged)
+            else:
+                heldout.append(judged)
+        if not heldout:
+            raise UserError("there are no clips to judge: give at least one")
+        values: Values = summarise(heldout, self.reference_speed())
+        spread = diversity(by_caption) if by_caption else {}
+        values |= {f"diversity_{attribute}": spread.get(attribute) for attribute in OPEN_ATTRIBUTES}
+        return Scores({measure.key: values[measure.key] for measure in self.measures}, len(heldout))
 
-        Seconds are those of the denoising network and what stands between its calls, without text encoder and VAE,
-        a clip's share of a batch.
-        """
-        captions = self.captions()
-        repeated = [c for c in OPEN_CAPTIONS for _ in range(self.repeats)]
-        everything, parts, seconds = captions + repeated, [], 0.0
-        for start in range(0, len(everything), self.batch):
-            prompts = everything[start : start + self.batch]
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
-            began = time.perf_counter()
-            latents = sampler(prompts, generator)
-            seconds += time.perf_counter() - began
-            parts.append(sampler.model.decode_video(latents))
-            progress(min(start + self.batch, len(everything)), len(everything))
-        videos = np.concatenate(parts)
-        scores = self.judge(videos, everything)
-        row = self._row(name, scores[: self.clips], reference_speed, seed=seed)
-        spread = diversity(_by_caption(repeated, scores[self.clips :])) if repeated else None
-        measured = {
-            "steps": sampler.steps,
-            "network_calls": sampler.network_calls,
-            "seconds_per_video": seconds / len(everything),
-            "diversity": spread,
-            "recipe": recipe,
-        }
-        return row.model_copy(update=measured), videos[: self.clips]
+    def _judge(self, clip: Clip) -> ClipScores:
+        video = clip.read()
+        reason = self.refusal(Shape.of_video(video), clip.prompt)
+        if reason is not None:
+            raise UserError(f"{clip.name}: {reason}")
+        return judge_clip(video.frames, read_promises(clip.prompt.text), self.level)
 
-    def preview(self, sampler: Sampler, count: int, seed: int) -> np.ndarray:
-        """The sampler's videos of the first captions, for a person to look at."""
-        generator = torch.Generator().manual_seed(seed)
-        return sampler.model.decode_video(sampler(self.captions()[:count], generator))
+    def _render(self, index: int) -> Video:
+        from avd.data import Video  # loads torch, which reading the declared measures does not need
 
-    def row_of_videos(self, name: str, videos: np.ndarray, captions: Sequence[str], reference_speed: float) -> Row:
-        """Judge videos made elsewhere."""
-        return self._row(name, self.judge(videos, captions), reference_speed, seed=0)
-
-    @staticmethod
-    def _row(name: str, scores: list[ClipScores], reference_speed: float, seed: int) -> Row:
-        metrics = summarise(scores, reference_speed)
-        shown = {key: metrics[key] for key in Row.model_fields if key in metrics}
-        return Row(
-            name=name,
-            steps=0,
-            network_calls=0,
-            seconds_per_video=None,
-            videos=len(scores),
-            seed=seed,
-            recipe=None,
-            code_version=code_version(),
-            machine=machine(),
-            **shown,
-        )
+        return Video(self.world.clip(index, "heldout").video, self.fps)
 
 
 @cache
-def _reference_speed(suite: Suite) -> float:
-    """Once a process: every row of a comparison asks for it."""
-    speed = summarise(suite.judge(suite.rendered(), suite.captions()))["speed"]
+def _reference_speed(world: World, clips: int) -> float:
+    """Measured once per process: every row of a comparison needs it."""
+    scores = []
+    for i in range(clips):
+        clip = world.clip(i, "heldout")
+        scores.append(judge_clip(clip.video, read_promises(clip.caption.text), world.level))
+    speed = summarise(scores)["speed"]
     assert speed is not None
     return speed
 
 
-def _by_caption(captions: list[str], scores: list[ClipScores]) -> dict[str, list[ClipScores]]:
-    grouped: dict[str, list[ClipScores]] = {}
-    for caption, score in zip(captions, scores, strict=True):
-        grouped.setdefault(caption, []).append(score)
-    return grouped
+SUITE = WorldSuite

@@ -1,0 +1,182 @@
+"""Sampling for a suite, apart from judging: prompts in, one lossless file per clip out.
+
+Prompts are sampled in batches. The noise of a batch is a function of the seed and of the index of its first prompt, so
+the clips do not depend on when, or by which process, their batch was made. A batch is the unit of work: its clips are
+written first and its record last, and a batch with a record is not made again. Of n processes, each makes every n-th
+batch.
+
+    clip-000000.safetensors    `video`, uint8 (F, H, W, 3); the metadata entry `fps`
+    batch-000000.json          named by its first clip: what it was made from, and the seconds it took
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from avd.data import Video
+from avd.evaluation.suite import Clip, Prompt
+from avd.files import read_text, write_atomically
+from avd.models.family import TextToVideo
+from avd.sampling.samplers import Sampler
+from avd.types import UserError
+
+Progress = Callable[[int, int], None]
+"""Called with (clips done, clips in all)."""
+
+_LARGEST_BATCH = 16
+_POSITIONS = 2**15
+"""Latent positions, frames times height times width, that a batch holds at most: one clip of Wan2.1 has four times as
+many. The miniature is far below."""
+
+
+def batch_size(model: TextToVideo) -> int:
+    """Clips that are sampled together: as many as fit, from the size of one clip's latents."""
+    _, frames, height, width = model.latent_shape()
+    return max(1, min(_LARGEST_BATCH, _POSITIONS // (frames * height * width)))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Sampled clips on disk, in the order of their prompts, and how they were made."""
+
+    folder: Path
+    prompts: tuple[Prompt, ...]
+    batch: int
+    seed: int
+    steps: int
+    network_calls: int
+    key: str
+    """Changes with anything that the clips depend on."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def clips(self) -> Iterator[Clip]:
+        """The clips, each read from its file when it is asked for. Raises UserError if they are not all there."""
+        missing = [start for start in self.starts() if not self.has_batch(start)]
+        if missing:
+            raise UserError(
+                f"{self.folder} lacks {len(missing)} of {len(self.starts())} batches: run the same command again"
+            )
+        for i, prompt in enumerate(self.prompts):
+            path = self.clip_file(i)
+            yield Clip(str(path), prompt, partial(_read_clip, path))
+
+    def seconds_per_video(self) -> float:
+        """The denoising network and what stands between its calls, without text encoder and VAE; a clip's share of a
+        batch."""
+        return sum(self._seconds(self.record_file(start)) for start in self.starts()) / len(self.prompts)
+
+    def starts(self) -> range:
+        """The first clip of each batch."""
+        return range(0, len(self.prompts), self.batch)
+
+    def indices(self, start: int) -> range:
+        """The clips of the batch that begins with clip `start`."""
+        return range(start, min(start + self.batch, len(self.prompts)))
+
+    def clip_file(self, index: int) -> Path:
+        return self.folder / f"clip-{index:06d}.safetensors"
+
+    def record_file(self, start: int) -> Path:
+        return self.folder / f"batch-{start:06d}.json"
+
+    def has_batch(self, start: int) -> bool:
+        """Whether a batch is complete. Raises UserError if it was made from something else."""
+        if not self.record_file(start).exists():
+            return False
+        self._seconds(self.record_file(start))
+        return all(self.clip_file(i).exists() for i in self.indices(start))
+
+    def check_folder(self) -> None:
+        """Raise UserError if any batch in the folder was made from something else."""
+        for path in sorted(self.folder.glob("batch-*.json")):
+            self._seconds(path)
+
+    def remove(self) -> None:
+        """Remove the clips and their records, and the folder if nothing else is in it."""
+        files = [self.record_file(start) for start in self.starts()]
+        for path in files + [self.clip_file(i) for i in range(len(self.prompts))]:
+            path.unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _seconds(self, path: Path) -> float:
+        """The time that a batch took, from its record."""
+        try:
+            record = json.loads(read_text(path))
+            key, seconds = record["key"], float(record["seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no record of sampled clips: remove {self.folder} or name another") from error
+        if key != self.key:
+            raise UserError(
+                f"{self.folder} holds clips of another model, seed or set of prompts: remove it or name another folder"
+            )
+        return seconds
+
+
+def sample_clips(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    *,
+    seed: int,
+    batch: int | None = None,
+    rank: int = 0,
+    size: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> Samples:
+    """Sample what is missing in `folder`, of the batches of process `rank` of `size`; `batch` None is `batch_size`.
+
+    `progress` counts this process's clips. Raises UserError if the folder holds clips made from something else.
+    """
+    batch = batch or batch_size(sampler.model)
+    key = _key(sampler.identity, seed, batch, prompts)
+    samples = Samples(folder, tuple(prompts), batch, seed, sampler.steps, sampler.network_calls, key)
+    samples.check_folder()
+    own = samples.starts()[rank::size]
+    done, total = 0, sum(len(samples.indices(start)) for start in own)
+    for start in own:
+        if not samples.has_batch(start):
+            _sample_batch(sampler, samples, start)
+        done += len(samples.indices(start))
+        progress(done, total)
+    return samples
+
+
+def _sample_batch(sampler: Sampler, samples: Samples, start: int) -> None:
+    indices = samples.indices(start)
+    generator = torch.Generator().manual_seed(samples.seed * 1_000_003 + start)
+    began = time.perf_counter()
+    latents = sampler([samples.prompts[i].text for i in indices], generator)
+    seconds = time.perf_counter() - began
+    fps = sampler.model.settings.fps
+    for i, video in zip(indices, sampler.model.decode_video(latents), strict=True):
+        write_atomically(samples.clip_file(i), save({"video": np.ascontiguousarray(video)}, {"fps": str(fps)}))
+    texts = [samples.prompts[i].text for i in indices]
+    record = {"key": samples.key, "seed": generator.initial_seed(), "seconds": seconds, "prompts": texts}
+    write_atomically(samples.record_file(start), json.dumps(record, ensure_ascii=False, indent=1).encode())
+
+
+def _key(identity: str, seed: int, batch: int, prompts: Sequence[Prompt]) -> str:
+    about = [identity, seed, batch, [asdict(prompt) for prompt in prompts]]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+
+def _read_clip(path: Path) -> Video:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return Video(file.get_tensor("video"), float(file.metadata()["fps"]))
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: remove it and run the same command again") from error

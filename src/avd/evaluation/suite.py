@@ -1,0 +1,155 @@
+"""The contract of an evaluation suite: which measures it has, which prompts it wants answered, how it scores clips.
+
+A suite is one file in `evaluation/suites` whose `SUITE` is a frozen dataclass that fills `Suite`; its fields are the
+suite's options. Tables, pages and `results.json` follow from the measures it declares. Clips come as a stream from
+disk: a suite reads one, keeps numbers of it, and lets it go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:  # reports read what suites declare, and are made without torch
+    from avd.data import Video
+    from avd.models.settings import Settings
+
+ABSENT = "–"
+Values = dict[str, float | None]
+"""Values by the key of their measure; None where there is nothing to measure."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a value is shown: multiplied by `scale`, with `digits` decimals, and its unit."""
+
+    digits: int = 0
+    scale: float = 1.0
+    unit: str = ""
+    signed: bool = False
+
+    def text(self, value: float | None) -> str:
+        """The value as shown, unit included."""
+        if value is None:
+            return ABSENT
+        return f"{value * self.scale:{'+' if self.signed else ''}.{self.digits}f}{self.unit}"
+
+    def spread_text(self, values: Sequence[float]) -> str:
+        """`mean ± sample standard deviation`; the value alone where there is one, or all are equal."""
+        if not values:
+            return ABSENT
+        mean = sum(values) / len(values)
+        if len(set(values)) == 1:
+            return self.text(values[0])
+        deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+        return f"{self.text(mean).removesuffix(self.unit)} ± {deviation * self.scale:.{self.digits}f}{self.unit}"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a value means. It lies in `least` to `most`, before scaling; None is open."""
+
+    key: str
+    title: str
+    goal: str
+    """Where a good value lies, in two or three words; empty where there is no better or worse."""
+    help: str
+    """What it says, in a sentence of plain language."""
+    format: Format
+    least: float | None = None
+    most: float | None = None
+    detail: bool = False
+    """Shown on pages, which have room, and left out of tables."""
+
+    def allows(self, value: float) -> bool:
+        """Whether `value` lies in the measure's range."""
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+def share(key: str, title: str, goal: str, help: str) -> Measure:
+    """A measure in [0, 1], shown in per cent."""
+    return Measure(key, title, goal, help, Format(digits=1, scale=100.0, unit=" %"), least=0.0, most=1.0)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One clip that a suite wants made: a text, and which repetition of it, from 0. Each repetition has its own noise.
+
+    `part` is the part of the suite that the clip counts for, in the suite's own words.
+    """
+
+    text: str
+    repeat: int = 0
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Length and size of a clip in frames and pixels, and its frames per second."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+    @staticmethod
+    def of_video(video: Video) -> Shape:
+        frames, height, width, _ = video.frames.shape
+        return Shape(frames, height, width, video.fps)
+
+    @staticmethod
+    def of_model(settings: Settings) -> Shape:
+        """The shape of the clips that a model makes."""
+        return Shape(settings.frames, settings.height, settings.width, settings.fps)
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames of {self.height} x {self.width} at {self.fps:g} fps"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip to be scored. `name` is its file, or what else a message should call it.
+
+    `read` decodes it, again at each call; nothing is kept.
+    """
+
+    name: str
+    prompt: Prompt
+    read: Callable[[], Video]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A value for every declared measure, and the number of clips that they are over."""
+
+    values: Values
+    videos: int
+
+
+class Suite(Protocol):
+    """A way of judging clips."""
+
+    name: ClassVar[str]
+    """The name of the suite's module, and its key in `Row.scores`."""
+    measures: ClassVar[tuple[Measure, ...]]
+    """In the order in which they are shown."""
+
+    def unavailable(self) -> str | None:
+        """Why the suite cannot run here, in one line that says what to do; None if it can."""
+        ...
+
+    def prompts(self) -> Sequence[Prompt]:
+        """What a model is asked for, always the same and in the same order."""
+        ...
+
+    def refusal(self, shape: Shape, prompt: Prompt) -> str | None:
+        """Why the suite cannot judge a clip of this shape made for this prompt, in one line; None if it can."""
+        ...
+
+    def score(self, clips: Iterable[Clip]) -> Scores:
+        """Judge clips, holding one at a time.
+
+        Raises UserError, with the clip's name, for a clip that cannot be read or judged, and where there is none.
+        """
+        ...
