@@ -36,6 +36,7 @@ from avd.models.wan.schedulers import unipc
 from avd.models.wan.skeleton import Skeleton, read_skeleton
 from avd.planning.plan import Machine, Planner
 from avd.sampling.rollout import Rollout, make_stages
+from avd.types import Conditions
 
 TEXT_TOKENS = 512
 
@@ -104,8 +105,9 @@ def measure_training(skeleton: Skeleton, recipe: Recipe, ranks: Ranks, cycles: i
     rollout = Rollout(make_stages(few_step_sigmas(recipe.rollout.timesteps)))
     device, count = ranks.device, recipe.training.batch
     latents = torch.randn(count, *skeleton.latent_CFHW, device=device)
-    prompts = torch.randn(count, TEXT_TOKENS, skeleton.config["text_dim"], device=device)
-    cycle = Cycle(recipe, roles, rollout, torch.zeros_like(prompts[:1]), truncation=-10.0, ranks=ranks)
+    prompts = Conditions({"embedding": torch.randn(count, TEXT_TOKENS, skeleton.config["text_dim"], device=device)})
+    null_prompt = Conditions({"embedding": torch.zeros_like(prompts["embedding"][:1])})
+    cycle = Cycle(recipe, roles, rollout, null_prompt, truncation=-10.0, ranks=ranks)
     clock, found = Clock(device), {"student update": [], "fake-score update": []}  # type: ignore[var-annotated]
 
     def timed(step: Callable[[], float], name: str) -> Callable[[], float]:
@@ -144,7 +146,8 @@ def measure_sampling(
     for n in range(repeats + 1):
         for stages, (_, costs) in zip((0, 2), rounds.items(), strict=True):
             clock.look()
-            Rollout(make_stages(sigmas, stages), between)(network, noise, prompt, lambda _: torch.randn_like(noise))
+            conditions = Conditions({"embedding": prompt})
+            Rollout(make_stages(sigmas, stages), between)(network, noise, conditions, lambda _: torch.randn_like(noise))
             cost = clock.look()
             if n > 0:
                 costs.append(cost)

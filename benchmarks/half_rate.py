@@ -21,7 +21,7 @@ from avd.flow import few_step_sigmas
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
 from avd.models.wan.model import VideoModel, WanVelocity
 from avd.sampling.rollout import Rollout, make_stages
-from avd.types import UserError
+from avd.types import Conditions, UserError
 
 TIMESTEPS = (1000.0, 900.0, 757.0, 522.0)
 HEAD_WIDTH = 64
@@ -70,7 +70,7 @@ def measure(work: Workload, batch: int, repeats: int, device: str, dtype: torch.
     student = work.student.to(device, dtype).eval()
     interpolator = FrameInterpolator(InterpolatorConfig(work.latent_shape[0])).to(device).eval()
     noise = torch.randn(batch, *work.latent_shape, device=device)
-    prompt = torch.randn(batch, *work.prompt_shape, device=device)
+    prompt = Conditions({"embedding": torch.randn(batch, *work.prompt_shape, device=device)})
     sigmas = few_step_sigmas(TIMESTEPS)
     full, half = (Rollout(make_stages(sigmas, stages), interpolator) for stages in (0, 2))
     rounds = [
@@ -79,7 +79,7 @@ def measure(work: Workload, batch: int, repeats: int, device: str, dtype: torch.
     return rounds[1:]
 
 
-def seconds_of(rollout: Rollout, student: WanVelocity, noise: Tensor, prompt: Tensor) -> float:
+def seconds_of(rollout: Rollout, student: WanVelocity, noise: Tensor, prompt: Conditions) -> float:
     generator = torch.Generator(noise.device).manual_seed(0)
     started = time.perf_counter()
 

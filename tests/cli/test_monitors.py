@@ -62,7 +62,7 @@ def test_temporal_collapse_is_caught(
 
     def on_frozen_videos(self: Cycle, batch: Batch, draws: UpdateRandom, rows: slice) -> LossTerm:
         frozen = batch.latents_BCFHW[:, :, 1:2].expand_as(batch.latents_BCFHW)
-        return latents(self, Batch(frozen, batch.prompts_BLD, batch.rollout_prompts), draws, rows)
+        return latents(self, Batch(frozen, batch.prompts, batch.rollout_prompts), draws, rows)
 
     monkeypatch.setattr(Cycle, "_regression", on_frozen_videos)
     changes = ("objective.distribution_matching.weight=0", "objective.temporal.weight=0", "fake_score.updates=1")

@@ -19,7 +19,7 @@ from avd.distillation.task import DistillTask
 from avd.engine.randomness import generator_for
 from avd.models.wan.model import VideoModel, WanVelocity
 from avd.sampling.choose import load_interpolator, make_sampler
-from avd.types import UserError
+from avd.types import Conditions, UserError
 from helpers.cycles import draws, draws_for_exit, make_batch, make_cycle
 from helpers.distill_run import distill, small_recipe
 from helpers.tiny import LATENT_SHAPE, tiny_interpolator, tiny_model, tiny_source
@@ -44,14 +44,15 @@ def changed(roles: Roles, before: dict[str, dict[str, Tensor]]) -> set[str]:
 
 def velocities(roles: Roles) -> dict[str, Tensor]:
     g = generator_for(0)
-    x, sigma, prompt = torch.randn(2, *LATENT_SHAPE, generator=g), torch.tensor([0.9, 0.3]), torch.randn(2, 7, 64)
+    x, sigma = torch.randn(2, *LATENT_SHAPE, generator=g), torch.tensor([0.9, 0.3])
+    zeros = Conditions({"embedding": torch.zeros(2, 7, 64)})
     networks = {
         "teacher": roles.teacher,
         "student": roles.student.network,
         "fake_score": roles.fake_score.network,
         "average": roles.average.module,
     }
-    return {name: network(x, sigma, torch.zeros_like(prompt)).detach() for name, network in networks.items()}
+    return {name: network(x, sigma, zeros).detach() for name, network in networks.items()}
 
 
 def test_before_the_first_update_all_roles_are_the_teacher_in_both_modes() -> None:
@@ -174,7 +175,7 @@ def test_what_is_exported_computes_what_the_average_does(mode: tuple[str, ...]) 
     plain.transformer.load_state_dict(cycle.roles.export_average())
     g = generator_for(0)
     x, sigma = torch.randn(2, *LATENT_SHAPE, generator=g), torch.tensor([0.9, 0.3])
-    found = plain(x, sigma, torch.zeros(2, 7, 64))
+    found = plain(x, sigma, Conditions({"embedding": torch.zeros(2, 7, 64)}))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -196,7 +197,11 @@ def test_a_student_may_stay_an_adapter(tmp_path: Path) -> None:
     assert names == {"adapter.json", "avd.json", "interpolator", "pytorch_lora_weights.safetensors"}
 
     pipeline = WanPipeline.from_pretrained(tmp_path / "base", dtype=torch.float32)
-    x, sigma, prompt = torch.ones(1, *LATENT_SHAPE), torch.tensor([0.5]), torch.ones(1, 7, 64)
+    x, sigma, prompt = (
+        torch.ones(1, *LATENT_SHAPE),
+        torch.tensor([0.5]),
+        Conditions({"embedding": torch.ones(1, 7, 64)}),
+    )
     velocities_["base"] = WanVelocity(pipeline.transformer)(x, sigma, prompt)
     pipeline.load_lora_weights(tmp_path / "false" / "student")
     velocities_["stock"] = WanVelocity(pipeline.transformer)(x, sigma, prompt)

@@ -220,7 +220,10 @@ def test_fresh_rollouts_read_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> N
         task.update(0)
         (batch,) = seen
         assert len(batch.rollout_prompts) == count
-        assert all(prompt.shape == batch.prompts_BLD.shape for prompt in batch.rollout_prompts)
+        assert all(
+            prompt.shapes == batch.prompts.shapes and len(prompt) == len(batch.prompts)
+            for prompt in batch.rollout_prompts
+        )
         assert task.prompt_order.state_dict() == {"position": count * task.recipe.training.batch}
 
 

@@ -33,7 +33,7 @@ from avd.objectives.fake_score import fake_score_denoising
 from avd.objectives.temporal import temporal_regularization
 from avd.sampling.rollout import Rollout
 from avd.sampling.teacher import guided
-from avd.types import LossTerm
+from avd.types import Conditions, LossTerm
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Batch:
     """What one cycle reads on a rank: real latents with their prompts, and a prompt batch for each rollout."""
 
     latents_BCFHW: Tensor
-    prompts_BLD: Tensor
-    rollout_prompts: tuple[Tensor, ...]
-    """One (B, L, D) with a shared rollout; else one for each fake-score update, the first also the student's."""
+    prompts: Conditions
+    rollout_prompts: tuple[Conditions, ...]
+    """One with a shared rollout; else one for each fake-score update, the first also the student's."""
 
 
 class Cycle:
@@ -54,7 +54,7 @@ class Cycle:
         recipe: Recipe,
         roles: Roles,
         rollout: Rollout,
-        null_prompt: Tensor,
+        null_prompt: Conditions,
         truncation: float,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
@@ -124,7 +124,7 @@ class Cycle:
         return [leaf.detach() for leaf in leaves], {**metrics, "student_grad_norm": norm}
 
     def _update_fake_score(
-        self, samples: list[Tensor], prompt: Tensor, draws: UpdateRandom, i: int
+        self, samples: list[Tensor], prompt: Conditions, draws: UpdateRandom, i: int
     ) -> dict[str, float]:
         parts = self._parts(len(draws.samples))
 
@@ -160,7 +160,7 @@ class Cycle:
             noisy.append(self.rollout.run_until(student, normal("start"), prompt[rows], normal, stage))
         return stage, noisy
 
-    def _distribution_matching(self, x: Tensor, prompt: Tensor, draws: UpdateRandom) -> LossTerm:
+    def _distribution_matching(self, x: Tensor, prompt: Conditions, draws: UpdateRandom) -> LossTerm:
         recipe: DistributionMatchingRecipe = self.recipe.objective.distribution_matching
         return distribution_matching(
             x,
@@ -180,7 +180,7 @@ class Cycle:
         x0 = batch.latents_BCFHW[rows, :, ::stride]
         choice_B = here.integers("regression", "timestep", high=len(choices))
         timestep_B = torch.tensor(choices, device=x0.device)[choice_B]
-        network, prompt = self.roles.student.network, batch.prompts_BLD[rows]
+        network, prompt = self.roles.student.network, batch.prompts[rows]
 
         def student(x: Tensor, sigma: Tensor) -> Tensor:
             v = network(x, sigma, prompt, frame_stride=stride)
@@ -214,5 +214,5 @@ class Cycle:
         return metrics
 
 
-def _predict(network: Network, prompt: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+def _predict(network: Network, prompt: Conditions, x: Tensor, sigma: Tensor) -> Tensor:
     return network(x, sigma, prompt)

@@ -29,7 +29,7 @@ from avd.models.wan.schedulers import unipc
 from avd.objectives.temporal import temporal_regularization
 from avd.sampling.rollout import Renoise, Rollout, make_stages
 from avd.sampling.teacher import sample_teacher
-from avd.types import UserError
+from avd.types import Conditions, UserError
 
 _PREVIEWS = 4
 
@@ -171,13 +171,13 @@ class RunSampler:
         self._task, self._device = task, task.ranks.device
 
     @torch.no_grad()
-    def student(self, noise: Tensor, prompts: Tensor, renoise: Renoise) -> Tensor:
+    def student(self, noise: Tensor, prompts: Conditions, renoise: Renoise) -> Tensor:
         network, device = self._task.roles.average.module, self._device
         return self._task.rollout(
             network, noise.to(device), prompts.to(device), lambda stage: renoise(stage).to(device)
         ).cpu()
 
-    def teacher(self, noise: Tensor, prompts: Tensor, steps: int | None) -> Tensor:
+    def teacher(self, noise: Tensor, prompts: Conditions, steps: int | None) -> Tensor:
         settings, null_prompt = self._task.model.settings, self._task.cycle.null_prompt
         return sample_teacher(
             self._task.roles.teacher,

@@ -13,7 +13,7 @@ from torch import Tensor
 from avd.data import LatentCache, LatentSource, MemoryLatents
 from avd.models.wan.codec import AutoencoderKLWan, encode_video
 from avd.models.wan.model import VideoModel
-from avd.types import UserError
+from avd.types import Conditions, UserError
 from avd.world import Split, World
 
 Progress = Callable[[int, int], None]
@@ -49,7 +49,7 @@ def world_of(model: VideoModel, level: int) -> World:
 def encode_world(
     model: VideoModel, world: World, count: int, split: Split = "train", progress: Progress | None = None
 ) -> MemoryLatents:
-    """The first `count` clips of a split of the world, encoded, with their captions' embeddings."""
+    """The first `count` clips of a split of the world, encoded, with their captions' conditions."""
     latents, prompts, captions = [], [], []
     for start in range(0, count, _BATCH):
         clips = [world.clip(i, split) for i in range(start, min(start + _BATCH, count))]
@@ -58,7 +58,7 @@ def encode_world(
         prompts.append(model.encode_prompts(captions[start:]))
         if progress is not None:
             progress(len(captions), count)
-    return MemoryLatents(torch.cat(latents), torch.cat(prompts), captions)
+    return MemoryLatents(torch.cat(latents), Conditions.cat(prompts), captions)
 
 
 def world_latents_on_disk(
@@ -104,5 +104,5 @@ class Window:
     def latents(self, indices: Sequence[int]) -> Tensor:
         return self._source.latents([self._range[i] for i in indices])
 
-    def prompts(self, indices: Sequence[int]) -> Tensor:
+    def prompts(self, indices: Sequence[int]) -> Conditions:
         return self._source.prompts([self._range[i] for i in indices])

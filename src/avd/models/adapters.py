@@ -18,7 +18,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from avd.types import UserError, Velocity
+from avd.types import Conditions, UserError, Velocity
 
 Whole = Callable[[Tensor], Tensor]
 """A tensor that may be sharded, gathered on the CPU."""
@@ -38,9 +38,9 @@ class AdapterVelocity:
     def __init__(self, base: Base, adapter: str | None) -> None:
         self.base, self.adapter = base, adapter
 
-    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
+    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
         with switched(self.base.transformer, self.adapter):
-            return self.base(x_BCFHW, sigma_B, prompt_BLD, frame_stride=frame_stride)
+            return self.base(x_BCFHW, sigma_B, conditions, frame_stride=frame_stride)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The adapter's own; the base's are nobody's."""

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from avd.models.settings import Settings
-from avd.types import Velocity
+from avd.types import Conditions, Velocity
 
 
 class TextToVideo(Protocol):
     """Pixels and prompts in and out of what a network is trained on, and the network itself.
 
-    Clips are uint8 (B, F, H, W, 3); latents are whitened, float (B, C, F', H', W'); prompts are embedded once, as
-    (B, L, D) with L and D the same for all. Everything past this protocol knows latents and embeddings only.
+    Clips are uint8 (B, F, H, W, 3); latents are whitened, float (B, C, F', H', W'); prompts are encoded once, as
+    `Conditions` of the same shapes for all. Everything past this protocol knows latents and conditions only.
     """
 
     settings: Settings
@@ -67,8 +67,8 @@ class TextToVideo(Protocol):
         """Latents to clips."""
         ...
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Embeddings of prompts; that of "" is the null prompt of guidance."""
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        """The conditions of prompts, float32; those of "" are the null prompt of guidance."""
         ...
 
     def drop(self, *parts: str) -> None:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from avd.config import AdaptersRecipe
 from avd.models.wan.blocks import Recomputed
 from avd.models.wan.skeleton import Skeleton
+from avd.types import Conditions
 
 _DEPTHS = (2, 4)
 """Depths that are run. Beyond the second block every block adds the same; both are even for `selective`."""
@@ -103,7 +104,7 @@ def run_fake(skeleton: Skeleton, layers: int, which: Pass) -> PassMemory:
         prompt = torch.empty(which.clips, skeleton.text_tokens, skeleton.config["text_dim"])
         given = [*network.parameters(), *network.buffers(), noisy, sigma, prompt]
         with LiveBytes(given) as live, torch.set_grad_enabled(which.gradient):
-            velocity = network(noisy, sigma, prompt)
+            velocity = network(noisy, sigma, Conditions({"embedding": prompt}))
             saved = live.now
             if which.gradient:
                 velocity.backward(torch.empty_like(velocity))

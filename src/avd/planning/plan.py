@@ -160,4 +160,6 @@ def _at_cache(skeleton: Skeleton, folder: str | None) -> Skeleton:
         return skeleton
     cache = LatentCache(Path(folder))
     channels, frames, height, width = cache.latent_shape
-    return replace(skeleton, latent_CFHW=(channels, frames, height, width), text_tokens=cache.prompt_shape[0])
+    return replace(
+        skeleton, latent_CFHW=(channels, frames, height, width), text_tokens=cache.condition_shapes["embedding"][0]
+    )

@@ -54,7 +54,7 @@ def test_without_a_limit_of_the_tokenizers_prompts_have_512_tokens(small: Path) 
     prompts = [PROMPTS[0], "red " * 600]
     expected, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)
     assert expected.shape == (2, 512, 32)
-    torch.testing.assert_close(model.encode_prompts(prompts), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.encode_prompts(prompts)["embedding"], expected, rtol=0, atol=1e-4)
 
 
 def test_parts_are_read_when_asked_for(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,9 +65,9 @@ def test_parts_are_read_when_asked_for(small: Path, monkeypatch: pytest.MonkeyPa
     assert model.identity and model.text_length and model.latent_shape()
     model.check_clip(5, 32, 32)
     assert not read
-    first = model.encode_prompts(PROMPTS)
+    first = model.encode_prompts(PROMPTS)["embedding"]
     model.drop("text_encoder")
-    assert torch.equal(model.encode_prompts(PROMPTS), first)
+    assert torch.equal(model.encode_prompts(PROMPTS)["embedding"], first)
     assert read == ["text_encoder", "text_encoder"]
 
 

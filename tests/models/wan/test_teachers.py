@@ -108,7 +108,7 @@ def test_a_flow_match_scheduler_is_followed_too(model: VideoModel, pipeline: Wan
     network, own = model.velocity(), pipeline.scheduler
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
-        cond, uncond = network(x, sigma, prompt), network(x, sigma, null.expand_as(prompt))
+        cond, uncond = network(x, sigma, prompt), network(x, sigma, null.expand(len(prompt)))
         return uncond + 5.0 * (cond - uncond)
 
     try:
@@ -123,7 +123,7 @@ def test_a_flow_match_scheduler_is_followed_too(model: VideoModel, pipeline: Wan
 def test_prompt_embeddings_are_the_pipelines(model: VideoModel, pipeline: WanPipeline) -> None:
     prompts = [PROMPT, "", " A  red\nball &amp; ball", "red " * 50]
     expected, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=TOKENS)
-    torch.testing.assert_close(model.encode_prompts(prompts), expected)
+    torch.testing.assert_close(model.encode_prompts(prompts)["embedding"], expected)
 
 
 def test_latents_are_the_pipelines(model: VideoModel, pipeline: WanPipeline) -> None:

@@ -31,6 +31,7 @@ from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.run_folder import write_text
 from avd.measures.pixels import PixelStats, measure_pixels
 from avd.sampling.rollout import Renoise
+from avd.types import Conditions
 
 REFERENCES_FILE = "references.json"
 
@@ -39,13 +40,13 @@ _SMALLEST = 1e-4
 
 
 class Studio(Protocol):
-    """What makes the videos. `noise` is (B, C, F, H, W), `prompts` (B, L, D), all on the CPU."""
+    """What makes the videos. `noise` is (B, C, F, H, W), `prompts` a row each, all on the CPU."""
 
-    def student(self, noise: Tensor, prompts: Tensor, renoise: Renoise) -> Tensor:
+    def student(self, noise: Tensor, prompts: Conditions, renoise: Renoise) -> Tensor:
         """Latents of the averaged student's rollout."""
         ...
 
-    def teacher(self, noise: Tensor, prompts: Tensor, steps: int | None) -> Tensor:
+    def teacher(self, noise: Tensor, prompts: Conditions, steps: int | None) -> Tensor:
         """Latents of the teacher, in as many steps as its model's settings say or in `steps`."""
         ...
 
@@ -144,7 +145,7 @@ class Monitor:
         if state["best"]["by"] == self.recipe.keep_best:  # it may have been changed since
             self._best = state["best"]["value"]
 
-    def _measure(self, make: Callable[[Tensor, Tensor, Renoise], Tensor]) -> PixelStats:
+    def _measure(self, make: Callable[[Tensor, Conditions, Renoise], Tensor]) -> PixelStats:
         """Mean metrics of what `make` makes of the fixed prompts and noise."""
         looks, shape = [], self._source.latents([0]).shape[1:]
         size = self._batch or len(self._own)

@@ -27,7 +27,7 @@ from avd.models.wan.codec import decode_video, encode_video
 from avd.models.wan.files import AdapterFolder, ModelFiles
 from avd.models.wan.rotary import StridedRotary
 from avd.models.wan.schedulers import scheduler_of
-from avd.types import UserError
+from avd.types import Conditions, UserError
 
 # Loading and saving a miniature is quick, and progress is the command line's to show. What these libraries merely warn
 # of, weights that are missing, is an error here.
@@ -47,12 +47,12 @@ class WanVelocity(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         """Of its arithmetic; None is that of its weights."""
 
-    def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
+    def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
         dtype = self.compute_dtype or self.transformer.dtype
         self.transformer.rope.frame_stride = frame_stride
         try:
             (velocity,) = self.transformer(
-                x_BCFHW.to(dtype), sigma_B.float() * TIMESTEPS, prompt_BLD.to(dtype), return_dict=False
+                x_BCFHW.to(dtype), sigma_B.float() * TIMESTEPS, conditions["embedding"].to(dtype), return_dict=False
             )
         finally:
             self.transformer.rope.frame_stride = 1
@@ -223,9 +223,10 @@ class VideoModel:
         return decode_video(self._placed("vae"), latents)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Prompt embeddings (B, L, D); positions past a prompt's end are zero, as in diffusers' WanPipeline."""
-        return encode_prompts(self._placed("text_encoder"), self.tokenizer, prompts, self.text_length).float().cpu()
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        """ "embedding" (B, L, D); positions past a prompt's end are zero, as in diffusers' WanPipeline."""
+        encoded = encode_prompts(self._placed("text_encoder"), self.tokenizer, prompts, self.text_length)
+        return encoded.to("cpu", torch.float32)
 
     def half(self) -> VideoModel:
         """All weights in half precision, in place: for shipping, not for computing on a CPU."""
@@ -278,13 +279,13 @@ def _with_weights(transformer: WanTransformer3DModel, weights: Mapping[str, Tens
 
 def encode_prompts(
     text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int
-) -> Tensor:
-    """Embeddings (B, `length`, D) with zeros past each prompt's end, of prompts tidied as diffusers tidies them."""
+) -> Conditions:
+    """ "embedding" (B, `length`, D), zero past each prompt's end, of prompts tidied as diffusers tidies them."""
     tidy = [prompt_clean(prompt) for prompt in prompts]
     tokens = tokenizer(tidy, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     mask = tokens.attention_mask.to(text_encoder.device)
     hidden = text_encoder(tokens.input_ids.to(text_encoder.device), attention_mask=mask).last_hidden_state
-    return hidden * mask.unsqueeze(-1)
+    return Conditions({"embedding": hidden * mask.unsqueeze(-1)})
 
 
 def load_vae(folder: Path) -> AutoencoderKLWan:
