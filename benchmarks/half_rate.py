@@ -18,8 +18,9 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from avd.flow import few_step_sigmas
+from avd.models.family import load_model
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
-from avd.models.wan.model import VideoModel, WanVelocity
+from avd.models.wan.network import WanVelocity
 from avd.sampling.rollout import Rollout, make_stages
 from avd.types import Conditions, UserError
 
@@ -40,7 +41,7 @@ class Workload:
 
 
 def shipped_or_folder(name: str) -> Workload:
-    model = VideoModel.load(name)
+    model = load_model(name)
     prompt_shape = (model.text_length, model.transformer.config.text_dim)
     return Workload(name, model.velocity(), model.latent_shape(), prompt_shape)
 

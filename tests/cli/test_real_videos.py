@@ -16,6 +16,7 @@ from PIL import Image
 from avd.data import LatentCache, read_video
 from avd.engine.sources import encode_world, world_of
 from avd.evaluation.rows import Row, read_results
+from avd.models.family import load_model
 from avd.models.wan.model import VideoModel
 from helpers.command import avd, snapshot
 
@@ -133,7 +134,7 @@ def test_preparation_goes_on_where_it_was_interrupted(
 def test_a_cache_is_close_to_what_is_encoded_in_memory(place: Path) -> None:
     assert avd("world", "render", "--output", "large", "--count", 3) == 0
     assert avd("prepare", "large", "--model", "wan-mini", "--output", "mini", "--workers", 0) == 0
-    model = VideoModel.load("wan-mini")
+    model = load_model("wan-mini")
     expected, held = encode_world(model, world_of(model, 0), 3), LatentCache("mini")
     assert held.captions == list(expected.captions)
     ours, theirs = (source.prompts(range(3))["embedding"] for source in (held, expected))

@@ -17,8 +17,8 @@ from diffusers import WanPipeline
 from avd.data import MemoryLatents, read_video
 from avd.distillation.task import DistillTask, falls_in_share
 from avd.engine.saving import Saver
+from avd.models.family import load_model
 from avd.models.interpolator import FrameInterpolator
-from avd.models.wan.model import VideoModel
 from avd.objectives.temporal import temporal_regularization
 from avd.types import UserError
 from helpers.distill_run import distill, small_recipe, small_task
@@ -164,7 +164,7 @@ def test_the_samples_are_videos(straight: tuple[Path, DistillTask]) -> None:
 
 def test_the_student_is_the_averaged_one_and_says_how_to_sample_it(straight: tuple[Path, DistillTask]) -> None:
     path, task = straight
-    loaded = VideoModel.load(str(path / "student"))
+    loaded = load_model(str(path / "student"))
     assert loaded.settings.student_timesteps == (1000, 900, 757, 522)
     assert loaded.settings.half_rate_stages == 2
     assert loaded.identity == task.model.identity

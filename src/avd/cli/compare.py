@@ -71,10 +71,10 @@ def compare(
 
 def _teachers(recipe: Recipe, output: Path, seed: int) -> list[_Named]:
     """The teacher with all its steps, and cut to the student's."""
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import open_model
     from avd.sampling.samplers import FewSteps, ManySteps
 
-    teacher = VideoModel.open(recipe.model, transformer=recipe.transformer)
+    teacher = open_model(recipe.model, transformer=recipe.transformer)
     settings = teacher.settings
     many = ManySteps(teacher, settings.steps, settings.guidance)
     few = FewSteps(teacher, recipe.rollout.timesteps)
@@ -86,11 +86,11 @@ def _teachers(recipe: Recipe, output: Path, seed: int) -> list[_Named]:
 
 def _students(recipe: Recipe, output: Path, half_rate: bool) -> list[_Named]:
     """A finished run's student at full rate, and at half rate if asked."""
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import open_model
     from avd.sampling.choose import make_sampler
 
     run = output / f"{recipe.name}-{recipe.seed}"
-    student = VideoModel.open(str(run / "student"))
+    student = open_model(str(run / "student"))
     values = recipe.model_dump(mode="json")
     named: list[_Named] = [(recipe.name, make_sampler(student, half_rate=False), run / "row.json", values)]
     if half_rate:

@@ -90,14 +90,14 @@ def _measure(output: Path, student: Path, plan: _Plan, seed: int) -> Results:
     from avd.evaluation.provenance import recipe_of
     from avd.evaluation.rows import Results, write_results
     from avd.evaluation.suites.world import Suite
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import open_model
     from avd.report import write_report
     from avd.sampling.choose import load_interpolator
     from avd.sampling.samplers import FewSteps, ManySteps, Sampler
     from avd.world import World
 
     suite = Suite(World(), plan.measured_clips, repeats=0)
-    teacher, pupil = VideoModel.open("wan-mini"), VideoModel.open(str(student))
+    teacher, pupil = open_model("wan-mini"), open_model(str(student))
     timesteps = pupil.settings.student_timesteps
     assert timesteps is not None
     samplers: dict[str, Sampler] = {

@@ -60,10 +60,10 @@ def evaluate(
         raise UserError(f"{what} is neither a folder of videos (no captions.jsonl) nor a model (no model_index.json)")
     else:
         from avd.evaluation.provenance import recipe_of
-        from avd.models.wan.model import VideoModel
+        from avd.models.family import open_model
         from avd.sampling.choose import make_sampler
 
-        sampler = make_sampler(VideoModel.open(what), half_rate=half_rate, steps=steps, guidance=guidance)
+        sampler = make_sampler(open_model(what), half_rate=half_rate, steps=steps, guidance=guidance)
         with ui.bars() as bar:
             progress = bar("sampling and judging")
             row, _ = measure.row_of_sampler(

@@ -11,7 +11,7 @@ from avd import ui
 
 if TYPE_CHECKING:
     from avd.data import LatentCache
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import TextToVideo
 
 _DECODED = 16
 _EXAMPLES = 5
@@ -34,12 +34,12 @@ def inspect(
     from avd.data import LatentCache
     from avd.engine.sources import open_cache
     from avd.evaluation.cache_report import report_on
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import open_model
     from avd.types import UserError
 
     if sheet is not None and model is None:
         raise UserError("--sheet needs --model, the model that the cache was made with")
-    network = None if model is None else VideoModel.open(model)
+    network = None if model is None else open_model(model)
     opened = LatentCache(cache) if network is None else open_cache(cache, network)
     if verify:
         opened.verify()
@@ -65,7 +65,7 @@ def inspect(
         _show_pixels(opened, network, sheet)
 
 
-def _show_pixels(cache: LatentCache, model: VideoModel, sheet: Path | None) -> None:
+def _show_pixels(cache: LatentCache, model: TextToVideo, sheet: Path | None) -> None:
     """Decode some clips with the model, say how they look, and write the sheet."""
     from avd.evaluation.cache_report import decode_some, report_on_pixels
     from avd.report import contact_sheet

@@ -57,15 +57,15 @@ def teacher(
 
     Example: avd train teacher --vae runs/vae --output runs/teacher
     """
-    from avd.engine.sources import world_latents_on_disk
+    from avd.miniature.latents import load_vae, world_latents_on_disk
     from avd.miniature.teacher import TeacherConfig, TeacherTask
-    from avd.models.wan.model import VideoModel, load_vae
+    from avd.models.family import load_model
     from avd.world import World
 
     config = _with_updates(TeacherConfig(seed=seed), updates)
     config = config if clips is None else replace(config, clips=clips)
     network, world = load_vae(vae), World(level)
-    began = None if start is None else VideoModel.load(start)
+    began = None if start is None else load_model(start)
     folder = _open(output, {**asdict(config), "level": level, "vae": str(vae), "from": start}, resume)
     folder.lock()
     with ui.bars() as bar:
@@ -92,10 +92,10 @@ def interpolator(
     """
     from avd.engine.sources import Window, encode_world, open_cache, world_of
     from avd.miniature.interpolator import InterpolatorTask, InterpolatorTrainingConfig
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import open_model
 
     config = _with_updates(InterpolatorTrainingConfig(seed=seed), updates)
-    video_model = VideoModel.open(model)
+    video_model = open_model(model)
     cache = None if data is None else open_cache(data, video_model)
     if cache is None:  # refused now, before there is a folder
         world_of(video_model, level)
@@ -123,13 +123,13 @@ def pack(
     Example: avd train pack runs/teacher/teacher --interpolator runs/interpolator/interpolator --output wan-mini
     """
     from avd.engine.run_folder import atomic_folder
+    from avd.models.family import load_model
     from avd.models.interpolator import FrameInterpolator
-    from avd.models.wan.model import VideoModel
     from avd.types import UserError
 
     if output.exists():
         raise UserError(f"output folder {output} exists already: name a new one")
-    model = VideoModel.load(str(teacher))
+    model = load_model(str(teacher))
     between = None if interpolator is None else FrameInterpolator.load(interpolator)
     with atomic_folder(output) as whole:
         model.half().save(whole)

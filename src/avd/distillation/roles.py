@@ -19,8 +19,8 @@ from avd.engine.packing import pack_optimizer, pack_weights, unpack_optimizer, u
 from avd.engine.randomness import derive_seed
 from avd.engine.ranks import SINGLE_PROCESS, Ranks, shard
 from avd.models.adapters import AdapterVelocity, adapter_weights, add_adapters, merged_weights
-from avd.models.wan.blocks import recompute_blocks, share_sequences, use_attention
-from avd.models.wan.model import VideoModel, WanVelocity, store_frozen
+from avd.models.backbone import Backbone
+from avd.models.family import TextToVideo
 from avd.types import Velocity
 
 _ADAPTERS = ("student", "fake_score", "average")
@@ -76,7 +76,7 @@ class Roles:
     `teacher` is frozen; `student` and `fake_score` learn; `average`, of the student's weights, is what is exported.
     """
 
-    def __init__(self, model: VideoModel, recipe: Recipe, ranks: Ranks = SINGLE_PROCESS) -> None:
+    def __init__(self, model: TextToVideo, recipe: Recipe, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._ranks = ranks
         make = _adapters if recipe.roles == "adapters" else _full
         self.teacher, student, fake_score, self.average = make(model, recipe, ranks)
@@ -100,36 +100,37 @@ class Roles:
 _Made = tuple[Network, Network, Network, EMA[Network]]
 
 
-def _full(model: VideoModel, recipe: Recipe, ranks: Ranks) -> _Made:
+def _full(model: TextToVideo, recipe: Recipe, ranks: Ranks) -> _Made:
     teacher = model.velocity().eval().requires_grad_(False)
     student, fake_score = (model.fresh_velocity().train().requires_grad_(True) for _ in range(2))
     average: EMA[Network] = EMA(student, recipe.student.ema)
     for network in (teacher, student, fake_score, average.module):
-        assert isinstance(network, WanVelocity)
+        assert isinstance(network, Backbone)
         _set_up(network, recipe.compute, ranks, frozen=network is teacher)
     return teacher, student, fake_score, average
 
 
-def _adapters(model: VideoModel, recipe: Recipe, ranks: Ranks) -> _Made:
+def _adapters(model: TextToVideo, recipe: Recipe, ranks: Ranks) -> _Made:
     base, lora = model.velocity().train(), recipe.adapters
+    targets = lora.targets or model.sizes.adapter_targets
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.seed, "adapters"))
-        add_adapters(base.transformer, _ADAPTERS, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+        add_adapters(base.transformer, _ADAPTERS, rank=lora.rank, alpha=lora.alpha, targets=targets)
     _set_up(base, recipe.compute, ranks, frozen=True)
     student, fake_score, average = (AdapterVelocity(base, name) for name in _ADAPTERS)
     averaged: EMA[Network] = EMA(student, recipe.student.ema, into=average)
     return AdapterVelocity(base, None), student, fake_score, averaged
 
 
-def _set_up(network: WanVelocity, compute: ComputeRecipe, ranks: Ranks, *, frozen: bool) -> None:
+def _set_up(network: Backbone, compute: ComputeRecipe, ranks: Ranks, *, frozen: bool) -> None:
     """As `compute` says, in place. `frozen`: weights that no optimizer reads need no more precision than they get."""
-    transformer, dtype = network.transformer, getattr(torch, compute.dtype)
-    use_attention(transformer, compute.attention)
+    dtype = getattr(torch, compute.dtype)
+    network.use_attention(compute.attention)
     if ranks.context is not None:
-        share_sequences(transformer, ranks.context)
-    recompute_blocks(transformer, compute.checkpointing)
+        network.share_sequences(ranks.context)
+    network.recompute(compute.checkpointing)
     if frozen:
-        store_frozen(transformer, dtype)
+        network.store_frozen(dtype)
     if compute.compile:
-        transformer.compile_repeated_blocks()
+        network.compile_blocks()
     shard(network, ranks, dtype)

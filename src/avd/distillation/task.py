@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from avd.engine.randomness import UpdateRandom, derive_seed
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.run_folder import atomic_folder
 from avd.flow import few_step_sigmas
+from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
-from avd.models.wan.model import VideoModel
-from avd.models.wan.schedulers import unipc
+from avd.models.solvers import make_solver
 from avd.objectives.temporal import temporal_regularization
 from avd.sampling.rollout import Renoise, Rollout, make_stages
 from avd.sampling.teacher import sample_teacher
@@ -45,7 +46,7 @@ class DistillTask:
     def __init__(
         self,
         recipe: Recipe,
-        model: VideoModel,
+        model: TextToVideo,
         source: LatentSource,
         interpolator: FrameInterpolator | None,
         ranks: Ranks = SINGLE_PROCESS,
@@ -54,7 +55,9 @@ class DistillTask:
         self.ranks, self.samples = ranks, ranks.samples(recipe.training.batch)
         shape = tuple(source.latents([0]).shape[1:])
         strides = (1, 2) if recipe.rollout.half_rate_stages else (1,)
-        check_sequences(sequence_lengths(shape, model.transformer.config.patch_size, strides), ranks.context_size)
+        channels, frames, height, width = shape
+        sizes = replace(model.sizes, latent_CFHW=(channels, frames, height, width))
+        check_sequences({sizes.tokens(stride) for stride in strides}, ranks.context_size)
         null_prompt = model.encode_prompts([""]).to(ranks.device)
         self.roles = Roles(model, recipe, ranks)
         if interpolator is not None:
@@ -187,7 +190,7 @@ class RunSampler:
             steps=settings.steps if steps is None else steps,
             guidance=settings.guidance,
             shift=settings.shift,
-            solver=unipc(settings.shift) if settings.solver == "unipc" else None,
+            solver=make_solver(settings.solver, settings.shift),
         ).cpu()
 
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -197,15 +200,6 @@ class RunSampler:
 def falls_in_share(n: int, share: float) -> bool:
     """Whether event `n` is one of an evenly spread `share` of all events; over n events they are floor(n share)."""
     return math.floor((n + 1) * share) > math.floor(n * share)
-
-
-def sequence_lengths(
-    latent_shape: tuple[int, ...], patch_size: tuple[int, int, int], strides: tuple[int, ...]
-) -> set[int]:
-    """Tokens of a clip of latents (C, F, H, W), at each frame stride."""
-    _, frames, height, width = latent_shape
-    time, *space = patch_size
-    return {len(range(0, frames, s)) // time * (height // space[0]) * (width // space[1]) for s in strides}
 
 
 def check_sequences(lengths: set[int], sharers: int) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _SIDE = 24
-"""Frames are shrunk by a whole factor until their shorter side has about as many pixels: Wan2.1's by 20, wan-mini's by
+"""Frames are shrunk by a whole factor until their shorter side has about as many pixels: 480 by 20, wan-mini's 48 by
 2. What moves a fifteenth of the side between frames, the fastest that is common, moves 1.6 pixels there."""
 _CELL = 4
 """Windows are of 2 x 2 cells and overlap by half."""

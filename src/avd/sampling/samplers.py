@@ -12,7 +12,7 @@ from avd.flow import few_step_sigmas
 from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import SolverName
-from avd.models.wan.schedulers import unipc
+from avd.models.solvers import make_solver
 from avd.sampling.rollout import Rollout, make_stages
 from avd.sampling.teacher import sample_teacher
 
@@ -57,7 +57,7 @@ class ManySteps:
             steps=self.steps,
             guidance=self.guidance,
             shift=shift,
-            solver=unipc(shift) if (self.solver or self.model.settings.solver) == "unipc" else None,
+            solver=make_solver(self.solver or self.model.settings.solver, shift),
         ).cpu()
 
 

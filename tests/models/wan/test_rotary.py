@@ -9,7 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from avd.models.wan.model import WanVelocity
+from avd.models.wan.network import WanVelocity
 from avd.models.wan.rotary import StridedRotary
 from avd.types import Conditions
 
