@@ -33,6 +33,7 @@ from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
 from avd.models.solvers import make_solver
 from avd.models.wan.known import KNOWN
 from avd.models.wan.network import WanVelocity
+from avd.models.wan.sizes import WanSizes, known_sizes
 from avd.planning.plan import Machine, Planner
 from avd.sampling.rollout import Rollout, make_stages
 from avd.types import Conditions
@@ -156,9 +157,8 @@ def _teacher(transformer: Any, noise: Tensor, prompt: Tensor, steps: int, clock:
     """Stock `WanPipeline`, from embeddings to latents."""
     space, time_ = 8, 4
     vae = AutoencoderKLWan(base_dim=8, z_dim=noise.shape[1], dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-    pipeline = WanPipeline(
-        tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=make_solver("unipc", 3.0)
-    )
+    solver = make_solver("unipc", 3.0)
+    pipeline = WanPipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=solver)
     pipeline.set_progress_bar_config(disable=True)
     clock.look()
     pipeline(
@@ -194,7 +194,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     device, dtype = pick_device(options.device), getattr(torch, options.dtype)
-    sizes = known_sizes(KNOWN[options.model].hub_id)
+    hub_id = KNOWN[options.model].hub_id
+    sizes = known_sizes(hub_id)
     if options.layers:
         sizes = replace(sizes, layers=options.layers)
     if options.latents:
@@ -207,9 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"torch {torch.__version__}, {options.dtype}. A matrix product reaches {peak / 1e12:.1f} TFLOP/s.")
     for roles in options.roles:
         changes = [f"roles={roles}", "training.batch=1", f"compute.device={device.type}", *options.set]
-        recipe = load_recipe(
-            "avd-wan2.1-1.3b", [f"model={KNOWN[options.model].hub_id}", f"compute.dtype={options.dtype}", *changes]
-        )
+        recipe = load_recipe("avd-wan2.1-1.3b", [f"model={hub_id}", f"compute.dtype={options.dtype}", *changes])
         plan = Planner(recipe, sizes).plan(recipe, Machine(1))
         with process_group(recipe.compute) as ranks:
             costs = measure_training(sizes, recipe, ranks, options.cycles)

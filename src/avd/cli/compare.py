@@ -38,10 +38,10 @@ def compare(
     Example: avd compare dmd avd --seeds 3 --updates 150 --half-rate --output runs/compare
     """
     from avd.config import load_recipe
+    from avd.distillation.run import distill_run
     from avd.evaluation.rows import Results, write_results
     from avd.evaluation.suites.world import Suite
     from avd.report import contact_sheet, terminal_table
-    from avd.distillation.run import distill_run
     from avd.world import World
 
     budget = list(changes or ()) + ([] if updates is None else [f"training.updates={updates}"])

@@ -40,7 +40,7 @@ def plan(
 ) -> None:
     """Say what a recipe takes in memory, arithmetic and time, whether it fits, and what would make it fit.
 
-    Needs no weights, no GPU and no network. Example: avd plan avd --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --gpus 8
+    Needs no weights, no GPU and no network. Example: avd plan avd-wan2.1-1.3b --gpus 8
     """
     from avd.config import load_recipe
 

@@ -105,6 +105,7 @@ def _fetch(hub_id: str) -> Path:
         snapshot_download(hub_id, allow_patterns=["avd.json", "interpolator/*"])  # which diffusers knows nothing of
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{hub_id} is not whole in the local cache and cannot be fetched: check name and network, or name a folder"
+            f"{hub_id} cannot be loaded: it is not complete in the local cache and cannot be fetched: "
+            "check name and network, or name a folder"
         ) from error
     return folder

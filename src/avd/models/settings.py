@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from avd.files import read_text
-from avd.flow import few_step_sigmas
 from avd.types import UserError
 
 SETTINGS_FILE = "avd.json"
@@ -87,6 +86,8 @@ def _checked(values: Mapping[str, Any]) -> Settings:
     if timesteps is not None:
         if not isinstance(timesteps, list) or not all(is_number(timestep) for timestep in timesteps):
             raise ValueError(f"student_timesteps is {timesteps!r}, not a list of numbers")
+        from avd.flow import few_step_sigmas  # here, as the command line reads `SolverName` without torch
+
         few_step_sigmas(tuple(timesteps))
     stages, most = values.get("half_rate_stages", 0), 0 if timesteps is None else len(timesteps) - 1
     if not is_count(stages, 0, most):

@@ -152,7 +152,7 @@ def test_a_single_file_is_the_folders_transformer(model: VideoModel, published: 
 
 PEAK = """
 import sys, torch
-from avd.models.wan.model import VideoModel
+from avd.models.family import load_model
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024

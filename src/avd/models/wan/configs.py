@@ -14,6 +14,7 @@ from typing import Any
 from avd.models.folders import ModelSource, read_object
 from avd.models.settings import Settings, is_count, is_number, read_settings
 from avd.models.wan.known import KNOWN, TEXT_TOKENS, UMT5_XXL, WAN22_TI2V
+from avd.types import UserError
 
 _Range = tuple[int, int]
 
@@ -97,15 +98,56 @@ def read_text_tokens(folder: Path) -> int:
     return min(int(limit), TEXT_TOKENS)
 
 
-def settings_of(source: ModelSource) -> Settings:
-    """The folder's own settings, or what its pipeline implies: solver and shift of its scheduler, its family's clips.
+def check_parts(
+    index: Mapping[str, Any],
+    transformer: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    text_encoder: Mapping[str, Any] | None,
+) -> None:
+    """Raise ValueError unless the parts fit each other, by their configs and `model_index.json`."""
+    second = index.get("transformer_2")
+    if second is not None and second != [None, None]:
+        raise ValueError("it has two transformers, one for each range of noise levels: name a model of one")
+    if transformer["in_channels"] != vae["z_dim"]:
+        found = f"takes {transformer['in_channels']} channels, and its VAE makes {vae['z_dim']}"
+        raise ValueError(f"its transformer {found}: name a text-to-video model")
+    if text_encoder is not None and transformer["text_dim"] != text_encoder["d_model"]:
+        found = f"takes prompts of width {transformer['text_dim']}, and its text encoder makes"
+        raise ValueError(f"its transformer {found} {text_encoder['d_model']}")
 
-    A pipeline that expands timesteps is Wan2.2-TI2V's; others are taken for Wan2.1's. Raises UserError for `avd.json`,
-    ValueError for the scheduler's config.
+
+def latent_shape(vae: Mapping[str, Any], frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """(C, F', H', W') of a clip, from a VAE's config."""
+    time, space = vae["scale_factor_temporal"], vae["scale_factor_spatial"]
+    return vae["z_dim"], (frames - 1) // time + 1, height // space, width // space
+
+
+def check_clip(transformer: Mapping[str, Any], vae: Mapping[str, Any], frames: int, height: int, width: int) -> None:
+    """Raise UserError unless a model of these configs can encode and denoise clips of this size."""
+    time, side = vae["scale_factor_temporal"], vae["scale_factor_spatial"] * transformer["patch_size"][1]
+    if frames < 1 or (frames - 1) % time or min(height, width) < 1 or height % side or width % side:
+        raise UserError(
+            f"clips of {frames} frames of {height} x {width} do not fit the model: it takes {time} n + 1 frames, "
+            f"and sides that are multiples of {side}"
+        )
+
+
+def settings_of(source: ModelSource, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Settings:
+    """The folder's own settings, or what its pipeline implies. Raises UserError for `avd.json` and for clips that the
+    configs do not fit, ValueError for the scheduler's config."""
+    settings = read_settings(source.settings_folder) or _implied(source)
+    try:
+        check_clip(transformer, vae, settings.frames, settings.height, settings.width)
+    except UserError as error:
+        raise UserError(f"{source.settings_folder}: {error}") from error
+    return settings
+
+
+def _implied(source: ModelSource) -> Settings:
+    """Settings of a folder from elsewhere: solver and shift of its scheduler, clips of its family.
+
+    A pipeline that expands timesteps is Wan2.2-TI2V's; others are taken for Wan2.1's.
     """
-    own = read_settings(source.settings_folder)
-    if own is not None:
-        return own
     path = source.folder / "scheduler" / "scheduler_config.json"
     scheduler = read_object(path) if path.exists() else {}
     settings = WAN22_TI2V if source.index.get("expand_timesteps") else Settings()

@@ -24,7 +24,14 @@ from transformers import AutoConfig, AutoTokenizer, UMT5EncoderModel
 
 from avd.models.folders import INDEX_FILE, ModelSource
 from avd.models.identity import Entry, entries_on_disk
-from avd.models.wan.configs import read_text_encoder, read_text_tokens, read_transformer, read_vae, settings_of
+from avd.models.wan.configs import (
+    check_parts,
+    read_text_encoder,
+    read_text_tokens,
+    read_transformer,
+    read_vae,
+    settings_of,
+)
 from avd.models.weights import Weights, check_depth, check_fits
 from avd.types import UserError
 
@@ -51,8 +58,8 @@ class ModelFiles:
                 "text_encoder": read_text_encoder(self.folder),
             }
             read_text_tokens(self.folder)
-            self._check_parts(**configs)
-            self.settings = settings_of(source)
+            check_parts(self.index, **configs)
+            self.settings = settings_of(source, configs["transformer"], configs["vae"])
             self._weights = {part: self._find_weights(part, configs[part]) for part in _PART_CLASSES}
             self.skeletons = _skeletons(self.folder, configs)
             for part in _PART_CLASSES:
@@ -95,19 +102,6 @@ class ModelFiles:
                 copy_function=shutil.copyfile,  # without modes: what is read-only there need not be so here
             )
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-    def _check_parts(
-        self, transformer: Mapping[str, Any], vae: Mapping[str, Any], text_encoder: Mapping[str, Any]
-    ) -> None:
-        """Raise ValueError unless the parts fit each other, by their configs."""
-        if self.index.get("transformer_2", [None, None])[0] is not None:
-            raise ValueError("it has two transformers, one for each range of noise levels: name a model of one")
-        if transformer["in_channels"] != vae["z_dim"]:
-            found = f"takes {transformer['in_channels']} channels, and its VAE makes {vae['z_dim']}"
-            raise ValueError(f"its transformer {found}: name a text-to-video model")
-        if transformer["text_dim"] != text_encoder["d_model"]:
-            found = f"takes prompts of width {transformer['text_dim']}, and its text encoder makes"
-            raise ValueError(f"its transformer {found} {text_encoder['d_model']}")
 
     def _find_weights(self, part: str, config: Mapping[str, Any]) -> Weights:
         """A part's weights by their headers, which tell how many blocks there are before any is built."""

@@ -22,13 +22,14 @@ from avd.models.folders import AdapterFolder, ModelSource
 from avd.models.identity import entries_in_memory, identity_of
 from avd.models.settings import Settings, write_settings
 from avd.models.wan.codec import decode_video, encode_video
+from avd.models.wan.configs import check_clip, latent_shape
 from avd.models.wan.files import ModelFiles
 from avd.models.wan.known import NEGATIVE_PROMPT, TEXT_TOKENS
 from avd.models.wan.lora import merge_saved, save_adapter
 from avd.models.wan.network import WanVelocity
 from avd.models.wan.schedulers import scheduler_of
-from avd.models.wan.sizes import WanSizes, check_clip, latent_shape, make_sizes
-from avd.types import Conditions, UserError
+from avd.models.wan.sizes import WanSizes, make_sizes
+from avd.types import Conditions
 
 # Loading and saving a miniature is quick, and progress is the command line's to show. What these libraries merely warn
 # of, weights that are missing, is an error here.
@@ -201,12 +202,7 @@ def load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) -
     """A model from its files, its parts unread. Raises UserError if they are damaged, do not fit each other, or are no
     text-to-video model of the Wan family."""
     files = ModelFiles(source)
-    model = VideoModel(None, None, None, files.tokenizer, files.settings, files, dtype, device)
-    try:
-        model.check_clip(model.settings.frames, model.settings.height, model.settings.width)
-    except UserError as error:
-        raise UserError(f"{source.settings_folder}: {error}") from error
-    return model
+    return VideoModel(None, None, None, files.tokenizer, files.settings, files, dtype, device)
 
 
 def _settle(name: str, part: Any) -> Any:

@@ -24,7 +24,15 @@ from diffusers import WanTransformer3DModel
 from avd.models.folders import ModelSource
 from avd.models.settings import Settings
 from avd.models.sizes import Linear, Sizes
-from avd.models.wan.configs import read_text_tokens, read_transformer, read_vae, settings_of
+from avd.models.wan.configs import (
+    check_parts,
+    latent_shape,
+    read_text_encoder,
+    read_text_tokens,
+    read_transformer,
+    read_vae,
+    settings_of,
+)
 from avd.models.wan.known import KNOWN, TEXT_TOKENS
 from avd.models.wan.network import WanVelocity
 from avd.types import UserError
@@ -87,22 +95,6 @@ def make_sizes(transformer: Mapping[str, Any], latent_CFHW: tuple[int, int, int,
     return WanSizes(latent_CFHW, conditions, transformer["num_layers"], transformer)
 
 
-def latent_shape(vae: Mapping[str, Any], frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """(C, F', H', W') of a clip, from a VAE's config."""
-    time, space = vae["scale_factor_temporal"], vae["scale_factor_spatial"]
-    return vae["z_dim"], (frames - 1) // time + 1, height // space, width // space
-
-
-def check_clip(transformer: Mapping[str, Any], vae: Mapping[str, Any], frames: int, height: int, width: int) -> None:
-    """Raise UserError unless a model of these configs can encode and denoise clips of this size."""
-    time, side = vae["scale_factor_temporal"], vae["scale_factor_spatial"] * transformer["patch_size"][1]
-    if frames < 1 or (frames - 1) % time or min(height, width) < 1 or height % side or width % side:
-        raise UserError(
-            f"clips of {frames} frames of {height} x {width} do not fit the model: it takes {time} n + 1 frames, "
-            f"and sides that are multiples of {side}"
-        )
-
-
 def known_sizes(hub_id: str) -> WanSizes:
     """Of a published model, which need not be there."""
     known = next(model for model in KNOWN.values() if model.hub_id == hub_id)
@@ -113,11 +105,12 @@ def sizes_of_folder(source: ModelSource) -> WanSizes:
     """From config files alone. Raises UserError if they are not those of a Wan text-to-video model."""
     try:
         transformer, vae = read_transformer(source.folder), read_vae(source.folder)
-        settings, tokens = settings_of(source), read_text_tokens(source.folder)
-        check_clip(transformer, vae, settings.frames, settings.height, settings.width)
-        return _at_settings(transformer, vae, settings, tokens)
-    except UserError as error:
-        raise UserError(f"{source.name}: {error}") from error
+        has_text = (source.folder / "text_encoder" / "config.json").exists()
+        check_parts(source.index, transformer, vae, read_text_encoder(source.folder) if has_text else None)
+        settings = settings_of(source, transformer, vae)
+        return _at_settings(transformer, vae, settings, read_text_tokens(source.folder))
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{source.name} cannot be read as a Wan text-to-video model: {reason}") from error
