@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanPipeline
 from torch import Tensor
 
 from avd.config import Recipe, load_recipe
@@ -31,22 +31,21 @@ from avd.flow import few_step_sigmas
 from avd.methods.method import Method
 from avd.models.devices import pick_device
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
+from avd.models.solvers import make_solver
 from avd.models.wan.known import KNOWN
-from avd.models.wan.model import WanVelocity
-from avd.models.wan.schedulers import unipc
-from avd.models.wan.skeleton import Skeleton, read_skeleton
+from avd.models.wan.network import WanVelocity
+from avd.models.wan.sizes import WanSizes, known_sizes
 from avd.objectives.term import Setting
 from avd.planning.plan import Machine, Planner
 from avd.sampling.rollout import Rollout, make_stages
-
-TEXT_TOKENS = 512
+from avd.types import Conditions
 
 
 @dataclass(frozen=True)
 class RandomModel:
     """As much of a model as roles and samplers need: a transformer of true size with random weights."""
 
-    skeleton: Skeleton
+    sizes: WanSizes
     dtype: torch.dtype
 
     def velocity(self) -> WanVelocity:
@@ -55,8 +54,7 @@ class RandomModel:
     def fresh_velocity(self) -> WanVelocity:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            transformer = WanTransformer3DModel.from_config(dict(self.skeleton.config))
-        return WanVelocity(transformer.to(self.dtype))
+            return self.sizes.build().to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -99,18 +97,18 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def measure_training(skeleton: Skeleton, recipe: Recipe, ranks: Ranks, cycles: int) -> dict[str, Cost]:
+def measure_training(sizes: WanSizes, recipe: Recipe, ranks: Ranks, cycles: int) -> dict[str, Cost]:
     """A student update, a fake-score update and a whole cycle; medians over cycles, after one that is not counted."""
     dtype = getattr(torch, recipe.compute.dtype) if recipe.roles == "adapters" else torch.float32
     method = Method.of(recipe)
-    roles = Roles(RandomModel(skeleton, dtype), recipe, method, ranks)  # type: ignore[arg-type]
+    roles = Roles(RandomModel(sizes, dtype), recipe, method, ranks)  # type: ignore[arg-type]
     rollout = Rollout(make_stages(few_step_sigmas(recipe.rollout.timesteps)))
     device, count = ranks.device, recipe.training.batch
-    latents = torch.randn(count, *skeleton.latent_CFHW, device=device)
-    prompts = torch.randn(count, TEXT_TOKENS, skeleton.config["text_dim"], device=device)
+    latents = torch.randn(count, *sizes.latent_CFHW, device=device)
+    prompts = Conditions({"embedding": torch.randn(count, *sizes.conditions["embedding"], device=device)})
+    null_prompt = Conditions({"embedding": torch.zeros_like(prompts["embedding"][:1])})
     setting = Setting(len(rollout.stages), shift=1.0, real_latents=lambda count: latents[:count])
-    null, microbatch = torch.zeros_like(prompts[:1]), recipe.compute.microbatch
-    step = TrainingStep(method, roles, null, setting, microbatch=microbatch, ranks=ranks)
+    step = TrainingStep(method, roles, null_prompt, setting, microbatch=recipe.compute.microbatch, ranks=ranks)
     clock, found = Clock(device), {"student update": [], "fake-score update": []}  # type: ignore[var-annotated]
 
     def timed(step: Callable[[], float], name: str) -> Callable[[], float]:
@@ -138,19 +136,20 @@ def measure_training(skeleton: Skeleton, recipe: Recipe, ranks: Ranks, cycles: i
 
 @torch.no_grad()
 def measure_sampling(
-    skeleton: Skeleton, device: torch.device, dtype: torch.dtype, repeats: int, steps: int
+    sizes: WanSizes, device: torch.device, dtype: torch.dtype, repeats: int, steps: int
 ) -> dict[str, Cost]:
     """One clip: 4 steps at full and at half rate in turns, and the teacher's guided steps through diffusers."""
-    network = RandomModel(skeleton, dtype).velocity().to(device).eval()
-    between = FrameInterpolator(InterpolatorConfig(skeleton.latent_CFHW[0])).to(device).eval()
-    noise = torch.randn(1, *skeleton.latent_CFHW, device=device)
-    prompt = torch.randn(1, TEXT_TOKENS, skeleton.config["text_dim"], device=device)
+    network = RandomModel(sizes, dtype).velocity().to(device).eval()
+    between = FrameInterpolator(InterpolatorConfig(sizes.latent_CFHW[0])).to(device).eval()
+    noise = torch.randn(1, *sizes.latent_CFHW, device=device)
+    prompt = torch.randn(1, *sizes.conditions["embedding"], device=device)
     sigmas = few_step_sigmas((1000, 900, 757, 522))
     clock, rounds = Clock(device), {"4 steps, full rate": [], "4 steps, half rate": []}  # type: ignore[var-annotated]
     for n in range(repeats + 1):
         for stages, (_, costs) in zip((0, 2), rounds.items(), strict=True):
             clock.look()
-            Rollout(make_stages(sigmas, stages), between)(network, noise, prompt, lambda _: torch.randn_like(noise))
+            conditions = Conditions({"embedding": prompt})
+            Rollout(make_stages(sigmas, stages), between)(network, noise, conditions, lambda _: torch.randn_like(noise))
             cost = clock.look()
             if n > 0:
                 costs.append(cost)
@@ -163,7 +162,8 @@ def _teacher(transformer: Any, noise: Tensor, prompt: Tensor, steps: int, clock:
     """Stock `WanPipeline`, from embeddings to latents."""
     space, time_ = 8, 4
     vae = AutoencoderKLWan(base_dim=8, z_dim=noise.shape[1], dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-    pipeline = WanPipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=unipc(3.0))
+    solver = make_solver("unipc", 3.0)
+    pipeline = WanPipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=solver)
     pipeline.set_progress_bar_config(disable=True)
     clock.look()
     pipeline(
@@ -199,30 +199,30 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     device, dtype = pick_device(options.device), getattr(torch, options.dtype)
-    known = KNOWN[options.model]
-    skeleton = read_skeleton(known.hub_id)
+    hub_id = KNOWN[options.model].hub_id
+    sizes = known_sizes(hub_id)
     if options.layers:
-        skeleton = replace(skeleton, config={**skeleton.config, "num_layers": options.layers})
+        sizes = replace(sizes, layers=options.layers)
     if options.latents:
-        skeleton = replace(skeleton, latent_CFHW=(skeleton.latent_CFHW[0], *options.latents))
+        sizes = replace(sizes, latent_CFHW=(sizes.latent_CFHW[0], *options.latents))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     peak = matmul_peak(device, dtype)
-    channels, frames, rows, columns = skeleton.latent_CFHW
+    channels, frames, rows, columns = sizes.latent_CFHW
     print(f"# {options.model} on {name}\n")
-    print(f"Random weights, {skeleton.layers} layers; latents {channels} x {frames} x {rows} x {columns}, batch 1;")
+    print(f"Random weights, {sizes.layers} layers; latents {channels} x {frames} x {rows} x {columns}, batch 1;")
     print(f"torch {torch.__version__}, {options.dtype}. A matrix product reaches {peak / 1e12:.1f} TFLOP/s.")
     for roles in options.roles:
         changes = [f"roles={roles}", "training.batch=1", f"compute.device={device.type}", *options.set]
-        recipe = load_recipe("avd-wan2.1-1.3b", [f"model={known.hub_id}", f"compute.dtype={options.dtype}", *changes])
-        plan = Planner(recipe, skeleton).plan(recipe, Machine(1))
+        recipe = load_recipe("avd-wan2.1-1.3b", [f"model={hub_id}", f"compute.dtype={options.dtype}", *changes])
+        plan = Planner(recipe, sizes).plan(recipe, Machine(1))
         with process_group(recipe.compute) as ranks:
-            costs = measure_training(skeleton, recipe, ranks, options.cycles)
+            costs = measure_training(sizes, recipe, ranks, options.cycles)
         print(f"\n## Training, roles {roles}\n")
         print_costs(costs, {"cycle": (plan.flops, plan.peak)}, peak)
         gc.collect()
     if not options.no_sampling:
         print("\n## Sampling\n")
-        print_costs(measure_sampling(skeleton, device, dtype, options.repeats, options.teacher_steps), {}, peak)
+        print_costs(measure_sampling(sizes, device, dtype, options.repeats, options.teacher_steps), {}, peak)
 
 
 def print_costs(costs: dict[str, Cost], plans: dict[str, tuple[float, float]], peak: float) -> None:

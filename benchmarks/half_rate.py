@@ -18,10 +18,11 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from avd.flow import few_step_sigmas
+from avd.models.family import load_model
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
-from avd.models.wan.model import VideoModel, WanVelocity
+from avd.models.wan.network import WanVelocity
 from avd.sampling.rollout import Rollout, make_stages
-from avd.types import UserError
+from avd.types import Conditions, UserError
 
 TIMESTEPS = (1000.0, 900.0, 757.0, 522.0)
 HEAD_WIDTH = 64
@@ -40,7 +41,7 @@ class Workload:
 
 
 def shipped_or_folder(name: str) -> Workload:
-    model = VideoModel.load(name)
+    model = load_model(name)
     prompt_shape = (model.text_length, model.transformer.config.text_dim)
     return Workload(name, model.velocity(), model.latent_shape(), prompt_shape)
 
@@ -70,7 +71,7 @@ def measure(work: Workload, batch: int, repeats: int, device: str, dtype: torch.
     student = work.student.to(device, dtype).eval()
     interpolator = FrameInterpolator(InterpolatorConfig(work.latent_shape[0])).to(device).eval()
     noise = torch.randn(batch, *work.latent_shape, device=device)
-    prompt = torch.randn(batch, *work.prompt_shape, device=device)
+    prompt = Conditions({"embedding": torch.randn(batch, *work.prompt_shape, device=device)})
     sigmas = few_step_sigmas(TIMESTEPS)
     full, half = (Rollout(make_stages(sigmas, stages), interpolator) for stages in (0, 2))
     rounds = [
@@ -79,7 +80,7 @@ def measure(work: Workload, batch: int, repeats: int, device: str, dtype: torch.
     return rounds[1:]
 
 
-def seconds_of(rollout: Rollout, student: WanVelocity, noise: Tensor, prompt: Tensor) -> float:
+def seconds_of(rollout: Rollout, student: WanVelocity, noise: Tensor, prompt: Conditions) -> float:
     generator = torch.Generator(noise.device).manual_seed(0)
     started = time.perf_counter()
 

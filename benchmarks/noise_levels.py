@@ -20,6 +20,7 @@ from avd.evaluation.rows import Row
 from avd.evaluation.suite import Clip, Prompt
 from avd.evaluation.suites.world import WorldSuite
 from avd.flow import add_noise, integrate, many_step_sigmas
+from avd.models.family import load_model
 from avd.models.wan.model import VideoModel
 from avd.sampling.teacher import guided
 from avd.types import UserError
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not all(0 <= level <= 1 for level in options.levels):
         parser.error(f"levels are {options.levels}: they must lie in [0, 1]")
     try:
-        rows = measure(VideoModel.load(options.model), WorldSuite(clips=options.clips), options.levels)
+        rows = measure(load_model(options.model), WorldSuite(clips=options.clips), options.levels)
     except UserError as error:
         parser.error(str(error))
     print_table(options.model, rows)

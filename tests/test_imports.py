@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import io
+import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import avd
+from avd.config import shipped_recipes
 
 PACKAGE = Path(avd.__file__).parent
 
@@ -32,6 +36,11 @@ LEVELS: list[set[str]] = [
     {""},
 ]
 HEIGHT = {room: len(LEVELS) - i for i, level in enumerate(LEVELS) for room in level}
+
+FAMILY_NAME = re.compile(r"(?<![A-Za-z])wan(?![a-z])|Wan(?![a-z])|WAN(?!DB)")
+"""Wan's, in a word or an identifier; no part of `wanted`, `allowance` or `wandb`."""
+FAMILY_ROOMS = ("avd.models.wan", "avd.miniature")
+ALLOWED_NAMES = sorted(["wan-mini", *shipped_recipes()], key=len, reverse=True)
 
 MODEL_LIBRARIES = {"diffusers", "transformers"}
 MODEL_LIBRARY_USERS = ("avd.models", "avd.miniature", "avd.export")
@@ -88,6 +97,47 @@ def test_imports_point_down() -> None:
         module = ".".join(parts[:-1] if is_package else parts)
         found += violations(path.read_text(encoding="utf-8"), module, is_package)
     assert not found, "\n".join(found)
+
+
+def family_names(source: str) -> list[str]:
+    """Every name, string and comment that speaks of Wan, but for the names of the miniature and of recipes."""
+    for name in ALLOWED_NAMES:
+        source = source.replace(name, "")
+    found = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        texts = {tokenize.NAME, tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+        if token.type in texts and FAMILY_NAME.search(token.string):
+            found.append(f"line {token.start[0]}: {token.string.strip()[:60]}")
+    return found
+
+
+def test_a_family_is_named_in_its_own_folder_alone() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        if not module.startswith(FAMILY_ROOMS):
+            found += [f"{module}, {name}" for name in family_names(path.read_text(encoding="utf-8"))]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from avd.models.wan import model",
+        "x: WanVelocity",
+        "AutoencoderKLWan()",
+        "WAN22_TI2V = 1",
+        "x = f'{1} Wan2.1'",
+        "# as Wan does",
+    ],
+)
+def test_the_family_check_catches(source: str) -> None:
+    assert len(family_names(source)) == 1
+
+
+@pytest.mark.parametrize("source", ["wanted = allowance", "import wandb", "'WANDB_MODE'", "model = 'wan-mini'"])
+def test_the_family_check_allows(source: str) -> None:
+    assert family_names(source) == []
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@
     x0      = x_sigma - sigma v
     eps     = x_sigma + (1 - sigma) v
 
-This is rectified flow (Liu et al. 2022, arXiv 2209.03003) as Wan2.1 uses it; a network's "timestep" is 1000 sigma.
+This is rectified flow (Liu et al. 2022, arXiv 2209.03003) as video models use it; a network's "timestep" is 1000 sigma.
 Everything here computes in float32 (or float64 if given), whatever the network's precision.
 """
 

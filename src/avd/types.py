@@ -14,9 +14,9 @@ with the VAE's own mean and standard deviation. A clip of `4 n + 1` frames has `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 if TYPE_CHECKING:  # so that rooms without maths can use UserError without loading torch
     from torch import Tensor
@@ -37,14 +37,69 @@ class Stopped(Exception):
         self.code = code
 
 
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What a network is given beside the noisy latents: tensors by name, every one (B, ...), a row per sample.
+
+    "embedding" (B, L, D), the encoded prompt, is always there. A family may add "mask" (B, L), 1 at the tokens of the
+    prompt and 0 past its end, "pooled" (B, P), one vector per prompt, and "embedding_2", of a second text encoder.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        assert "embedding" in self.tensors
+        assert len({len(tensor) for tensor in self.tensors.values()}) == 1, "tensors of different batch sizes"
+
+    def __len__(self) -> int:
+        return len(self.tensors["embedding"])
+
+    @overload
+    def __getitem__(self, key: str) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> Conditions: ...
+
+    def __getitem__(self, key: str | slice) -> Tensor | Conditions:
+        """The tensor of a name, or the conditions of a slice of the batch, as a view."""
+        return self.tensors[key] if isinstance(key, str) else self._map(lambda tensor: tensor[key])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one sample's tensor, by name."""
+        return {name: tuple(tensor.shape[1:]) for name, tensor in self.tensors.items()}
+
+    def to(self, *where: Any) -> Conditions:
+        """On a device, of a dtype, or both, as `Tensor.to` takes them."""
+        return self._map(lambda tensor: tensor.to(*where))
+
+    def expand(self, count: int) -> Conditions:
+        """One row seen as a batch of `count`, without a copy."""
+        assert len(self) == 1
+        return self._map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
+
+    @staticmethod
+    def cat(parts: Sequence[Conditions]) -> Conditions:
+        """Batches of the same names, one after the other."""
+        import torch
+
+        assert all(part.tensors.keys() == parts[0].tensors.keys() for part in parts)
+        return Conditions({name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Conditions:
+        return Conditions({name: function(tensor) for name, tensor in self.tensors.items()})
+
+
 class Velocity(Protocol):
     """A network seen as the maths sees it: the velocity v = eps - x0 that it predicts at a noise level.
 
-    `x_BCFHW` is the noisy latent, `sigma_B` its noise level in (0, 1], `prompt_BLD` the prompt embeddings. With
+    `x_BCFHW` is the noisy latent, `sigma_B` its noise level in (0, 1], `conditions` the encoded prompts. With
     `frame_stride` s, frame i of `x_BCFHW` stands at position s * i of the full-rate video.
     """
 
-    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor: ...
+    def __call__(
+        self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from avd.models.wan.files import SHIPPED
+from avd.models.wan import FAMILY
 from helpers.command import avd, snapshot
 
 FIELDS = {
@@ -19,7 +19,7 @@ MEASURES = {
     "flicker",
 }  # fmt: skip
 
-pytestmark = pytest.mark.skipif(not SHIPPED["wan-mini"].exists(), reason="the miniature is not shipped yet")
+pytestmark = pytest.mark.skipif(not FAMILY.shipped["wan-mini"].exists(), reason="the miniature is not shipped yet")
 
 
 @pytest.fixture(scope="module")

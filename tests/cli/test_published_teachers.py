@@ -23,7 +23,7 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file
 
 from avd.data import LatentCache, read_video, write_video
-from avd.models.wan.model import VideoModel
+from avd.models.family import load_model
 from avd.sampling.choose import make_sampler
 from helpers.command import avd
 from helpers.teachers import TOKENS, publish, write_original
@@ -99,7 +99,7 @@ def walk(case: Case) -> None:
 def test_the_cache_holds_latents_of_the_models_shape(case: Case) -> None:
     cache = LatentCache(Path("cache"))
     assert cache.latent_shape == case.latent_shape
-    assert cache.identity == VideoModel.load("wan").identity == VideoModel.load("run/student").identity
+    assert cache.identity == load_model("wan").identity == load_model("run/student").identity
 
 
 def test_every_figure_of_the_run_is_finite(case: Case) -> None:
@@ -112,7 +112,7 @@ def test_every_figure_of_the_run_is_finite(case: Case) -> None:
 
 
 def test_the_student_is_the_teacher_a_step_further(case: Case) -> None:
-    teacher, student = (VideoModel.load(name).transformer.state_dict() for name in ("wan", "run/student"))
+    teacher, student = (load_model(name).transformer.state_dict() for name in ("wan", "run/student"))
     assert teacher.keys() == student.keys()
     differences = [(teacher[k].float() - student.pop(k)).abs().max().item() for k in teacher]
     assert 0 < max(differences) < 1e-4
@@ -143,7 +143,7 @@ def test_stock_diffusers_runs_the_student_to_the_same_video(case: Case) -> None:
         max_sequence_length=TOKENS,
         output_type="latent",
     ).frames
-    student = VideoModel.load("run/student")
+    student = load_model("run/student")
     ours = make_sampler(student, half_rate=False)([PROMPT], torch.Generator().manual_seed(5))
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-4)
     assert avd("generate", "run/student", "--prompt", PROMPT, "--seed", 5, "--full-rate", "--output", "ours.mp4") == 0

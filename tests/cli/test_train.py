@@ -13,8 +13,8 @@ import yaml
 
 from avd.config import InterpolatorRecipe, load
 from avd.miniature import teacher, vae
+from avd.models.family import load_model
 from avd.models.interpolator import FrameInterpolator
-from avd.models.wan.model import VideoModel
 from helpers.command import avd, snapshot
 
 UPDATES = ("--updates", 2)
@@ -112,7 +112,7 @@ def test_the_parts_are_packed_into_a_model_in_half_precision(
 ) -> None:
     parts = ("train", "pack", teacher_run / "teacher", "--interpolator", interpolator_run / "interpolator")
     assert avd(*parts, "--output", "packed") == 0
-    model, whole = VideoModel.load("packed"), VideoModel.load(str(teacher_run / "teacher"))
+    model, whole = load_model("packed"), load_model(str(teacher_run / "teacher"))
     assert model.settings == whole.settings and model.latent_shape() == (12, 5, 6, 6)
     for name, weights in model.transformer.state_dict().items():
         torch.testing.assert_close(weights, whole.transformer.state_dict()[name].half().float(), rtol=0, atol=0)

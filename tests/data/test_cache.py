@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from avd.data import CacheWriter, Geometry, Item, LatentCache, LatentSource, MemoryLatents
-from avd.types import UserError
+from avd.types import Conditions, UserError
 
 GEOMETRY = Geometry(frames=9, height=16, width=24, fps=8.0)
 COUNT = 10
@@ -24,8 +25,15 @@ def latent(index: int) -> Tensor:
     return torch.randn(4, 3, 2, 3, generator=torch.Generator().manual_seed(index))
 
 
-def prompt(index: int) -> Tensor:
-    return torch.randn(5, 6, generator=torch.Generator().manual_seed(1000 + index))
+def prompt(index: int) -> Conditions:
+    """Two named tensors, one row each."""
+    generator = torch.Generator().manual_seed(1000 + index)
+    embedding = torch.randn(1, 5, 6, generator=generator)
+    return Conditions({"embedding": embedding, "pooled": torch.randn(1, 7, generator=generator)})
+
+
+def embedding(index: int) -> Tensor:
+    return prompt(index)["embedding"][0]
 
 
 def open_writer(path: Path, **changes: object) -> CacheWriter:
@@ -66,10 +74,12 @@ def check_source(source: LatentSource, tolerance: float) -> None:
     for indices in ([0], [7, 0, 3, 3, 5], range(len(KEPT)), []):
         latents, prompts = source.latents(indices), source.prompts(indices)
         assert latents.shape == (len(indices), 4, 3, 2, 3) and latents.dtype == torch.float32
-        assert prompts.shape == (len(indices), 5, 6) and prompts.dtype == torch.float32
+        assert prompts.shapes == {"embedding": (5, 6), "pooled": (7,)} and len(prompts) == len(indices)
+        assert all(tensor.dtype == torch.float32 for tensor in prompts.tensors.values())
         for row, index in enumerate(indices):
             torch.testing.assert_close(latents[row], latent(KEPT[index]), atol=tolerance, rtol=tolerance)
-            torch.testing.assert_close(prompts[row], prompt(KEPT[index]), atol=tolerance, rtol=tolerance)
+            for name, expected in prompt(KEPT[index]).tensors.items():
+                torch.testing.assert_close(prompts[name][row], expected[0], atol=tolerance, rtol=tolerance)
     for index in (-1, len(KEPT)):
         if isinstance(source, LatentCache):
             with pytest.raises(IndexError):
@@ -92,7 +102,7 @@ SHARDS = [f"shard-0000{number}.safetensors" for number in range(3)]
 
 
 def test_memory_latents_read_alike() -> None:
-    latents, prompts = (torch.stack([make(index) for index in KEPT]) for make in (latent, prompt))
+    latents, prompts = torch.stack([latent(i) for i in KEPT]), Conditions.cat([prompt(i) for i in KEPT])
     check_source(MemoryLatents(latents, prompts, [f"caption {index} é" for index in KEPT]), 0)
 
 
@@ -221,13 +231,59 @@ def test_what_is_no_cache_does_not_open(tmp_path: Path, cache_path: Path) -> Non
     with pytest.raises(UserError, match="unfinished"):
         LatentCache(tmp_path / "unfinished")
     manifest = json.loads((cache_path / "manifest.json").read_text())
-    (cache_path / "manifest.json").write_text(json.dumps(manifest | {"version": 3}))
-    with pytest.raises(UserError, match="format version 3, this program reads 2"):
+    for version in (1, 4, None):
+        (cache_path / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+        with pytest.raises(UserError, match=f"format version {version}, this program reads 2 and 3: prepare the cache"):
+            LatentCache(cache_path)
+    (cache_path / "manifest.json").write_text(json.dumps(manifest | {"condition_shapes": [1]}))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         LatentCache(cache_path)
     del manifest["shards"]
     (cache_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"manifest\.json is damaged \('shards'\)"):
         LatentCache(cache_path)
+
+
+def test_a_cache_of_version_2_is_read(tmp_path: Path) -> None:
+    """Written by hand, as that version was: one tensor of embeddings by the name of `prompts`."""
+    path = tmp_path / "old"
+    path.mkdir()
+    latents, embeddings = (torch.stack([make(i) for i in range(3)]).half() for make in (latent, embedding))
+    items = [{"caption": f"caption {i}", "file": f"{i}.mp4", "start": 0.0, "source_seconds": 1.0} for i in range(3)]
+    rows = torch.tensor([2, 0, 2], dtype=torch.int32)
+    tensors = {"latents": latents, "prompts": embeddings, "prompt_rows": rows}
+    save_file(tensors, path / SHARDS[0], {"items": json.dumps(items)})
+    digest = hashlib.sha256((path / SHARDS[0]).read_bytes()).hexdigest()
+    manifest = {
+        "format": "avd-latent-cache",
+        "version": 2,
+        "identity": "fake-1",
+        "geometry": {"frames": 9, "height": 16, "width": 24, "fps": 8.0},
+        "dtype": "float16",
+        "shard_size": 3,
+        "count": 3,
+        "latent_shape": [4, 3, 2, 3],
+        "prompt_shape": [5, 6],
+        "shards": [{"file": SHARDS[0], "items": 3, "sha256": digest}],
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    before = contents(path)
+    cache = LatentCache(path)
+    cache.verify()
+    assert cache.condition_shapes == {"embedding": (5, 6)} and cache.geometry == GEOMETRY
+    prompts = cache.prompts([1, 0])
+    assert list(prompts.tensors) == ["embedding"]
+    assert torch.equal(prompts["embedding"], embeddings[[0, 2]].float())
+    assert torch.equal(cache.latents([2, 1]), latents[[2, 1]].float())
+    assert open_writer(path).finished and contents(path) == before  # prepared again, it is left as it is
+
+
+def test_an_unfinished_cache_of_version_2_is_not_continued(tmp_path: Path) -> None:
+    fill(open_writer(tmp_path / "old"), 5)
+    journal = tmp_path / "old" / "journal.jsonl"
+    journal.write_text(journal.read_text().replace('"version": 3', '"version": 2'))
+    with pytest.raises(UserError, match="begun with version 2, this run has 3: choose another folder"):
+        open_writer(tmp_path / "old")
 
 
 def test_damaged_shards_are_named(cache_path: Path) -> None:
@@ -240,7 +296,11 @@ def test_damaged_shards_are_named(cache_path: Path) -> None:
     shutil.copy(cache_path / SHARDS[2], shard)
     with pytest.raises(UserError, match=f"{SHARDS[1]} does not fit the manifest"):
         LatentCache(cache_path)
-    tensors = {"latents": torch.zeros(3, 4, 3, 2, 3), "prompts": torch.zeros(3, 5, 6)}
+    tensors = {"latents": torch.zeros(3, 4, 3, 2, 3), "condition.embedding": torch.zeros(3, 5, 6)}
+    save_file({"latents": tensors["latents"]}, shard)
+    with pytest.raises(UserError, match=rf"{SHARDS[1]} holds no condition\.embedding"):
+        LatentCache(cache_path)
+    tensors["condition.pooled"] = torch.zeros(3, 7)
     save_file(tensors, shard)
     with pytest.raises(UserError, match=f"{SHARDS[1]} holds no prompt_rows"):
         LatentCache(cache_path)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from avd.data import CaptionedFile, LatentCache, Summary, prepare, read_captions, write_captions, write_video
-from avd.types import UserError
+from avd.types import Conditions, UserError
 
 
 class FakeEncoder:
@@ -39,8 +39,9 @@ class FakeEncoder:
         pixels_BCFHW = torch.from_numpy(frames).permute(0, 4, 1, 2, 3) / 255
         return torch.nn.functional.avg_pool3d(pixels_BCFHW, (1, 8, 8))[:, :, ::4] * (1 + len(frames) / 8)
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        return torch.tensor([[[float(ord(letter))] * 2 for letter in prompt[:4].ljust(4)] for prompt in prompts])
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        letters = [[[float(ord(letter))] * 2 for letter in prompt[:4].ljust(4)] for prompt in prompts]
+        return Conditions({"embedding": torch.tensor(letters)})
 
 
 def run(folder: Path, encoder: FakeEncoder, name: str = "cache", **options: object) -> Summary:
@@ -104,7 +105,7 @@ def test_good_files_are_encoded_and_bad_ones_listed(folder: Path) -> None:
     batch = torch.tensor([2, 2, 1, 2, 2, 1, 1])  # batches of 2 within shards of 3
     grey = cache.latents(range(7)).mean(dim=(1, 2, 3, 4)) / (1 + batch / 8) * 255
     torch.testing.assert_close(grey, torch.tensor([20.0 * index + 20 for index in GOOD]), atol=2, rtol=0)
-    assert cache.prompts([1])[0, :, 0].tolist() == [float(ord(letter)) for letter in "2 ca"]
+    assert cache.prompts([1])["embedding"][0, :, 0].tolist() == [float(ord(letter)) for letter in "2 ca"]
 
 
 def test_a_crash_at_any_batch_leaves_no_trace(folder: Path) -> None:
@@ -224,7 +225,7 @@ def test_long_files_give_several_windows(folder: Path) -> None:
     assert [(item.file, item.start) for item in cache.items][-2:] == [("10.mp4", 0.0), ("10.mp4", 5 / 8)]
     assert (summary.kept, summary.files, summary.seconds) == (8, 7, 5.0)
     assert summary.source_seconds == pytest.approx(sum(9 + n for n in GOOD) / 16)
-    torch.testing.assert_close(cache.prompts([6]), cache.prompts([7]))
+    torch.testing.assert_close(cache.prompts([6])["embedding"], cache.prompts([7])["embedding"])
 
 
 def test_a_prompt_is_stored_and_encoded_once_a_shard(tmp_path: Path) -> None:
@@ -235,16 +236,17 @@ def test_a_prompt_is_stored_and_encoded_once_a_shard(tmp_path: Path) -> None:
     asked: list[str] = []
 
     class Listing(FakeEncoder):
-        def encode_prompts(self, prompts: list[str]) -> Tensor:
+        def encode_prompts(self, prompts: list[str]) -> Conditions:
             asked.extend(prompts)
             return super().encode_prompts(prompts)
 
     run(tmp_path, Listing(), shard_size=4)
     assert asked == ["abc", "def", "abc", "def"]
-    expected = FakeEncoder().encode_prompts(captions)
-    torch.testing.assert_close(LatentCache(tmp_path / "cache").prompts([7, 3, 0, 4]), expected[[7, 3, 0, 4]])
+    expected = FakeEncoder().encode_prompts(captions)["embedding"]
+    found = LatentCache(tmp_path / "cache").prompts([7, 3, 0, 4])["embedding"]
+    torch.testing.assert_close(found, expected[[7, 3, 0, 4]])
     with safe_open(tmp_path / "cache" / "shard-00000.safetensors", "pt") as shard:
-        assert shard.get_slice("prompts").get_shape() == [2, 4, 2]
+        assert shard.get_slice("condition.embedding").get_shape() == [2, 4, 2]
 
 
 @pytest.mark.parametrize(

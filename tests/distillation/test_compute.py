@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from avd.distillation.roles import Trained
 from avd.engine.checkpoint import load_checkpoint
 from avd.engine.ranks import Ranks, process_group
-from avd.types import UserError
+from avd.types import Conditions, UserError
 from helpers.checkpoints import save_checkpoint
 from helpers.cycles import Cycle, draws, make_batch, make_cycle
 from helpers.distill_run import distill, small_recipe, small_task
@@ -69,7 +69,7 @@ def test_timesteps_are_not_rounded_to_bfloat16(sharded: Ranks) -> None:
     assert isinstance(network, nn.Module)
     embedder = network.transformer.condition_embedder.time_embedder
     embedder.register_forward_hook(lambda module, args, output: seen.append(output))
-    x, prompt = torch.zeros(2, 12, 5, 2, 2), torch.zeros(2, 7, 64)
+    x, prompt = torch.zeros(2, 12, 5, 2, 2), Conditions({"embedding": torch.zeros(2, 7, 64)})
     with torch.no_grad():
         network(x, torch.tensor([0.752, 0.753]), prompt)
     assert seen[0].dtype == torch.float32 and not torch.equal(seen[0][0], seen[0][1])
@@ -89,7 +89,7 @@ def test_a_bfloat16_run_resumes_to_the_same_bytes(mode: tuple[str, ...], tmp_pat
 def test_the_average_run_forward_is_the_average_as_it_is_now(sharded: Ranks) -> None:
     """A sharded network that is only ever run forward must not go on with weights gathered before."""
     cycle = make_cycle(BF16, "student.optimizer.learning_rate=1e-2", ranks=sharded, together=True)
-    x, sigma, prompt = torch.ones(1, 12, 5, 2, 2), torch.tensor([0.5]), torch.zeros(1, 7, 64)
+    x, sigma, prompt = torch.ones(1, 12, 5, 2, 2), torch.tensor([0.5]), Conditions({"embedding": torch.zeros(1, 7, 64)})
     before = cycle.roles.average.network(x, sigma, prompt)
     cycle.run(make_batch(cycle.recipe), draws())
     assert not torch.equal(cycle.roles.average.network(x, sigma, prompt), before)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from avd.distillation.task import check_sequences, sequence_lengths
+from avd.distillation.task import check_sequences
 from avd.engine.checkpoint import list_checkpoints
 from avd.engine.ranks import SINGLE_PROCESS, Ranks, process_group
 from avd.models.devices import pick_device
@@ -193,7 +194,8 @@ def test_a_group_of_ranks_needs_its_processes(key: str) -> None:
 
 
 def test_clips_that_ranks_cannot_share_are_refused() -> None:
-    assert sequence_lengths((12, 5, 4, 2), (1, 2, 2), (1, 2)) == {10, 6}
+    sizes = replace(tiny_model().sizes, latent_CFHW=(12, 5, 4, 2))
+    assert {sizes.tokens(stride) for stride in (1, 2)} == {10, 6}
     with pytest.raises(UserError, match=r"sequences of 5 and 3 tokens.*compute.context=2"):
         check_sequences({3, 5}, 2)
     check_sequences({10, 6}, 2)

@@ -17,9 +17,10 @@ from avd.distillation.roles import Roles
 from avd.distillation.task import DistillTask
 from avd.engine.randomness import generator_for
 from avd.methods.method import Method
-from avd.models.wan.model import VideoModel, WanVelocity
+from avd.models.family import load_model
+from avd.models.wan.network import WanVelocity
 from avd.sampling.choose import load_interpolator, make_sampler
-from avd.types import UserError
+from avd.types import Conditions, UserError
 from helpers.cycles import Cycle, draws, draws_for_exit, make_batch, make_cycle
 from helpers.distill_run import distill, small_recipe
 from helpers.tiny import LATENT_SHAPE, tiny_interpolator, tiny_model, tiny_source
@@ -53,14 +54,15 @@ def changed(roles: Roles, before: dict[str, dict[str, Tensor]]) -> set[str]:
 
 def velocities(roles: Roles) -> dict[str, Tensor]:
     g = generator_for(0)
-    x, sigma, prompt = torch.randn(2, *LATENT_SHAPE, generator=g), torch.tensor([0.9, 0.3]), torch.randn(2, 7, 64)
+    x, sigma = torch.randn(2, *LATENT_SHAPE, generator=g), torch.tensor([0.9, 0.3])
+    zeros = Conditions({"embedding": torch.zeros(2, 7, 64)})
     networks = {
         "teacher": roles.teacher,
         "student": roles.student.network,
         "fake_score": roles.learned["fake_score"].network,
         "average": roles.average.network,
     }
-    return {name: network(x, sigma, torch.zeros_like(prompt)).detach() for name, network in networks.items()}
+    return {name: network(x, sigma, zeros).detach() for name, network in networks.items()}
 
 
 def test_before_the_first_update_all_roles_are_the_teacher_in_both_modes() -> None:
@@ -183,7 +185,7 @@ def test_what_is_exported_computes_what_the_average_does(mode: tuple[str, ...]) 
     plain.transformer.load_state_dict(cycle.roles.export_average())
     g = generator_for(0)
     x, sigma = torch.randn(2, *LATENT_SHAPE, generator=g), torch.tensor([0.9, 0.3])
-    found = plain(x, sigma, torch.zeros(2, 7, 64))
+    found = plain(x, sigma, Conditions({"embedding": torch.zeros(2, 7, 64)}))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -193,10 +195,10 @@ def test_a_student_may_stay_an_adapter(tmp_path: Path) -> None:
     latents, velocities_ = {}, {}
     for merge in ("true", "false"):
         recipe = small_recipe(*ADAPTERS, f"adapters.merge={merge}", "student.optimizer.learning_rate=1e-2")
-        model = VideoModel.load(str(tmp_path / "base"))
+        model = load_model(str(tmp_path / "base"))
         task = DistillTask(recipe, model, tiny_source(model), tiny_interpolator())
         distill(tmp_path / merge, 2, task=task)
-        student = VideoModel.load(str(tmp_path / merge / "student"))
+        student = load_model(str(tmp_path / merge / "student"))
         assert student.settings.student_timesteps == (1000, 900, 757, 522) and student.settings.half_rate_stages == 2
         assert load_interpolator(student) is not None
         latents[merge] = make_sampler(student)(["a red square"], generator_for(0))
@@ -205,27 +207,31 @@ def test_a_student_may_stay_an_adapter(tmp_path: Path) -> None:
     assert names == {"adapter.json", "avd.json", "interpolator", "pytorch_lora_weights.safetensors"}
 
     pipeline = WanPipeline.from_pretrained(tmp_path / "base", dtype=torch.float32)
-    x, sigma, prompt = torch.ones(1, *LATENT_SHAPE), torch.tensor([0.5]), torch.ones(1, 7, 64)
+    x, sigma, prompt = (
+        torch.ones(1, *LATENT_SHAPE),
+        torch.tensor([0.5]),
+        Conditions({"embedding": torch.ones(1, 7, 64)}),
+    )
     velocities_["base"] = WanVelocity(pipeline.transformer)(x, sigma, prompt)
     pipeline.load_lora_weights(tmp_path / "false" / "student")
     velocities_["stock"] = WanVelocity(pipeline.transformer)(x, sigma, prompt)
-    velocities_["own"] = VideoModel.load(str(tmp_path / "true" / "student")).velocity()(x, sigma, prompt)
+    velocities_["own"] = load_model(str(tmp_path / "true" / "student")).velocity()(x, sigma, prompt)
     torch.testing.assert_close(velocities_["stock"], velocities_["own"], rtol=1e-4, atol=1e-4)
     assert (velocities_["stock"] - velocities_["base"]).abs().max() > 1e-3
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     tiny_model().save(tmp_path / "base")
-    model = VideoModel.load(str(tmp_path / "base"))
+    model = load_model(str(tmp_path / "base"))
     task = DistillTask(small_recipe(*ADAPTERS, "adapters.merge=false"), model, tiny_source(model), tiny_interpolator())
     distill(tmp_path / "run", 1, task=task)
     student = tmp_path / "run" / "student"
     (student / "adapter.json").write_text(json.dumps({"base": "wan-mini", "transformer": None}))
     with pytest.raises(UserError, match=r"the adapter .*student does not fit its base"):
-        VideoModel.load(str(student)).velocity()
+        load_model(str(student)).velocity()
     (student / "adapter.json").write_text("{")
     with pytest.raises(UserError, match=r"adapter.json does not say what it is an adapter of"):
-        VideoModel.load(str(student))
+        load_model(str(student))
 
 
 def test_an_unknown_target_is_refused() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from avd.distillation.step import Batch
 from avd.sampling.rollout import Rollout
+from avd.types import Conditions
 from helpers.cycles import BATCH, INTERPOLATOR, Cycle, draws, draws_for_exit, make_batch, make_cycle, networks
 from helpers.tiny import LATENT_SHAPE
 
@@ -71,7 +72,7 @@ def test_a_cycle_with_fresh_rollouts_costs_at_most_36_forwards_on_average(monkey
     exits: list[int] = []
     run_until = Rollout.run_until
 
-    def recorded(self: Rollout, student: Any, noise: Tensor, prompt: Tensor, renoise: Any, stage: int) -> Tensor:
+    def recorded(self: Rollout, student: Any, noise: Tensor, prompt: Conditions, renoise: Any, stage: int) -> Tensor:
         exits.append(stage)
         return run_until(self, student, noise, prompt, renoise, stage)
 
@@ -158,11 +159,14 @@ def test_samples_are_denoised_with_the_prompts_they_were_made_from(shared: bool)
     batch = make_batch(cycle.recipe)
     asked: dict[str, list[Tensor]] = {"student": [], "fake_score": []}
     for name, prompts in asked.items():
-        networks(cycle)[name].register_forward_pre_hook(lambda module, args, prompts=prompts: prompts.append(args[2]))
+        networks(cycle)[name].register_forward_pre_hook(
+            lambda module, args, prompts=prompts: prompts.append(args[2]["embedding"])
+        )
     cycle.run(batch, draws_for_exit(0))
 
     def places(prompts: list[Tensor]) -> list[int]:
-        return [next(i for i, p in enumerate(batch.rollout_prompts) if torch.equal(p, prompt)) for prompt in prompts]
+        own = [each["embedding"] for each in batch.rollout_prompts]
+        return [next(i for i, p in enumerate(own) if torch.equal(p, prompt)) for prompt in prompts]
 
     # The fake score is asked once for the student's update and once in each of its own.
     assert places(asked["fake_score"]) == ([0] * 6 if shared else [0, 0, 1, 2, 3, 4])
@@ -173,12 +177,12 @@ def test_samples_are_denoised_with_the_prompts_they_were_made_from(shared: bool)
 
 
 def poisoned(batch: Batch, part: str) -> Batch:
-    latents, prompts = batch.latents_BCFHW.clone(), tuple(p.clone() for p in batch.rollout_prompts)
+    latents, prompts = batch.latents_BCFHW.clone(), [p["embedding"].clone() for p in batch.rollout_prompts]
     if part == "video":
         latents[0, 0, 0] = torch.nan
     else:
         prompts[0][0, 0] = torch.inf
-    return Batch(latents, batch.prompts_BLD, prompts)
+    return Batch(latents, batch.prompts, tuple(Conditions({"embedding": p}) for p in prompts))
 
 
 def test_a_bad_video_costs_a_student_update_and_no_more() -> None:

@@ -17,7 +17,7 @@ def reference_gradient(cycle: Cycle, batch: Batch, d: UpdateRandom) -> list[Tens
     objective, sigmas = cycle.recipe.objective, (1.0, 0.9, 0.757, 0.522)
     half = cycle.recipe.rollout.half_rate_stages
     student, teacher, fake = cycle.roles.student.network, cycle.roles.teacher, cycle.roles.learned["fake_score"].network
-    prompt, null = batch.rollout_prompts[0], cycle.step.null_prompt.expand(BATCH, -1, -1)
+    prompt, null = batch.rollout_prompts[0], cycle.step.null_prompt.expand(BATCH)
 
     def column(sigma_B: Tensor) -> Tensor:
         return sigma_B.view(-1, 1, 1, 1, 1)
@@ -51,7 +51,7 @@ def reference_gradient(cycle: Cycle, batch: Batch, d: UpdateRandom) -> list[Tens
     x0 = batch.latents_BCFHW[:, :, ::stride]
     eps = d.normal("regression", "noise", shape=x0.shape[1:])
     s = torch.tensor(sigmas)[index]
-    v = student((1 - column(s)) * x0 + column(s) * eps, s, batch.prompts_BLD, frame_stride=stride)
+    v = student((1 - column(s)) * x0 + column(s) * eps, s, batch.prompts, frame_stride=stride)
     losses = (v - (eps - x0)).square().mean((1, 2, 3, 4))
     weights = 1 - torch.sigmoid(3.0 * (losses.detach() - cycle.means.mean_S[index].float()))
 

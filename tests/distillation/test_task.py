@@ -18,8 +18,8 @@ from avd.data import MemoryLatents, read_video
 from avd.distillation.task import DistillTask, falls_in_share
 from avd.engine.loop import UpdateResult
 from avd.engine.saving import Saver
+from avd.models.family import load_model
 from avd.models.interpolator import FrameInterpolator
-from avd.models.wan.model import VideoModel
 from avd.objectives.temporal import temporal_regularization
 from avd.objectives.term import Sample
 from avd.types import UserError
@@ -170,7 +170,7 @@ def test_the_samples_are_videos(straight: tuple[Path, DistillTask]) -> None:
 
 def test_the_student_is_the_averaged_one_and_says_how_to_sample_it(straight: tuple[Path, DistillTask]) -> None:
     path, task = straight
-    loaded = VideoModel.load(str(path / "student"))
+    loaded = load_model(str(path / "student"))
     assert loaded.settings.student_timesteps == (1000, 900, 757, 522)
     assert loaded.settings.half_rate_stages == 2
     assert loaded.identity == task.model.identity
@@ -230,7 +230,10 @@ def test_fresh_rollouts_read_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> N
         task.update(0)
         (batch,) = seen
         assert len(batch.rollout_prompts) == count
-        assert all(prompt.shape == batch.prompts_BLD.shape for prompt in batch.rollout_prompts)
+        assert all(
+            prompt.shapes == batch.prompts.shapes and len(prompt) == len(batch.prompts)
+            for prompt in batch.rollout_prompts
+        )
         assert task.prompt_order.state_dict() == {"position": count * task.recipe.training.batch}
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from avd.data import CacheWriter, Summary, cache_writer, prepare
+from avd.types import Conditions
 from helpers.killing import before, die, in_a_fork
 
 
@@ -33,8 +34,9 @@ class Pooling:
         pixels_BCFHW = torch.from_numpy(frames).permute(0, 4, 1, 2, 3) / 255
         return torch.nn.functional.avg_pool3d(pixels_BCFHW, (1, 8, 8))[:, :, ::4] * (1 + len(frames) / 8)
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        return torch.tensor([[[float(ord(letter))] * 2 for letter in prompt[:4].ljust(4)] for prompt in prompts])
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        letters = [[[float(ord(letter))] * 2 for letter in prompt[:4].ljust(4)] for prompt in prompts]
+        return Conditions({"embedding": torch.tensor(letters)})
 
 
 def run(videos: Path, cache: Path, workers: int) -> Summary:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from avd.models.wan.skeleton import Skeleton
+from avd.models.wan.sizes import make_sizes
 
-SKELETON = Skeleton(
+SIZES = make_sizes(
     {
         "patch_size": (1, 2, 2),
         "num_attention_heads": 2,

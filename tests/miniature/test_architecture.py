@@ -37,7 +37,7 @@ def test_every_caption_of_the_world_is_known_and_fits(level: int) -> None:
 
 
 def test_different_prompts_have_different_embeddings(model: VideoModel) -> None:
-    embeddings = model.encode_prompts(["a red circle", "a blue circle", ""])
+    embeddings = model.encode_prompts(["a red circle", "a blue circle", ""])["embedding"]
     assert embeddings.shape == (3, mini.TEXT_LENGTH, mini.TEXT_WIDTH)
     assert all((embeddings[i] - embeddings[j]).abs().max() > 0.1 for i, j in ((0, 1), (0, 2), (1, 2)))
     assert (embeddings[0, 4:] == 0).all() and (embeddings[2, 1:] == 0).all()

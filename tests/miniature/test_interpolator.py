@@ -17,7 +17,7 @@ from avd.engine.loop import Schedule, run
 from avd.engine.run_folder import RunFolder
 from avd.miniature.interpolator import InterpolatorTask, missing_frames_error
 from avd.models.interpolator import FrameInterpolator
-from avd.types import UserError
+from avd.types import Conditions, UserError
 
 TINY = InterpolatorRecipe(updates=6, batch=4, warmup=2, widths=(8, 16), noise=0.1)
 
@@ -32,7 +32,9 @@ def waves(count: int, seed: int, frames: int = 5) -> Tensor:
 
 
 def source(count: int = 64, frames: int = 5) -> MemoryLatents:
-    return MemoryLatents(waves(count, seed=1, frames=frames), torch.zeros(count, 1, 1), [""] * count)
+    return MemoryLatents(
+        waves(count, seed=1, frames=frames), Conditions({"embedding": torch.zeros(count, 1, 1)}), [""] * count
+    )
 
 
 def silent(done: int, updates: int, metrics: Mapping[str, float], left: float | None) -> None:

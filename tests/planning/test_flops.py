@@ -10,23 +10,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from avd.config import AdaptersRecipe
-from avd.models.wan.skeleton import Skeleton, read_skeleton
-from avd.planning.flops import flops_of, linear_layers
-from helpers.planning_sizes import NEED_NO_GRADIENT, SKELETON
+from avd.models.family import read_sizes
+from avd.models.wan.sizes import WanSizes, make_sizes
+from avd.planning.activations import build_hollow
+from avd.planning.flops import flops_of
+from avd.types import Conditions
+from helpers.planning_sizes import NEED_NO_GRADIENT, SIZES
 
 ADAPTERS = AdaptersRecipe(rank=3, alpha=3.0)
 
 
-def counted(
-    skeleton: Skeleton, *, stride: int = 1, backward: bool = False, adapters: AdaptersRecipe | None = None
-) -> int:
-    network = skeleton.build(skeleton.layers, dtype=torch.float32, adapters=adapters)
-    channels, _, height, width = skeleton.latent_CFHW
-    noisy = torch.empty(1, channels, skeleton.frames(stride), height, width, device="meta")
-    prompt = torch.empty(1, skeleton.text_tokens, skeleton.config["text_dim"], device="meta")
+def counted(sizes: WanSizes, *, stride: int = 1, backward: bool = False, adapters: AdaptersRecipe | None = None) -> int:
+    network = build_hollow(sizes, torch.float32, adapters)
+    channels, _, height, width = sizes.latent_CFHW
+    noisy = torch.empty(1, channels, sizes.frames(stride), height, width, device="meta")
+    prompts = {name: torch.empty(1, *shape, device="meta") for name, shape in sizes.conditions.items()}
     # Attention is counted as the products it consists of, whatever fuses them.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        velocity = network(noisy, torch.empty(1, device="meta"), prompt, frame_stride=stride)
+        velocity = network(noisy, torch.empty(1, device="meta"), Conditions(prompts), frame_stride=stride)
         if backward:
             velocity.sum().backward()
     return counter.get_total_flops()
@@ -40,25 +41,25 @@ def counted(
     ids=str,
 )
 def test_a_forward(change: dict[str, object], adapters: AdaptersRecipe | None, stride: int) -> None:
-    skeleton = replace(SKELETON, config={**SKELETON.config, **change})
-    assert flops_of(skeleton, stride, adapters).forward == counted(skeleton, stride=stride, adapters=adapters)
+    sizes = make_sizes({**SIZES.config, **change}, SIZES.latent_CFHW, SIZES.text_tokens)
+    assert flops_of(sizes, stride, adapters).forward == counted(sizes, stride=stride, adapters=adapters)
 
 
 def test_a_backward_takes_every_product_twice() -> None:
-    spared = sum(layer.flops for layer in linear_layers(SKELETON) if layer.name in NEED_NO_GRADIENT)
-    flops = flops_of(SKELETON)
-    assert flops.forward + flops.backward - spared == counted(SKELETON, backward=True)
+    spared = sum(layer.flops for layer in SIZES.linear_layers() if layer.name in NEED_NO_GRADIENT)
+    flops = flops_of(SIZES)
+    assert flops.forward + flops.backward - spared == counted(SIZES, backward=True)
 
 
 def test_a_backward_through_frozen_weights_takes_them_once() -> None:
-    skeleton = replace(SKELETON, config={**SKELETON.config, "num_layers": 24})
-    flops = flops_of(skeleton, adapters=ADAPTERS)
-    found = counted(skeleton, backward=True, adapters=ADAPTERS)
+    sizes = replace(SIZES, layers=24)
+    flops = flops_of(sizes, adapters=ADAPTERS)
+    found = counted(sizes, backward=True, adapters=ADAPTERS)
     # Nothing flows into what comes before the first adapter, nor into the text: a few hundredths here.
     assert 0.93 * (flops.forward + flops.backward) < found < flops.forward + flops.backward
 
 
 def test_wan_at_its_own_size() -> None:
-    skeleton = read_skeleton("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
-    assert (skeleton.tokens(), skeleton.tokens(2)) == (32760, 17160)
-    assert flops_of(skeleton).forward == counted(skeleton)
+    sizes = read_sizes("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    assert (sizes.tokens(), sizes.tokens(2)) == (32760, 17160)
+    assert flops_of(sizes).forward == counted(sizes)

@@ -6,6 +6,7 @@ import pytest
 from torch.profiler import ProfilerActivity, profile
 
 from avd.config import Recipe, load_recipe
+from avd.models.family import load_model
 from avd.models.wan.model import VideoModel
 from avd.planning.plan import Machine, Plan, Planner
 from helpers.real_cycles import make_task, recipe_for
@@ -28,7 +29,7 @@ def measured_peak(recipe: Recipe) -> int:
 
 
 def recorded_peak(recipe: Recipe) -> int:
-    read = VideoModel.load("wan-mini")
+    read = load_model("wan-mini")
     # Without its files, so that nothing is read or let go meanwhile.
     model = VideoModel(read.transformer, read.vae, read.text_encoder, read.tokenizer, read.settings)
     now = peak = sum(p.nbytes for p in model.transformer.parameters())  # the teacher's, or the base's

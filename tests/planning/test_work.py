@@ -7,18 +7,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from avd.config import AdaptersRecipe
-from avd.models.wan.skeleton import Skeleton, read_skeleton
-from avd.planning.flops import flops_of, linear_layers
+from avd.models.family import read_sizes
+from avd.models.wan.sizes import WanSizes
+from avd.planning.flops import flops_of
 from avd.planning.work import Work, work_of
 from helpers.planning_sizes import NEED_NO_GRADIENT
 from helpers.real_cycles import make_task, recipe_for
 from helpers.tiny import tiny_model
 
-WAN = read_skeleton("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+WAN = read_sizes("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
 
 
-def planned(*overrides: str, skeleton: Skeleton = WAN, in_parts: bool = False) -> list[Work]:
-    return work_of(recipe_for(*overrides), skeleton, in_parts=in_parts)
+def planned(*overrides: str, sizes: WanSizes = WAN, in_parts: bool = False) -> list[Work]:
+    return work_of(recipe_for(*overrides), sizes, in_parts=in_parts)
 
 
 def forwards(*overrides: str, in_parts: bool = False) -> tuple[float, float, float]:
@@ -77,9 +78,9 @@ def test_operations_are_those_of_a_real_cycle(checkpointing: str) -> None:
     task = make_task(recipe, model)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         exit_stage = task.update(0).metrics["exit_stage"]
-    skeleton = Skeleton(dict(model.transformer.config), model.latent_shape(), model.text_length)
-    work = work_of(recipe, skeleton, in_parts=False)
-    before_exit = exit_stage * flops_of(skeleton).forward
-    given = sum(layer.flops for layer in linear_layers(skeleton) if layer.name in NEED_NO_GRADIENT)
+    sizes = model.sizes
+    work = work_of(recipe, sizes, in_parts=False)
+    before_exit = exit_stage * flops_of(sizes).forward
+    given = sum(layer.flops for layer in sizes.linear_layers() if layer.name in NEED_NO_GRADIENT)
     expected = before_exit + sum(part.flops for part in work if "before the exit" not in part.name) - 7 * given
     assert counter.get_total_flops() == pytest.approx(2 * expected, rel=1e-9)

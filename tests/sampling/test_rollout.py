@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from avd.sampling.rollout import Interpolate, Rollout, make_stages
+from avd.types import Conditions
 
 SIGMAS = (1.0, 0.9, 0.7, 0.5)
 SHAPE = (2, 3, 5, 2, 2)
-PROMPT = torch.zeros(2, 4, 8)
+PROMPT = Conditions({"embedding": torch.zeros(2, 4, 8)})
 
 
 class GaussianStudent(nn.Module):
@@ -26,7 +27,7 @@ class GaussianStudent(nn.Module):
         self.inputs: list[Tensor] = []
         self.with_gradient: list[bool] = []
 
-    def forward(self, x: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
+    def forward(self, x: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
         self.calls.append((round(sigma_B[0].item(), 6), frame_stride, x.shape[2]))
         self.inputs.append(x.detach().clone())
         self.with_gradient.append(torch.is_grad_enabled())

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from avd.flow import many_step_sigmas
 from avd.sampling.teacher import guided, sample_teacher
+from avd.types import Conditions
 
 SHAPE = (3, 2, 5, 2, 2)
 
@@ -19,14 +20,15 @@ class PointMass:
         self.batches: list[int] = []
         self.sigmas: list[float] = []
 
-    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
+    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
         self.batches.append(len(x_BCFHW))
         self.sigmas.append(sigma_B[0].item())
-        return (x_BCFHW - prompt_BLD.mean((1, 2)).view(-1, 1, 1, 1, 1)) / sigma_B.view(-1, 1, 1, 1, 1)
+        return (x_BCFHW - conditions["embedding"].mean((1, 2)).view(-1, 1, 1, 1, 1)) / sigma_B.view(-1, 1, 1, 1, 1)
 
 
-def prompts() -> tuple[Tensor, Tensor]:
-    return torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1).expand(3, 4, 8), torch.full((1, 4, 8), 0.5)
+def prompts() -> tuple[Conditions, Conditions]:
+    embedding = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1).expand(3, 4, 8)
+    return Conditions({"embedding": embedding}), Conditions({"embedding": torch.full((1, 4, 8), 0.5)})
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
@@ -35,7 +37,7 @@ def test_guidance_is_the_usual_convention_for_every_sample(scale: float) -> None
     x, sigma = torch.randn(SHAPE), torch.tensor([0.3, 0.6, 1.0])
     network = PointMass()
     found = guided(network, x, sigma, prompt, null, scale)
-    cond, uncond = PointMass()(x, sigma, prompt), PointMass()(x, sigma, null.expand(3, 4, 8))
+    cond, uncond = PointMass()(x, sigma, prompt), PointMass()(x, sigma, null.expand(3))
     torch.testing.assert_close(found, uncond + scale * (cond - uncond))
     assert network.batches == ([3] if scale == 1 else [6])
 

@@ -80,9 +80,9 @@ def prepare(
     Example: avd prepare clips/ --captions clips/captions.jsonl --model wan-mini --output runs/cache
     """
     from avd.data import prepare as prepare_cache
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import open_model
 
-    encoder = VideoModel.open(model)
+    encoder = open_model(model)
     own = encoder.settings
     encoder.check_clip(frames or own.frames, height or own.height, width or own.width)
     with interruptible(), ui.bars() as bar:

@@ -83,11 +83,11 @@ def _open_sampler(
     """The model on this process's device, in bfloat16 on a GPU."""
     import torch
 
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import load_model
     from avd.sampling.choose import make_sampler
 
     dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
-    opened = VideoModel.load(model, dtype=dtype, device=ranks.device)
+    opened = load_model(model, dtype=dtype, device=ranks.device)
     return make_sampler(opened, half_rate=half_rate, steps=steps, guidance=guidance)
 
 

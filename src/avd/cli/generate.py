@@ -57,10 +57,10 @@ def generate(
     import torch
 
     from avd.data import write_video
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import open_model
     from avd.sampling.choose import make_sampler
 
-    video_model = VideoModel.open(model, transformer=None if transformer is None else str(transformer))
+    video_model = open_model(model, transformer=None if transformer is None else str(transformer))
     sampler = make_sampler(video_model, half_rate=half_rate, steps=steps, guidance=guidance, solver=solver)
     output.parent.mkdir(parents=True, exist_ok=True)
     with ui.bars() as bar:

@@ -11,7 +11,7 @@ from avd import ui
 
 if TYPE_CHECKING:
     from avd.data import LatentCache
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import TextToVideo
 
 _DECODED = 16
 _EXAMPLES = 5
@@ -34,12 +34,12 @@ def inspect(
     from avd.data import LatentCache
     from avd.engine.sources import open_cache
     from avd.evaluation.cache_report import report_on
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import open_model
     from avd.types import UserError
 
     if sheet is not None and model is None:
         raise UserError("--sheet needs --model, the model that the cache was made with")
-    network = None if model is None else VideoModel.open(model)
+    network = None if model is None else open_model(model)
     opened = LatentCache(cache) if network is None else open_cache(cache, network)
     if verify:
         opened.verify()
@@ -52,7 +52,8 @@ def inspect(
     _tell("model", opened.identity)
     _tell("files", f"{report.files}, {least} to {greatest} clips of each, of {report.source_seconds:,.0f} s in all")
     _tell("clips", f"{geometry.frames} frames of {geometry.height} x {geometry.width} at {geometry.fps:g} fps")
-    _tell("latents", f"{_shape(opened.latent_shape)}; prompts {_shape(opened.prompt_shape)}")
+    prompts = ", ".join(f"{name} {_shape(shape)}" for name, shape in opened.condition_shapes.items())
+    _tell("latents", f"{_shape(opened.latent_shape)}; prompts: {prompts}")
     _tell("checksums", "right" if verify else "not compared")
     _tell("skipped", ", ".join(f"{n} {reason}" for reason, n in report.skipped.items()) or "none")
     _tell("captions", f"{report.different_captions} different ones, of {fewest} to {most} words, such as")
@@ -64,7 +65,7 @@ def inspect(
         _show_pixels(opened, network, sheet)
 
 
-def _show_pixels(cache: LatentCache, model: VideoModel, sheet: Path | None) -> None:
+def _show_pixels(cache: LatentCache, model: TextToVideo, sheet: Path | None) -> None:
     """Decode some clips with the model, say how they look, and write the sheet."""
     from avd.evaluation.cache_report import decode_some, report_on_pixels
     from avd.report import contact_sheet

@@ -27,7 +27,7 @@ def plan(
     gpus: Annotated[int, typer.Option("--gpus", help="GPUs, one process each.", min=1)] = 1,
     memory: Annotated[str, typer.Option("--memory", help="Memory of each, in GB or GiB.")] = "80GB",
     model: Annotated[
-        str | None, typer.Option("--model", help="A model folder or a Wan2.1 hub id; default: the recipe's.")
+        str | None, typer.Option("--model", help="A model folder or a known hub id; default: the recipe's.")
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
@@ -40,7 +40,7 @@ def plan(
 ) -> None:
     """Say what a recipe takes in memory, arithmetic and time, whether it fits, and what would make it fit.
 
-    Needs no weights, no GPU and no network. Example: avd plan avd --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --gpus 8
+    Needs no weights, no GPU and no network. Example: avd plan avd-wan2.1-1.3b --gpus 8
     """
     from avd.config import load_recipe
 
@@ -82,11 +82,11 @@ def _for_json(plan: Plan, remedy: Remedy | None) -> dict[str, Any]:
 
 
 def _show(plan: Plan, remedy: Remedy | None) -> None:
-    recipe, skeleton, machine = plan.recipe, plan.skeleton, plan.machine
+    recipe, sizes, machine = plan.recipe, plan.sizes, plan.machine
     compute, clips = recipe.compute, recipe.training.batch // machine.gpus
     millions = plan.parameters.network / 1e6
     _say(f"{recipe.name} on {recipe.model}: {millions:,.1f} M parameters, roles {recipe.roles}")
-    _say(f"latents {' x '.join(map(str, skeleton.latent_CFHW))}, {skeleton.tokens():,} tokens a clip")
+    _say(f"latents {' x '.join(map(str, sizes.latent_CFHW))}, {sizes.tokens():,} tokens a clip")
     _say(
         f"{machine.gpus} x {machine.memory / 1e9:,.1f} GB; batch {recipe.training.batch}, {clips} a rank, "
         f"{min(compute.microbatch or clips, clips)} at once; weights over {compute.shard or machine.gpus}; "

@@ -83,13 +83,13 @@ def teacher(
     if resolved.vae is None:
         raise UserError("a teacher needs a VAE: give --vae FOLDER, as written by `avd train vae`")
 
-    from avd.engine.sources import world_latents_on_disk
+    from avd.miniature.latents import load_vae, world_latents_on_disk
     from avd.miniature.teacher import TeacherTask
-    from avd.models.wan.model import VideoModel, load_vae
+    from avd.models.family import load_model
     from avd.world import World
 
     network, world = load_vae(Path(resolved.vae)), World(resolved.level)
-    began = None if resolved.start is None else VideoModel.load(resolved.start)
+    began = None if resolved.start is None else load_model(resolved.start)
     folder = _open(output, resolved, resume)
     folder.lock()
     with ui.bars() as bar:
@@ -123,9 +123,9 @@ def interpolator(
 
     from avd.engine.sources import Window, encode_world, open_cache, world_of
     from avd.miniature.interpolator import InterpolatorTask
-    from avd.models.wan.model import VideoModel
+    from avd.models.family import open_model
 
-    video_model = VideoModel.open(resolved.model)
+    video_model = open_model(resolved.model)
     cache = None if resolved.data is None else open_cache(Path(resolved.data), video_model)
     if cache is None:  # refused now, before there is a folder
         world_of(video_model, resolved.level)
@@ -154,13 +154,13 @@ def pack(
     Example: avd train pack runs/teacher/teacher --interpolator runs/interpolator/interpolator --output wan-mini
     """
     from avd.files import atomic_folder
+    from avd.models.family import load_model
     from avd.models.interpolator import FrameInterpolator
-    from avd.models.wan.model import VideoModel
     from avd.types import UserError
 
     if output.exists():
         raise UserError(f"output folder {output} exists already: name a new one")
-    model = VideoModel.load(str(teacher))
+    model = load_model(str(teacher))
     between = None if interpolator is None else FrameInterpolator.load(interpolator)
     with atomic_folder(output) as writing:
         model.half().save(writing)

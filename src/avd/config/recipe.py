@@ -73,8 +73,8 @@ class AdaptersRecipe(Section):
     rank: int = Field(64, ge=1)
     alpha: float = Field(64.0, gt=0)
     """The adapter's output is scaled by alpha / rank."""
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-    """Endings of the names of the linear layers that get an adapter."""
+    targets: tuple[str, ...] | None = None
+    """Endings of the names of the linear layers that get an adapter. None: those that the model's family names."""
     merge: bool = True
     """Export the student as a whole model; false: as a LoRA file beside it for its base."""
 

@@ -2,13 +2,15 @@
 
 A cache is a folder:
 
-    shard-00000.safetensors   `latents` (N, C, F, H, W), whitened, and `prompts` (P, L, D), both of the cache's dtype;
-    shard-00001.safetensors   `prompt_rows` (N,), which of the P different prompts each of the N clips has; the metadata
-    ...                       entry `items` is JSON: caption, file, start and source_seconds of each of the N
+    shard-00000.safetensors   `latents` (N, C, F, H, W), whitened, and `condition.<name>` (P, ...) for each tensor of
+    shard-00001.safetensors   `avd.types.Conditions`, all of the cache's dtype; `prompt_rows` (N,), which of the P
+    ...                       different prompts each of the N clips has; the metadata entry `items` is JSON: caption,
+                              file, start and source_seconds of each of the N
     skipped.jsonl             the files left out, and why; only if there are any
     manifest.json             what the cache holds and by whom it was encoded, with the SHA-256 of each shard
 
-A manifest is written last, so a folder without one is not, or not yet, a cache.
+A manifest is written last, so a folder without one is not, or not yet, a cache. Version 2 of the format, which is read
+and no longer written, holds the one tensor `prompts` (P, L, D), which is "embedding".
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from avd.files import read_json, read_text
-from avd.types import UserError
+from avd.types import Conditions, UserError
 
 FORMAT = "avd-latent-cache"
-VERSION = 2
+VERSION = 3
+_READ = (2, 3)
+_PREFIX = "condition."
 MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
 SKIPPED = "skipped.jsonl"
@@ -93,7 +97,7 @@ def source_seconds(items: Iterable[Item]) -> float:
 
 
 class LatentSource(Protocol):
-    """Clips, encoded: whitened latents, the embeddings of their prompts, and the prompts themselves."""
+    """Clips, encoded: whitened latents, the conditions of their prompts, and the prompts themselves."""
 
     def __len__(self) -> int: ...
 
@@ -104,15 +108,15 @@ class LatentSource(Protocol):
         """Whitened latents (B, C, F, H, W) of the clips at `indices`, float32, on the CPU."""
         ...
 
-    def prompts(self, indices: Sequence[int]) -> Tensor:
-        """Prompt embeddings (B, L, D) of the clips at `indices`, float32, on the CPU."""
+    def prompts(self, indices: Sequence[int]) -> Conditions:
+        """The conditions of the prompts of the clips at `indices`, float32, on the CPU."""
         ...
 
 
 class MemoryLatents:
-    """A `LatentSource` over tensors already in memory: latents (N, C, F, H, W), prompts (N, L, D), N captions."""
+    """A `LatentSource` over tensors already in memory: latents (N, C, F, H, W), N rows of conditions, N captions."""
 
-    def __init__(self, latents: Tensor, prompts: Tensor, captions: Sequence[str]) -> None:
+    def __init__(self, latents: Tensor, prompts: Conditions, captions: Sequence[str]) -> None:
         assert len(latents) == len(prompts) == len(captions)
         self._latents, self._prompts = latents, prompts
         self.captions = list(captions)
@@ -123,8 +127,9 @@ class MemoryLatents:
     def latents(self, indices: Sequence[int]) -> Tensor:
         return self._latents[list(indices)].float()
 
-    def prompts(self, indices: Sequence[int]) -> Tensor:
-        return self._prompts[list(indices)].float()
+    def prompts(self, indices: Sequence[int]) -> Conditions:
+        tensors = self._prompts.tensors
+        return Conditions({name: tensor[list(indices)].float() for name, tensor in tensors.items()})
 
 
 class LatentCache:
@@ -142,14 +147,16 @@ class LatentCache:
             self.identity = str(manifest["identity"])
             self.geometry = Geometry(**manifest["geometry"])
             self.latent_shape = tuple(manifest["latent_shape"])
-            self.prompt_shape = tuple(manifest["prompt_shape"])
+            self.condition_shapes = _condition_shapes(manifest)
+            """The shape of one prompt's tensor, by name."""
+            self._names = condition_names(manifest["version"], self.condition_shapes)
             self._shards = [ShardRecord(**record) for record in manifest["shards"]]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path / MANIFEST} is damaged ({error}): prepare the cache again") from error
         self.items: list[Item] = []
         for record in self._shards:
-            items, shapes = read_shard_header(self.path / record.file)
-            if len(items) != record.items or shapes != (self.latent_shape, self.prompt_shape):
+            items, shapes = read_shard_header(self.path / record.file, manifest["version"])
+            if len(items) != record.items or shapes != (self.latent_shape, self.condition_shapes):
                 raise UserError(f"{self.path / record.file} does not fit the manifest: prepare the cache again")
             self.items += items
         self._ends = list(accumulate(record.items for record in self._shards))
@@ -169,13 +176,15 @@ class LatentCache:
                 gathered[row] = latents[offset]
         return gathered
 
-    def prompts(self, indices: Sequence[int]) -> Tensor:
-        gathered = torch.empty(len(indices), *self.prompt_shape)
+    def prompts(self, indices: Sequence[int]) -> Conditions:
+        gathered = {name: torch.empty(len(indices), *shape) for name, shape in self.condition_shapes.items()}
         for handle, places in self._places(indices):
-            prompts, rows = handle.get_slice("prompts"), handle.get_tensor("prompt_rows").tolist()
-            for row, offset in places:
-                gathered[row] = prompts[rows[offset]]
-        return gathered
+            rows = handle.get_tensor("prompt_rows").tolist()
+            for name, stored in self._names.items():
+                tensor = handle.get_slice(stored)
+                for row, offset in places:
+                    gathered[name][row] = tensor[rows[offset]]
+        return Conditions(gathered)
 
     def verify(self) -> None:
         """Read everything and compare checksums. Raises `UserError` naming the first shard that has changed."""
@@ -227,10 +236,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(path / MANIFEST, "the manifest", "prepare the cache again")
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path} is not a latent cache: its {MANIFEST} is of another kind")
-    if manifest.get("version") != VERSION:
+    if manifest.get("version") not in _READ:
         raise UserError(
             f"the latent cache {path} has format version {manifest.get('version')}, "
-            f"this program reads {VERSION}: prepare the cache again"
+            f"this program reads {' and '.join(map(str, _READ))}: prepare the cache again"
         )
     return manifest
 
@@ -245,15 +254,21 @@ def open_shard(path: Path) -> Iterator[Any]:
         raise UserError(f"cannot read the shard {path} ({error}): prepare the cache again") from error
 
 
-def read_shard_header(path: Path) -> tuple[list[Item], tuple[tuple[int, ...], tuple[int, ...]]]:
-    """A shard's items, and the shapes of one latent and one prompt embedding. Raises `UserError` as `open_shard`."""
+Shapes = tuple[tuple[int, ...], dict[str, tuple[int, ...]]]
+"""Shapes of one latent and, by name, of one prompt's conditions."""
+
+
+def read_shard_header(path: Path, version: int) -> tuple[list[Item], Shapes]:
+    """A shard's items, and the shapes in it. Raises `UserError` as `open_shard`."""
     with open_shard(path) as handle:
-        metadata = handle.metadata() or {}
-        names = ("latents", "prompts", "prompt_rows")
-        missing = [name for name in names if name not in handle.keys()]  # noqa: SIM118, a handle is no mapping
+        metadata, stored = handle.metadata() or {}, set(handle.keys())
+        found = [name.removeprefix(_PREFIX) for name in sorted(stored) if name.startswith(_PREFIX)]
+        names = condition_names(version, found or ["embedding"])
+        missing = [name for name in ("latents", *names.values(), "prompt_rows") if name not in stored]
         if missing:
             raise UserError(f"the shard {path} holds no {missing[0]}: prepare the cache again")
-        latents, prompts = (tuple(handle.get_slice(name).get_shape()) for name in names[:2])
+        latents = tuple(handle.get_slice("latents").get_shape())
+        conditions = {name: tuple(handle.get_slice(tensor).get_shape()) for name, tensor in names.items()}
         rows = handle.get_tensor("prompt_rows")
     try:
         items = [Item(**record) for record in json.loads(metadata["items"])]
@@ -261,9 +276,21 @@ def read_shard_header(path: Path) -> tuple[list[Item], tuple[tuple[int, ...], tu
         raise UserError(f"the shard {path} names no clips ({error!r}): prepare the cache again") from error
     if not len(items) == latents[0] == len(rows):
         raise UserError(f"the shard {path} holds {latents[0]} latents of {len(items)} clips: prepare the cache again")
-    if not ((rows >= 0) & (rows < prompts[0])).all():
+    prompts = min(shape[0] for shape in conditions.values())
+    if not ((rows >= 0) & (rows < prompts)).all():
         raise UserError(f"the shard {path} lacks prompts that its clips have: prepare the cache again")
-    return items, (latents[1:], prompts[1:])
+    return items, (latents[1:], {name: shape[1:] for name, shape in conditions.items()})
+
+
+def condition_names(version: int, names: Iterable[str]) -> dict[str, str]:
+    """What the tensor of each of the conditions `names` is called in a shard of a format version."""
+    return {name: "prompts" if version == 2 else _PREFIX + name for name in names}
+
+
+def _condition_shapes(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    if manifest["version"] == 2:
+        return {"embedding": tuple(manifest["prompt_shape"])}
+    return {str(name): tuple(shape) for name, shape in manifest["condition_shapes"].items()}
 
 
 def read_skipped(cache: Path) -> list[Skip]:

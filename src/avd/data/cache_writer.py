@@ -24,17 +24,20 @@ from avd.data.cache import (
     JOURNAL,
     MANIFEST,
     SKIPPED,
+    VERSION,
     Geometry,
     Item,
+    Shapes,
     ShardRecord,
     Skip,
+    condition_names,
     manifest_header,
     read_manifest,
     read_shard_header,
     read_skipped,
 )
 from avd.files import append_json_line, is_unfinished, read_json_lines, replacing, write_json, write_json_lines
-from avd.types import UserError
+from avd.types import Conditions, UserError
 
 Dtype = Literal["float16", "bfloat16"]
 
@@ -72,10 +75,10 @@ class CacheWriter:
         self._dtype = DTYPES[dtype]
         self._shard_size = shard_size
         self._shards: list[ShardRecord] = []
-        self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self._shapes: Shapes | None = None
         self._pending: list[Item] = []
         self._latents = torch.empty(0)
-        self._prompts: dict[str, Tensor] = {}
+        self._prompts: dict[str, dict[str, Tensor]] = {}
         self.finished = (self.path / MANIFEST).exists()
         if self.finished:
             self._open_finished()
@@ -94,21 +97,21 @@ class CacheWriter:
         return self._shard_size - len(self._pending)
 
     def lacks_prompt(self, caption: str) -> bool:
-        """Whether the next clip of this caption must come with its prompt's embedding: once a shard it must."""
+        """Whether the next clip of this caption must come with its prompt's conditions: once a shard it must."""
         return caption not in self._prompts
 
-    def add(self, latent_CFHW: Tensor, prompt_LD: Tensor | None, item: Item) -> None:
-        """Append a clip: its whitened latent and its prompt's embedding. Writes a shard when that makes one full.
+    def add(self, latent_CFHW: Tensor, prompt: Conditions | None, item: Item) -> None:
+        """Append a clip: its whitened latent and its prompt, of one row. Writes a shard when that makes one full.
 
-        The embedding of a caption that the shard under way has (see `lacks_prompt`) is not looked at.
+        The prompt of a caption that the shard under way has (see `lacks_prompt`) is not looked at.
         Raises `UserError` if the shapes differ from the clips before, or a value is not finite in the cache's dtype.
         """
         assert not self.finished
         latent = self._checked(latent_CFHW, item)
         if self.lacks_prompt(item.caption):
-            assert prompt_LD is not None
-            self._prompts[item.caption] = self._checked(prompt_LD, item)
-        shapes = (tuple(latent.shape), tuple(self._prompts[item.caption].shape))
+            assert prompt is not None and len(prompt) == 1
+            self._prompts[item.caption] = {k: self._checked(v[0], item) for k, v in prompt.tensors.items()}
+        shapes = (tuple(latent.shape), {k: tuple(v.shape) for k, v in self._prompts[item.caption].items()})
         self._shapes = self._shapes or shapes
         if shapes != self._shapes:
             raise UserError(f"{item.file}: latent and prompt shapes are {shapes}, those before were {self._shapes}")
@@ -139,7 +142,7 @@ class CacheWriter:
         manifest = self._header | {
             "count": len(self),
             "latent_shape": self._shapes[0],
-            "prompt_shape": self._shapes[1],
+            "condition_shapes": self._shapes[1],
             "shards": [asdict(record) for record in self._shards],
         }
         write_json(self.path / MANIFEST, manifest, indent=1, ascii_only=False)
@@ -177,17 +180,17 @@ class CacheWriter:
 
     def _open_finished(self) -> None:
         manifest = read_manifest(self.path)
-        self._refuse_to_mix(manifest)
+        self._refuse_to_mix(manifest | {"version": VERSION})  # what can be read is left as it is
         # A crash between writing the manifest and removing the journal leaves both.
         (self.path / JOURNAL).unlink(missing_ok=True)
         self.skipped = read_skipped(self.path)
-        self._take([ShardRecord(**record) for record in manifest["shards"]])
+        self._take([ShardRecord(**record) for record in manifest["shards"]], manifest["version"])
 
-    def _take(self, shards: list[ShardRecord]) -> None:
+    def _take(self, shards: list[ShardRecord], version: int = VERSION) -> None:
         """Count complete shards as written."""
         self._shards = shards
         for record in shards:
-            items, self._shapes = read_shard_header(self.path / record.file)
+            items, self._shapes = read_shard_header(self.path / record.file, version)
             self.items += items
 
     def _refuse_to_mix(self, found: dict[str, Any]) -> None:
@@ -207,9 +210,11 @@ class CacheWriter:
 
     def _write_shard(self) -> None:
         count, places = len(self._pending), {caption: row for row, caption in enumerate(self._prompts)}
+        assert self._shapes is not None
+        names = condition_names(VERSION, self._shapes[1])
         tensors = {
             "latents": self._latents[:count],
-            "prompts": torch.stack(list(self._prompts.values())),
+            **{stored: torch.stack([prompt[k] for prompt in self._prompts.values()]) for k, stored in names.items()},
             "prompt_rows": torch.tensor([places[item.caption] for item in self._pending], dtype=torch.int32),
         }
         # A single metadata entry: safetensors does not keep the order of several.

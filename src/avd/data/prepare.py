@@ -19,7 +19,7 @@ from avd.data.plan import Captioned, Planned, plan
 from avd.data.video.mp4 import exact_rate
 from avd.data.video.reading import VideoError, Window
 from avd.data.video.workers import Job, Reading, decoded
-from avd.types import UserError
+from avd.types import Conditions, UserError
 
 Progress = Callable[[int, int], None]
 
@@ -34,8 +34,8 @@ class Encoder(Protocol):
         """Whitened latents (B, C, F', H', W') of uint8 clips (B, F, H, W, 3)."""
         ...
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Embeddings (B, L, D), L the same for all prompts."""
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        """A row per prompt, of the same shapes for all prompts."""
         ...
 
 
@@ -150,7 +150,8 @@ class _Batch:
         latents = self._encoder.encode_video(np.stack(self._frames))
         captions = dict.fromkeys(item.caption for item in self._items)
         lacking = [caption for caption in captions if self._writer.lacks_prompt(caption)]
-        prompts = dict(zip(lacking, self._encoder.encode_prompts(lacking), strict=True)) if lacking else {}
+        encoded = self._encoder.encode_prompts(lacking) if lacking else None
+        prompts = {} if encoded is None else {c: encoded[i : i + 1] for i, c in enumerate(lacking)}
         for item, latent in zip(self._items, latents, strict=True):
             self._writer.add(latent, prompts.get(item.caption), item)
         self._items.clear()

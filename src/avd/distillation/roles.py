@@ -20,8 +20,8 @@ from avd.engine.randomness import derive_seed
 from avd.engine.ranks import SINGLE_PROCESS, Ranks, shard
 from avd.methods.method import Method
 from avd.models.adapters import AdapterVelocity, adapter_weights, add_adapters, merged_weights
-from avd.models.wan.blocks import recompute_blocks, share_sequences, use_attention
-from avd.models.wan.model import VideoModel, WanVelocity, store_frozen
+from avd.models.backbone import Backbone
+from avd.models.family import TextToVideo
 from avd.types import Velocity
 
 
@@ -97,7 +97,7 @@ class Roles:
     is exported, and the auxiliaries in `followers` follow the student likewise. Only what `method` needs is made.
     """
 
-    def __init__(self, model: VideoModel, recipe: Recipe, method: Method, ranks: Ranks = SINGLE_PROCESS) -> None:
+    def __init__(self, model: TextToVideo, recipe: Recipe, method: Method, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._ranks = ranks
         make = _adapters if recipe.roles == "adapters" else _full
         self.teacher, networks, averages = make(model, recipe, method, ranks)
@@ -155,24 +155,24 @@ def _decays(recipe: Recipe, method: Method) -> dict[str, float]:
     return {"average": recipe.student.ema, **{each.name: each.decay for each in method.averaged}}
 
 
-def _full(model: VideoModel, recipe: Recipe, method: Method, ranks: Ranks) -> _Networks:
+def _full(model: TextToVideo, recipe: Recipe, method: Method, ranks: Ranks) -> _Networks:
     teacher = model.velocity().eval().requires_grad_(False)
     names = ("student", *method.updates)
     learning = {name: model.fresh_velocity().train().requires_grad_(True) for name in names}
     networks: dict[str, Network] = dict(learning)
     averages = {name: EMA(networks["student"], decay) for name, decay in _decays(recipe, method).items()}
     for network in (teacher, *learning.values(), *(average.module for average in averages.values())):
-        assert isinstance(network, WanVelocity)
+        assert isinstance(network, Backbone)
         _set_up(network, recipe.compute, ranks, frozen=network is teacher)
     return teacher, networks, averages
 
 
-def _adapters(model: VideoModel, recipe: Recipe, method: Method, ranks: Ranks) -> _Networks:
+def _adapters(model: TextToVideo, recipe: Recipe, method: Method, ranks: Ranks) -> _Networks:
     base, lora, decays = model.velocity().train(), recipe.adapters, _decays(recipe, method)
-    learning = ("student", *method.updates)
+    learning, targets = ("student", *method.updates), lora.targets or model.sizes.adapter_targets
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.seed, "adapters"))
-        add_adapters(base.transformer, (*learning, *decays), rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+        add_adapters(base.transformer, (*learning, *decays), rank=lora.rank, alpha=lora.alpha, targets=targets)
     _set_up(base, recipe.compute, ranks, frozen=True)
     networks: dict[str, Network] = {name: AdapterVelocity(base, name) for name in learning}
     averages: dict[str, EMA[Network]] = {
@@ -181,15 +181,15 @@ def _adapters(model: VideoModel, recipe: Recipe, method: Method, ranks: Ranks) -
     return AdapterVelocity(base, None), networks, averages
 
 
-def _set_up(network: WanVelocity, compute: ComputeRecipe, ranks: Ranks, *, frozen: bool) -> None:
+def _set_up(network: Backbone, compute: ComputeRecipe, ranks: Ranks, *, frozen: bool) -> None:
     """As `compute` says, in place. `frozen`: weights that no optimizer reads need no more precision than they get."""
-    transformer, dtype = network.transformer, getattr(torch, compute.dtype)
-    use_attention(transformer, compute.attention)
+    dtype = getattr(torch, compute.dtype)
+    network.use_attention(compute.attention)
     if ranks.context is not None:
-        share_sequences(transformer, ranks.context)
-    recompute_blocks(transformer, compute.checkpointing)
+        network.share_sequences(ranks.context)
+    network.recompute(compute.checkpointing)
     if frozen:
-        store_frozen(transformer, dtype)
+        network.store_frozen(dtype)
     if compute.compile:
-        transformer.compile_repeated_blocks()
+        network.compile_blocks()
     shard(network, ranks, dtype)

@@ -19,7 +19,7 @@ from avd.engine.run_folder import RunFolder
 from avd.engine.sources import Progress as EncodingProgress
 from avd.engine.sources import encode_world, open_cache, world_of
 from avd.engine.trackers import check_trackers, open_trackers
-from avd.models.wan.model import VideoModel
+from avd.models.family import load_model
 from avd.sampling.choose import load_interpolator
 
 
@@ -38,7 +38,7 @@ def distill_run(
         ranks.samples(recipe.training.batch)
         # A base that is never trained need not be read in more precision than it computes in.
         dtype = getattr(torch, recipe.compute.dtype) if recipe.roles == "adapters" else torch.float32
-        model = VideoModel.load(recipe.model, transformer=recipe.transformer, dtype=dtype, device=ranks.device)
+        model = load_model(recipe.model, transformer=recipe.transformer, dtype=dtype, device=ranks.device)
         data, training = recipe.data, recipe.training
         interpolator = load_interpolator(model)
         cache = None if data.cache is None else open_cache(Path(data.cache), model)

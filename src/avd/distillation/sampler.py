@@ -7,38 +7,39 @@ import torch
 from torch import Tensor
 
 from avd.distillation.roles import Roles
-from avd.models.wan.model import VideoModel
-from avd.models.wan.schedulers import unipc
+from avd.models.family import TextToVideo
+from avd.models.solvers import make_solver
 from avd.sampling.rollout import Renoise, Rollout
 from avd.sampling.teacher import sample_teacher
+from avd.types import Conditions
 
 
 class RunSampler:
     """The averaged student by its rollout, and the teacher by many steps. What it takes and gives is on the CPU."""
 
-    def __init__(self, model: VideoModel, roles: Roles, rollout: Rollout, null_prompt: Tensor) -> None:
+    def __init__(self, model: TextToVideo, roles: Roles, rollout: Rollout, null_prompt: Conditions) -> None:
         self._model, self._roles, self._rollout, self._null_prompt = model, roles, rollout, null_prompt
-        self._device = null_prompt.device
+        self._device = null_prompt["embedding"].device
 
     @torch.no_grad()
-    def student(self, noise_BCFHW: Tensor, prompts_BLD: Tensor, renoise: Renoise) -> Tensor:
+    def student(self, noise_BCFHW: Tensor, prompts: Conditions, renoise: Renoise) -> Tensor:
         """Latents of the averaged student's rollout."""
         network, device = self._roles.average.network, self._device
-        noise, prompts = noise_BCFHW.to(device), prompts_BLD.to(device)
+        noise, prompts = noise_BCFHW.to(device), prompts.to(device)
         return self._rollout(network, noise, prompts, lambda stage: renoise(stage).to(device)).cpu()
 
-    def teacher(self, noise_BCFHW: Tensor, prompts_BLD: Tensor, steps: int | None) -> Tensor:
+    def teacher(self, noise_BCFHW: Tensor, prompts: Conditions, steps: int | None) -> Tensor:
         """Latents of the teacher, in `steps` or as many as its model's settings say."""
         settings = self._model.settings
         return sample_teacher(
             self._roles.teacher,
             noise_BCFHW.to(self._device),
-            prompts_BLD.to(self._device),
+            prompts.to(self._device),
             self._null_prompt,
             steps=settings.steps if steps is None else steps,
             guidance=settings.guidance,
             shift=settings.shift,
-            solver=unipc(settings.shift) if settings.solver == "unipc" else None,
+            solver=make_solver(settings.solver, settings.shift),
         ).cpu()
 
     def decode(self, latents_BCFHW: Tensor) -> np.ndarray:

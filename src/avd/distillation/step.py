@@ -32,7 +32,7 @@ from avd.objectives.source import DataSource, RolloutSource, Stages
 from avd.objectives.term import ActiveTerm, Sample, Setting
 from avd.sampling.rollout import Rollout
 from avd.sampling.teacher import guided
-from avd.types import LossTerm
+from avd.types import Conditions, LossTerm
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Batch:
     """What one step reads on a rank: real latents with their prompts, and a prompt batch for each rollout."""
 
     latents_BCFHW: Tensor
-    prompts_BLD: Tensor
-    rollout_prompts: tuple[Tensor, ...]
-    """One (B, L, D) with a shared rollout; else one per update of an auxiliary, the first also the student's."""
+    prompts: Conditions
+    rollout_prompts: tuple[Conditions, ...]
+    """One with a shared rollout; else one per update of an auxiliary, the first also the student's."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class _Bound:
     """See `objectives.term.Networks`: the networks of a run with some samples' prompts."""
 
     roles: Roles
-    prompt: Tensor
-    null_prompt: Tensor
+    prompt: Conditions
+    null_prompt: Conditions
 
     def teacher(self, x_BCFHW: Tensor, sigma_B: Tensor, guidance: float) -> Tensor:
         return guided(self.roles.teacher, x_BCFHW, sigma_B, self.prompt, self.null_prompt, guidance)
@@ -71,7 +71,7 @@ class TrainingStep:
         self,
         method: Method,
         roles: Roles,
-        null_prompt: Tensor,
+        null_prompt: Conditions,
         setting: Setting,
         *,
         microbatch: int | None = None,
@@ -165,7 +165,7 @@ class TrainingStep:
         count, judging = len(random.samples), self.method.judging(source)
         found = {active.name: UpdateResult() for active in judging}
         for rows in self._parts(count):
-            own, prompt = random.part(rows), batch.prompts_BLD[rows]
+            own, prompt = random.part(rows), batch.prompts[rows]
             levels = source.law.draw(own, stages)
             x0 = batch.latents_BCFHW[rows, :, :: levels.frame_stride]
             eps = own.normal(source.law.name, "noise", shape=x0.shape[1:])
@@ -181,7 +181,7 @@ class TrainingStep:
             _merge(result, each)
 
     def _update_auxiliary(
-        self, name: str, samples: list[Tensor], prompt: Tensor, random: UpdateRandom, i: int, result: UpdateResult
+        self, name: str, samples: list[Tensor], prompt: Conditions, random: UpdateRandom, i: int, result: UpdateResult
     ) -> None:
         auxiliary = next(each for each in self.method.learned if each.name == name)
         count, found = len(random.samples), UpdateResult()
@@ -212,7 +212,7 @@ class TrainingStep:
             noisy.append(rollout.run_until(student, normal("start"), prompt[rows], normal, stage))
         return stage, noisy
 
-    def _bound(self, prompt: Tensor) -> _Bound:
+    def _bound(self, prompt: Conditions) -> _Bound:
         return _Bound(self.roles, prompt, self.null_prompt)
 
     def _backward(self, active: ActiveTerm, sample: Sample, rows: slice, count: int, found: UpdateResult) -> None:

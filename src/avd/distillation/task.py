@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.files import atomic_folder
 from avd.flow import few_step_sigmas
 from avd.methods.method import Method
+from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
-from avd.models.wan.model import VideoModel
 from avd.objectives.term import Setting
 from avd.sampling.rollout import Rollout, make_stages
 from avd.types import UserError
@@ -43,7 +44,7 @@ class DistillTask:
     def __init__(
         self,
         recipe: Recipe,
-        model: VideoModel,
+        model: TextToVideo,
         source: LatentSource,
         interpolator: FrameInterpolator | None,
         ranks: Ranks = SINGLE_PROCESS,
@@ -53,7 +54,9 @@ class DistillTask:
         self.method = Method.of(recipe)
         shape = tuple(source.latents([0]).shape[1:])
         strides = (1, 2) if recipe.rollout.half_rate_stages else (1,)
-        check_sequences(sequence_lengths(shape, model.transformer.config.patch_size, strides), ranks.context_size)
+        channels, frames, height, width = shape
+        sizes = replace(model.sizes, latent_CFHW=(channels, frames, height, width))
+        check_sequences({sizes.tokens(stride) for stride in strides}, ranks.context_size)
         self.null_prompt = model.encode_prompts([""]).to(ranks.device)
         self.roles = Roles(model, recipe, self.method, ranks)
         if interpolator is not None:
@@ -159,15 +162,6 @@ class DistillTask:
 def falls_in_share(n: int, share: float) -> bool:
     """Whether event `n` is one of an evenly spread `share` of all events; over n events they are floor(n share)."""
     return math.floor((n + 1) * share) > math.floor(n * share)
-
-
-def sequence_lengths(
-    latent_shape: tuple[int, ...], patch_size: tuple[int, int, int], strides: tuple[int, ...]
-) -> set[int]:
-    """Tokens of a clip of latents (C, F, H, W), at each frame stride."""
-    _, frames, height, width = latent_shape
-    time, *space = patch_size
-    return {len(range(0, frames, s)) // time * (height // space[0]) * (width // space[1]) for s in strides}
 
 
 def check_sequences(lengths: set[int], sharers: int) -> None:

@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from avd.config import ComputeRecipe
+from avd.models.backbone import Backbone
 from avd.models.devices import pick_device
-from avd.models.wan.model import WanVelocity
 from avd.types import UserError
 
 
@@ -214,23 +214,22 @@ def _join(backend: str) -> None:
         ) from error
 
 
-def shard(network: WanVelocity, ranks: Ranks, dtype: torch.dtype) -> None:
-    """Put a network on its device; with a mesh, shard it block by block and let it compute in `dtype`, in place.
+def shard(network: Backbone, ranks: Ranks, dtype: torch.dtype) -> None:
+    """Put a network on its device; with a mesh, shard it unit by unit and let it compute in `dtype`, in place.
 
-    Parameters stay what they are stored in and gradients are reduced in float32. The embedding of the noise level
-    computes in float32 throughout: in bfloat16, neighbouring timesteps would be one.
+    Parameters stay what they are stored in and gradients are reduced in float32. The family says which units compute
+    in float32 all the same.
     """
     if ranks.mesh is None:
         network.to(ranks.device)
         return
-    mesh, transformer = ranks.mesh, network.transformer
+    mesh = ranks.mesh
     precise = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     # The root too lets go of its weights after use: a network that is only run forward, like the average, would go on
     # with those it gathered the first time.
-    fully_shard(transformer.condition_embedder.time_embedder, mesh=mesh, mp_policy=precise, reshard_after_forward=True)
-    for block in transformer.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    for unit in network.shard_units():
+        fully_shard(unit.module, mesh=mesh, mp_policy=precise if unit.float32 else policy, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     if ranks.context_size > 1:  # ranks that share a clip have a part each of its gradient: a sum, not a mean
         for module in network.modules():

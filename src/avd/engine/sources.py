@@ -7,22 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from avd.data import LatentCache, LatentSource, MemoryLatents
-from avd.files import replacing
-from avd.models.wan.codec import AutoencoderKLWan, encode_video
-from avd.models.wan.model import VideoModel
-from avd.types import UserError
+from avd.models.family import TextToVideo
+from avd.types import Conditions, UserError
 from avd.world import Split, World
 
 Progress = Callable[[int, int], None]
 _BATCH = 16
-_PART = 1024
 
 
-def open_cache(path: Path, model: VideoModel) -> LatentCache:
+def open_cache(path: Path, model: TextToVideo) -> LatentCache:
     """A cache that fits `model`. Raises UserError if it was made with another model's VAE or text encoder."""
     cache = LatentCache(path)
     if cache.identity != model.identity:
@@ -33,7 +29,7 @@ def open_cache(path: Path, model: VideoModel) -> LatentCache:
     return cache
 
 
-def world_of(model: VideoModel, level: int) -> World:
+def world_of(model: TextToVideo, level: int) -> World:
     """The built-in world with clips of the size, length and frame rate that `model` makes.
 
     Raises UserError for a model whose clips are not square: the world draws no others.
@@ -44,13 +40,13 @@ def world_of(model: VideoModel, level: int) -> World:
             f"model {model.folder} makes clips of {settings.height} x {settings.width} and the built-in world draws "
             "squares: give videos of your own with --data CACHE"
         )
-    return World(level, settings.height, settings.frames, settings.fps)
+    return World(level, settings.height, settings.frames, round(settings.fps))
 
 
 def encode_world(
-    model: VideoModel, world: World, count: int, split: Split = "train", progress: Progress | None = None
+    model: TextToVideo, world: World, count: int, split: Split = "train", progress: Progress | None = None
 ) -> MemoryLatents:
-    """The first `count` clips of a split of the world, encoded, with their captions' embeddings."""
+    """The first `count` clips of a split of the world, encoded, with their captions' conditions."""
     latents, prompts, captions = [], [], []
     for start in range(0, count, _BATCH):
         clips = [world.clip(i, split) for i in range(start, min(start + _BATCH, count))]
@@ -59,33 +55,7 @@ def encode_world(
         prompts.append(model.encode_prompts(captions[start:]))
         if progress is not None:
             progress(len(captions), count)
-    return MemoryLatents(torch.cat(latents), torch.cat(prompts), captions)
-
-
-def world_latents_on_disk(
-    folder: Path, vae: AutoencoderKLWan, world: World, count: int, progress: Progress | None = None
-) -> Tensor:
-    """Whitened latents (N, C, F, H, W) in half precision of the world's first `count` training clips.
-
-    Encoded in parts kept in `folder`, so that a run killed meanwhile goes on from the last whole part.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for start in range(0, count, _PART):
-        path = folder / f"{start:07d}.safetensors"
-        stop = min(start + _PART, count)
-        if not path.exists():
-            videos = (
-                np.stack([world.clip(j).video for j in range(i, min(i + _BATCH, stop))])
-                for i in range(start, stop, _BATCH)
-            )
-            latents = torch.cat([encode_video(vae, video) for video in videos]).half()
-            with replacing(path) as writing:
-                save_file({"latents": latents}, writing)
-        parts.append(load_file(path)["latents"])
-        if progress is not None:
-            progress(stop, count)
-    return torch.cat(parts)
+    return MemoryLatents(torch.cat(latents), Conditions.cat(prompts), captions)
 
 
 class Window:
@@ -104,5 +74,5 @@ class Window:
     def latents(self, indices: Sequence[int]) -> Tensor:
         return self._source.latents([self._range[i] for i in indices])
 
-    def prompts(self, indices: Sequence[int]) -> Tensor:
+    def prompts(self, indices: Sequence[int]) -> Conditions:
         return self._source.prompts([self._range[i] for i in indices])

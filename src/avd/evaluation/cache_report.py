@@ -9,7 +9,7 @@ import numpy as np
 
 from avd.data import LatentCache, read_skipped, source_seconds
 from avd.measures.video import measure_pixels
-from avd.models.wan.model import VideoModel
+from avd.models.family import TextToVideo
 from avd.objectives.temporal import frame_variance, temporal_regularization
 
 
@@ -75,7 +75,7 @@ class PixelReport:
     """Absolute difference between neighbouring frames."""
 
 
-def decode_some(cache: LatentCache, model: VideoModel, count: int) -> tuple[np.ndarray, list[str]]:
+def decode_some(cache: LatentCache, model: TextToVideo, count: int) -> tuple[np.ndarray, list[str]]:
     """`count` clips spread over the cache, decoded to uint8 videos (B, F, H, W, 3), and their captions."""
     indices = spread(len(cache), count)
     return model.decode_video(cache.latents(indices)), [cache.captions[i] for i in indices]

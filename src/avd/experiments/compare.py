@@ -23,7 +23,7 @@ from avd.evaluation.rows import Results, Row, read_results, write_results
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
 from avd.experiments.measuring import measure
-from avd.models.wan.model import VideoModel
+from avd.models.family import TextToVideo, open_model
 from avd.sampling.choose import make_sampler
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
 
@@ -60,7 +60,7 @@ def run_comparison(
     whose clips are not those of the built-in world.
     """
     first = recipes[0]
-    teacher = VideoModel.open(first.model, transformer=first.transformer)
+    teacher = open_model(first.model, transformer=first.transformer)
     suite = WorldSuite.of(world_of(teacher, first.data.world_level), clips, repeats)
     check_model(suite, teacher.settings, first.model)
     truth = judge(suite, suite.rendered(), name="rendered clips")
@@ -94,7 +94,7 @@ def _run_folder(output: Path, recipe: Recipe) -> Path:
     return output / f"{recipe.name}-{recipe.seed}"
 
 
-def _teachers(teacher: VideoModel, recipe: Recipe, output: Path, seed: int) -> list[_Contender]:
+def _teachers(teacher: TextToVideo, recipe: Recipe, output: Path, seed: int) -> list[_Contender]:
     """The teacher with all its steps, and cut to the student's."""
     settings = teacher.settings
     many = ManySteps(teacher, settings.steps, settings.guidance)
@@ -108,7 +108,7 @@ def _teachers(teacher: VideoModel, recipe: Recipe, output: Path, seed: int) -> l
 def _students(recipe: Recipe, output: Path, half_rate: bool) -> list[_Contender]:
     """A finished run's student at full rate, and at half rate if asked."""
     run = _run_folder(output, recipe)
-    student, seed = VideoModel.open(str(run / "student")), recipe.seed
+    student, seed = open_model(str(run / "student")), recipe.seed
     values = recipe.model_dump(mode="json")
     full = make_sampler(student, half_rate=False)
     found = [_Contender(recipe.name, seed, full, run / "row.json", values)]

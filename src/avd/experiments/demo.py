@@ -18,7 +18,7 @@ from avd.evaluation.suite import Clip
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
 from avd.experiments.measuring import measure
-from avd.models.wan.model import VideoModel
+from avd.models.family import open_model
 from avd.sampling.choose import load_interpolator
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
 
@@ -91,7 +91,7 @@ def _measure(output: Path, student_folder: Path, plan: DemoPlan, seed: int, bars
 
 def _samplers(student_folder: Path, teacher_steps: int) -> dict[str, Sampler]:
     """What makes the videos, by row name."""
-    teacher, student = VideoModel.open("wan-mini"), VideoModel.open(str(student_folder))
+    teacher, student = open_model("wan-mini"), open_model(str(student_folder))
     timesteps = student.settings.student_timesteps
     assert timesteps is not None
     return {

@@ -20,10 +20,13 @@ from avd.engine.schedules import trapezoid
 from avd.files import atomic_folder
 from avd.flow import add_noise, velocity_of
 from avd.miniature import architecture as mini
+from avd.models.family import TextToVideo
 from avd.models.settings import Settings
 from avd.models.wan.codec import AutoencoderKLWan
-from avd.models.wan.model import VideoModel, WanVelocity, encode_prompts
+from avd.models.wan.model import VideoModel, encode_prompts
+from avd.models.wan.network import WanVelocity
 from avd.sampling.teacher import sample_teacher
+from avd.types import UserError
 from avd.world import World, vocabulary
 
 
@@ -38,7 +41,8 @@ class _Networks(nn.Module):
 class TeacherTask:
     """An `engine.loop.Task`. `latents` are (N, C, F, H, W) of the first N training clips of `world`.
 
-    The weights start at random, or at those of `start`, a miniature trained before on latents of the same VAE.
+    The weights start at random, or at those of `start`, a miniature trained before on latents of the same VAE. Raises
+    UserError for a `start` of another family.
     """
 
     def __init__(
@@ -47,8 +51,10 @@ class TeacherTask:
         world: World,
         vae: AutoencoderKLWan,
         latents: Tensor,
-        start: VideoModel | None = None,
+        start: TextToVideo | None = None,
     ) -> None:
+        if not isinstance(start, VideoModel | None):
+            raise UserError(f"{start.folder} is no model of the miniature's family: start from wan-mini or one like it")
         self.config, self.world, self.vae, self.latents = config, world, vae, latents
         torch.manual_seed(derive_seed(config.seed, "teacher", "weights"))
         self.tokenizer = mini.build_tokenizer(vocabulary())

@@ -8,39 +8,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from diffusers import WanPipeline, WanTransformer3DModel
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from avd.types import UserError, Velocity
+from avd.types import Conditions, UserError
+
+if TYPE_CHECKING:
+    from avd.models.backbone import Backbone
 
 Whole = Callable[[Tensor], Tensor]
 """A tensor that may be sharded, gathered on the CPU."""
 
 
-class Base(Velocity, Protocol):
-    """A velocity that is a module around a transformer."""
-
-    transformer: WanTransformer3DModel
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
-
-
 class AdapterVelocity:
     """A base with one of its adapters switched on, or with none, as an `avd.types.Velocity`."""
 
-    def __init__(self, base: Base, adapter: str | None) -> None:
+    def __init__(self, base: Backbone, adapter: str | None) -> None:
         self.base, self.adapter = base, adapter
 
-    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
+    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
         with switched(self.base.transformer, self.adapter):
-            return self.base(x_BCFHW, sigma_B, prompt_BLD, frame_stride=frame_stride)
+            return self.base(x_BCFHW, sigma_B, conditions, frame_stride=frame_stride)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The adapter's own; the base's are nobody's."""
@@ -52,17 +44,14 @@ class AdapterVelocity:
 
 
 def add_adapters(
-    transformer: WanTransformer3DModel, names: tuple[str, ...], *, rank: int, alpha: float, targets: tuple[str, ...]
+    transformer: nn.Module, names: tuple[str, ...], *, rank: int, alpha: float, targets: tuple[str, ...]
 ) -> None:
     """Freeze a transformer and give it adapters of these names, in place, all of them beginning alike.
 
     `targets` are endings of the names of linear layers. The first matrices are drawn from torch's global generator.
-    Raises UserError for a target that names no layer.
+    Raises UserError as `check_targets`.
     """
-    modules = [name for name, _ in transformer.named_modules()]
-    for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in modules):
-            raise UserError(f"adapters.targets names {target!r}, and the model has no such layer: see docs/recipes.md")
+    check_targets(transformer, targets)
     transformer.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
     with warnings.catch_warnings(action="ignore"):  # of there being several adapters
@@ -75,8 +64,19 @@ def add_adapters(
             down.data, up.data = layer.lora_A[names[0]].weight.data.float().clone(), up.data.float()
 
 
+def check_targets(transformer: nn.Module, targets: tuple[str, ...]) -> None:
+    """Raise UserError for a target that names no layer, or one that is not linear."""
+    modules = dict(transformer.named_modules())
+    for target in targets:
+        found = [module for name, module in modules.items() if name == target or name.endswith("." + target)]
+        if not found:
+            raise UserError(f"adapters.targets names {target!r}, and the model has no such layer: see docs/recipes.md")
+        if not all(isinstance(module, nn.Linear) for module in found):
+            raise UserError(f"adapters.targets names {target!r}, which is not a linear layer: see docs/recipes.md")
+
+
 @contextmanager
-def switched(transformer: WanTransformer3DModel, adapter: str | None) -> Iterator[None]:
+def switched(transformer: nn.Module, adapter: str | None) -> Iterator[None]:
     """With this adapter on, or none, for the duration of a block.
 
     peft's own switch also freezes every adapter that is off, which would cut a graph that still waits for its backward
@@ -93,14 +93,14 @@ def switched(transformer: WanTransformer3DModel, adapter: str | None) -> Iterato
             layer._active_adapter, layer._disable_adapters = active, disabled
 
 
-def switched_as_now(transformer: WanTransformer3DModel) -> Callable[[], AbstractContextManager[None]]:
+def switched_as_now(transformer: nn.Module) -> Callable[[], AbstractContextManager[None]]:
     """Makes contexts in which the same adapter is on as at this moment: for a forward that is run again later."""
     layers = _layers(transformer)
     adapter = None if not layers or layers[0]._disable_adapters else layers[0]._active_adapter[0]
     return lambda: switched(transformer, adapter)
 
 
-def merged_weights(transformer: WanTransformer3DModel, adapter: str, whole: Whole) -> dict[str, Tensor]:
+def merged_weights(transformer: nn.Module, adapter: str, whole: Whole) -> dict[str, Tensor]:
     """The state dict of a plain transformer that is the base with the adapter in it: W + (alpha / rank) B A."""
     merged = {
         name.replace(".base_layer", ""): whole(p).clone()
@@ -114,7 +114,7 @@ def merged_weights(transformer: WanTransformer3DModel, adapter: str, whole: Whol
     return merged
 
 
-def adapter_weights(transformer: WanTransformer3DModel, adapter: str, whole: Whole) -> dict[str, Tensor]:
+def adapter_weights(transformer: nn.Module, adapter: str, whole: Whole) -> dict[str, Tensor]:
     """The adapter by itself, by the names that diffusers gives a LoRA of a transformer, alpha / rank multiplied in."""
     scaling = {name: layer.scaling[adapter] for name, layer in _named_layers(transformer)}
     tensors = get_peft_model_state_dict(transformer, adapter_name=adapter)
@@ -126,25 +126,9 @@ def adapter_weights(transformer: WanTransformer3DModel, adapter: str, whole: Who
     return weights
 
 
-def save_adapter(folder: Path, weights: dict[str, Tensor]) -> None:
-    """Write what `adapter_weights` gave as a LoRA that diffusers' `WanPipeline.load_lora_weights` reads."""
-    WanPipeline.save_lora_weights(folder, transformer_lora_layers=weights)
-
-
-def merge_saved(transformer: WanTransformer3DModel, folder: Path) -> None:
-    """Merge the LoRA in `folder` into a plain transformer, in place. Raises UserError if it does not fit."""
-    try:
-        transformer.load_lora_adapter(str(folder), prefix="transformer", use_safetensors=True)
-        transformer.fuse_lora()
-        transformer.unload_lora()
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"the adapter {folder} does not fit its base: {reason}") from error
-
-
-def _named_layers(transformer: WanTransformer3DModel) -> list[tuple[str, LoraLayer]]:
+def _named_layers(transformer: nn.Module) -> list[tuple[str, LoraLayer]]:
     return [(name, module) for name, module in transformer.named_modules() if isinstance(module, LoraLayer)]
 
 
-def _layers(transformer: WanTransformer3DModel) -> list[LoraLayer]:
+def _layers(transformer: nn.Module) -> list[LoraLayer]:
     return [layer for _, layer in _named_layers(transformer)]

@@ -1,27 +1,37 @@
-"""What is asked of a model to be a teacher and, with other weights, its student.
+"""Model families: what is asked of a model to be a teacher and, with other weights, its student; and which one it is.
 
-`avd.models.wan.model.VideoModel` is that for the Wan family; docs/adding-a-model.md says what another would need.
+A family is a sub-package of `avd.models` with a module-level `FAMILY`, which says whose folders it takes and imports
+the rest when one is opened. docs/adding-a-model.md says what a family holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import torch
-from torch import Tensor
+import avd.models
+from avd.models.folders import INDEX_FILE, AdapterFolder, ModelSource, locate, read_object
+from avd.types import Conditions, UserError
 
-from avd.models.settings import Settings
-from avd.types import Velocity
+if TYPE_CHECKING:  # asking which families there are loads no torch
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from avd.models.backbone import Backbone
+    from avd.models.settings import Settings
+    from avd.models.sizes import Sizes
 
 
 class TextToVideo(Protocol):
     """Pixels and prompts in and out of what a network is trained on, and the network itself.
 
-    Clips are uint8 (B, F, H, W, 3); latents are whitened, float (B, C, F', H', W'); prompts are embedded once, as
-    (B, L, D) with L and D the same for all. Everything past this protocol knows latents and embeddings only.
+    Clips are uint8 (B, F, H, W, 3); latents are whitened, float (B, C, F', H', W'); prompts are encoded once, as
+    `Conditions` of the same shapes for all. Everything past this protocol knows latents and conditions only.
     """
 
     settings: Settings
@@ -34,7 +44,7 @@ class TextToVideo(Protocol):
 
     @property
     def identity(self) -> str:
-        """Changes whenever cached latents or prompt embeddings would no longer fit the model."""
+        """`<family>-<hash>`, which changes whenever cached latents or conditions would no longer fit the model."""
         ...
 
     @property
@@ -42,12 +52,21 @@ class TextToVideo(Protocol):
         """Where clips and prompts are encoded and decoded. What the methods take and give is on the CPU."""
         ...
 
-    def velocity(self, device: torch.device | None = None) -> Velocity:
-        """The network, on `device` if given, in the flow convention of `avd.flow`; it keeps a clip's true positions at
-        any frame stride."""
+    @property
+    def sizes(self) -> Sizes:
+        """Of the network, of one clip of the settings' size and of one prompt, without loading anything."""
         ...
 
-    def fresh_velocity(self) -> Velocity:
+    @property
+    def negative_prompt(self) -> str | None:
+        """What the family is guided away from as published; None where it has no such text."""
+        ...
+
+    def velocity(self, device: torch.device | None = None) -> Backbone:
+        """The network, on `device` if given."""
+        ...
+
+    def fresh_velocity(self) -> Backbone:
         """A trainable copy, for a student or a fake score that starts from the model."""
         ...
 
@@ -67,14 +86,123 @@ class TextToVideo(Protocol):
         """Latents to clips."""
         ...
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Embeddings of prompts; that of "" is the null prompt of guidance."""
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        """The conditions of prompts, float32; those of "" are the null prompt of guidance."""
         ...
 
     def drop(self, *parts: str) -> None:
         """Forget parts (`text_encoder`, `vae`, `transformer`) until they are needed again."""
         ...
 
+    def half(self) -> TextToVideo:
+        """All weights in half precision, in place: for shipping."""
+        ...
+
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None, **settings: Any) -> None:
         """Write a folder that loads again, and in the family's stock pipeline: with other weights, settings."""
         ...
+
+    def save_adapter(self, folder: Path, weights: dict[str, Tensor], **settings: Any) -> None:
+        """Write a LoRA of this model, as `models.adapters.adapter_weights` gives it, with changed settings."""
+        ...
+
+
+Load = Callable[[ModelSource, "torch.dtype", "torch.device | None"], TextToVideo]
+"""Opens a model whose network computes in a dtype, on a device. Raises UserError for files that do not fit."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the models of a family are known, and how they are opened. The two functions import what they need."""
+
+    name: str
+    pipelines: tuple[str, ...]
+    """What `_class_name` may be in a folder's `model_index.json`."""
+    load: Load
+    read_sizes: Callable[[str, ModelSource | None], Sizes]
+    """Of a folder, from its configs alone, or of one of `hub_ids`."""
+    shipped: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of models that come with the package, by name."""
+    hub_ids: tuple[str, ...] = ()
+    """Published models whose sizes are known without their files."""
+
+
+def families() -> list[Family]:
+    """All families there are, by name of their sub-package."""
+    packages = sorted(info.name for info in pkgutil.iter_modules(avd.models.__path__) if info.ispkg)
+    modules = (importlib.import_module(f"avd.models.{name}") for name in packages)
+    return [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
+
+
+def open_model(name: str, *, transformer: str | None = None) -> TextToVideo:
+    """`load_model` to use a model as it is: in bfloat16 on the GPU if there is one, else in float32 on the CPU."""
+    import torch
+
+    from avd.models.devices import pick_device
+
+    device = pick_device("auto")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return load_model(name, transformer=transformer, dtype=dtype, device=device)
+
+
+def load_model(
+    name: str,
+    *,
+    transformer: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> TextToVideo:
+    """Open a shipped model by name, a diffusers folder, a student's folder, or a hub id.
+
+    `transformer` is a safetensors file to take the transformer's weights from. `dtype` (None: float32) is that of
+    transformer and text encoder, whatever they are stored in. Everything is checked now; weights are read later. Raises
+    UserError if there is no such model, no family takes it, or its files are damaged or do not fit each other.
+    """
+    import torch
+
+    known = families()
+    adapter = None if name in _shipped(known) else AdapterFolder.find(name)
+    if adapter is not None and transformer is not None:
+        raise UserError(f"{name} is an adapter of a transformer of its own: leave the other one out")
+    base, file = (name, transformer) if adapter is None else (adapter.base, adapter.transformer)
+    folder = locate(base, _shipped(known))
+    assert folder is not None
+    source, family = _find_family(base, folder, known)
+    source = ModelSource(base, folder, source.index, file, adapter)
+    return family.load(source, dtype or torch.float32, device)
+
+
+def read_sizes(name: str) -> Sizes:
+    """The sizes of a shipped model, a diffusers folder or a known hub id; only config files are read, none fetched.
+
+    Raises UserError if there is no such model, its sizes are not known here, or no family takes it.
+    """
+    known = families()
+    if not Path(name).is_dir():
+        for family in known:
+            if name in family.hub_ids:
+                return family.read_sizes(name, None)
+    folder = locate(name, _shipped(known), fetch=False)
+    if folder is None:
+        hub = ", ".join(hub_id for family in known for hub_id in family.hub_ids)
+        raise UserError(f"the sizes of {name} are not known here: name its folder, or one of {hub}")
+    source, family = _find_family(name, folder, known)
+    return family.read_sizes(name, source)
+
+
+def _shipped(known: list[Family]) -> dict[str, Path]:
+    return {name: folder for family in known for name, folder in family.shipped.items()}
+
+
+def _find_family(name: str, folder: Path, known: list[Family]) -> tuple[ModelSource, Family]:
+    """The family that takes a folder. Raises UserError naming what was found and which there are."""
+    try:
+        index = read_object(folder / INDEX_FILE)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} cannot be loaded: {error}: name a diffusers folder") from error
+    found = index.get("_class_name")
+    for family in known:
+        if found in family.pipelines:
+            return ModelSource(name, folder, index), family
+    there_are = ", ".join(f"{family.name} ({', '.join(family.pipelines)})" for family in known)
+    raise UserError(f"{name} holds a pipeline of class {found!r}, of no family known here: there are {there_are}")

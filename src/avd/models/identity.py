@@ -33,9 +33,9 @@ def entries_on_disk(skeleton: nn.Module, weights: Weights) -> Iterator[Entry]:
         yield f"{name}{tuple(tensor.shape)}", weights.first_values(alias, _VALUES).numpy().tobytes()
 
 
-def identity_of(entries: Iterable[Entry], *about: object) -> str:
-    """A name that changes with any of the entries and with what else is passed."""
+def identity_of(family: str, entries: Iterable[Entry], *about: object) -> str:
+    """`<family>-<hash>`, which changes with any of the entries and with what else is passed."""
     digest = hashlib.sha256(repr(about).encode())
     for name, values in entries:
         digest.update(name.encode() + values)
-    return f"wan-{digest.hexdigest()[:16]}"
+    return f"{family}-{digest.hexdigest()[:16]}"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from avd.files import read_text
 from avd.types import UserError
 
 SETTINGS_FILE = "avd.json"
 SolverName = Literal["euler", "unipc"]
-"""Solvers of a many-step model: Euler on Wan's own uniform grid, or UniPC, the scheduler that Wan ships with."""
+"""Solvers of a many-step model: Euler on a uniform grid, or UniPC."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Settings:
     frames: int = 81
     height: int = 480
     width: int = 832
-    fps: int = 16
+    fps: float = 16
     steps: int = 50
     guidance: float = 5.0
     shift: float = 5.0
@@ -35,35 +37,61 @@ class Settings:
     solver: SolverName = "euler"
 
 
-WAN22_TI2V = Settings(frames=121, height=704, width=1280, fps=24)
-"""Of Wan2.2-TI2V-5B; the defaults are Wan2.1-T2V's."""
+_LARGEST = {"frames": 100_000, "height": 100_000, "width": 100_000, "steps": 100_000}
 
 
-def read_settings(folder: Path, index: Mapping[str, Any]) -> Settings:
-    """Settings of the model folder whose `model_index.json` holds `index`."""
+def read_settings(folder: Path) -> Settings | None:
+    """The settings in a model folder; None if it has none of its own. Raises UserError, in one line, for what cannot
+    be settings: unknown keys, sizes that are no positive whole numbers, timesteps that do not fall."""
     path = folder / SETTINGS_FILE
     if not path.exists():
-        return _implied(folder, index)
+        return None
     try:
-        values = json.loads(path.read_text())
-        if values.get("student_timesteps") is not None:
-            values["student_timesteps"] = tuple(values["student_timesteps"])
-        settings = Settings(**values)
-        if settings.solver not in get_args(SolverName):
-            raise ValueError(f"solver is {settings.solver!r}")
-        return settings
-    except (ValueError, TypeError, AttributeError) as error:
+        values = json.loads(read_text(path))
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
+        return _checked(values)
+    except ValueError as error:
         raise UserError(f"{path} is no settings file of avd ({error}): write the model folder again") from error
 
 
-def _implied(folder: Path, index: Mapping[str, Any]) -> Settings:
-    """Settings of a folder from elsewhere: solver and shift of its scheduler, clips of its family.
+def write_settings(folder: Path, settings: Settings) -> None:
+    (folder / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
 
-    A pipeline that expands timesteps is Wan2.2-TI2V's; others are taken for Wan2.1's.
-    """
-    path = folder / "scheduler" / "scheduler_config.json"
-    scheduler = json.loads(path.read_text()) if path.exists() else {}
-    settings = WAN22_TI2V if index.get("expand_timesteps") else Settings()
-    if scheduler.get("_class_name") == "UniPCMultistepScheduler":
-        return replace(settings, solver="unipc", shift=scheduler["flow_shift"])
-    return replace(settings, shift=scheduler.get("shift", settings.shift))
+
+def is_count(value: object, least: int, most: int) -> bool:
+    """Whether it is a whole number from `least` to `most`; JSON's true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _checked(values: Mapping[str, Any]) -> Settings:
+    """Raises ValueError naming the first value that cannot be."""
+    unknown = values.keys() - {field.name for field in fields(Settings)}
+    if unknown:
+        raise ValueError(f"it has the unknown key {min(unknown)!r}")
+    for key, most in _LARGEST.items():
+        if key in values and not is_count(values[key], 1, most):
+            raise ValueError(f"{key} is {values[key]!r}, not a whole number from 1 to {most:,}")
+    for key in ("fps", "shift"):
+        if key in values and not (is_number(values[key]) and 0 < values[key] <= 1000):
+            raise ValueError(f"{key} is {values[key]!r}, not a number above 0 and at most 1,000")
+    if "guidance" in values and not is_number(values["guidance"]):
+        raise ValueError(f"guidance is {values['guidance']!r}, not a number")
+    timesteps = values.get("student_timesteps")
+    if timesteps is not None:
+        if not isinstance(timesteps, list) or not all(is_number(timestep) for timestep in timesteps):
+            raise ValueError(f"student_timesteps is {timesteps!r}, not a list of numbers")
+        from avd.flow import few_step_sigmas  # here, as the command line reads `SolverName` without torch
+
+        few_step_sigmas(tuple(timesteps))
+    stages, most = values.get("half_rate_stages", 0), 0 if timesteps is None else len(timesteps) - 1
+    if not is_count(stages, 0, most):
+        raise ValueError(f"half_rate_stages is {stages!r}, not a whole number from 0 to {most}")
+    if values.get("solver", "euler") not in get_args(SolverName):
+        raise ValueError(f"solver is {values['solver']!r}")
+    return Settings(**{**values, "student_timesteps": None if timesteps is None else tuple(timesteps)})

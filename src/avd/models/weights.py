@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
-from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -74,9 +72,12 @@ def stored_names(skeleton: nn.Module, stored: Mapping[str, object]) -> dict[str,
     }
 
 
-def in_diffusers_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of a Wan transformer's tensors, given in its original names or already in diffusers', in diffusers'."""
-    if "scale_shift_table" in shapes:
-        return dict(shapes)
-    hollow = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    return {name: tuple(tensor.shape) for name, tensor in convert_wan_transformer_to_diffusers(hollow).items()}
+def check_depth(shapes: Mapping[str, tuple[int, ...]], prefix: str, layers: int) -> None:
+    """Raise ValueError unless there is a tensor of the last of `layers` blocks, which are named `prefix` and a number.
+
+    A skeleton takes a while to build for each of its blocks; this tells beforehand that a config names too many.
+    """
+    if not any(name.startswith(f"{prefix}{layers - 1}.") for name in shapes):
+        numbers = [name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)]
+        there_are = 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+        raise ValueError(f"it lacks weights, such as {prefix}{there_are}., as its config says {layers:,} layers")

@@ -1,4 +1,4 @@
-"""Memory of one pass through a network, found by running diffusers' code on tensors that hold no data.
+"""Memory of one pass through a network, found by running the network's own code on tensors that hold no data.
 
 Under torch's `FakeTensorMode` every operation yields tensors of the right sizes and computes nothing, autograd saves
 what it would really save, and a backward frees it. Storages are counted as they come and go. Parameters, their
@@ -22,8 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from avd.config import AdaptersRecipe
-from avd.models.wan.blocks import Recomputed
-from avd.models.wan.skeleton import Skeleton
+from avd.models.adapters import add_adapters
+from avd.models.backbone import Backbone, Recomputed
+from avd.models.sizes import Sizes
+from avd.types import Conditions
 
 _DEPTHS = (2, 4)
 """Depths that are run. Beyond the second block every block adds the same; both are even for `selective`."""
@@ -59,7 +61,7 @@ class PassMemory:
 class PassMeter:
     """Measures passes through a model of given sizes; a pass that was measured before costs nothing."""
 
-    skeleton: Skeleton
+    sizes: Sizes
     _known: dict[str, PassMemory] = field(default_factory=dict)
 
     def __call__(self, which: Pass) -> PassMemory:
@@ -71,12 +73,12 @@ class PassMeter:
     def _measure(self, which: Pass) -> PassMemory:
         if which.clips > _CLIPS[1]:
             return _extend(_CLIPS, [self(replace(which, clips=clips)) for clips in _CLIPS], which.clips)
-        layers = self.skeleton.layers
+        layers = self.sizes.layers
         if not which.gradient:  # nothing is kept from block to block
-            return run_fake(self.skeleton, min(layers, _DEPTHS[0]), which)
+            return run_fake(self.sizes, min(layers, _DEPTHS[0]), which)
         if layers <= _DEPTHS[1]:
-            return run_fake(self.skeleton, layers, which)
-        return _extend(_DEPTHS, [run_fake(self.skeleton, depth, which) for depth in _DEPTHS], layers)
+            return run_fake(self.sizes, layers, which)
+        return _extend(_DEPTHS, [run_fake(self.sizes, depth, which) for depth in _DEPTHS], layers)
 
 
 def _extend(measured: tuple[int, int], found: Sequence[PassMemory], wanted: int) -> PassMemory:
@@ -86,28 +88,45 @@ def _extend(measured: tuple[int, int], found: Sequence[PassMemory], wanted: int)
     return PassMemory(a.saved + steps * (b.saved - a.saved), a.peak + steps * (b.peak - a.peak))
 
 
-def run_fake(skeleton: Skeleton, layers: int, which: Pass) -> PassMemory:
+def run_fake(sizes: Sizes, layers: int, which: Pass) -> PassMemory:
     """`which` through a network of `layers` blocks, on fake tensors."""
-    # The one backend that keeps the scores; what the others keep does not differ.
-    attention = sdpa_kernel(SDPBackend.MATH) if which.attention == "_native_math" else nullcontext()
+    # What backends keep does not differ, but for the scores.
+    attention = sdpa_kernel(SDPBackend.MATH) if sizes.keeps_scores(which.attention) else nullcontext()
     with FakeTensorMode(), attention:
-        network = skeleton.build(layers, dtype=which.dtype, adapters=which.adapters, checkpointing=which.checkpointing)
+        network = build_hollow(replace(sizes, layers=layers), which.dtype, which.adapters)
+        network.recompute(which.checkpointing)
         _move_here(network)
         if which.gpu:
             _fuse_norms(network)
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
-        noisy = torch.empty(which.clips, *skeleton.latent_CFHW)
+        noisy = torch.empty(which.clips, *sizes.latent_CFHW)
         sigma = torch.empty(which.clips)
-        prompt = torch.empty(which.clips, skeleton.text_tokens, skeleton.config["text_dim"])
-        given = [*network.parameters(), *network.buffers(), noisy, sigma, prompt]
+        prompts = Conditions({k: torch.empty(which.clips, *shape) for k, shape in sizes.conditions.items()})
+        given = [*network.parameters(), *network.buffers(), noisy, sigma, *prompts.tensors.values()]
         with LiveBytes(given) as live, torch.set_grad_enabled(which.gradient):
-            velocity = network(noisy, sigma, prompt)
+            velocity = network(noisy, sigma, prompts)
             saved = live.now
             if which.gradient:
                 velocity.backward(torch.empty_like(velocity))
     return PassMemory(saved, live.peak)
+
+
+def build_hollow(sizes: Sizes, dtype: torch.dtype, adapters: AdaptersRecipe | None) -> Backbone:
+    """The network on the meta device, all of it trained or, with `adapters`, only these.
+
+    Parameters are of `dtype`; buffers keep their precision, as they do in training. Raises UserError for adapters of
+    layers that are not there.
+    """
+    with torch.device("meta"):
+        network = sizes.build()
+        if adapters is not None:
+            targets = adapters.targets or sizes.adapter_targets
+            add_adapters(network.transformer, ("student",), rank=adapters.rank, alpha=adapters.alpha, targets=targets)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return network
 
 
 def _move_here(network: nn.Module) -> None:

@@ -8,15 +8,16 @@ activations of its passes, measured by `planning.activations`, the weights that 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 
 from avd.config import AdaptersRecipe, OptimizerRecipe, Recipe
 from avd.methods.method import Method
-from avd.models.wan.skeleton import Skeleton
+from avd.models.sizes import Sizes
 from avd.objectives.source import DataSource
-from avd.planning.activations import Pass, PassMemory, PassMeter
+from avd.planning.activations import Pass, PassMemory, PassMeter, build_hollow
 
 _FLOAT32 = 4
 _LATENTS_ALIVE = 10
@@ -75,17 +76,18 @@ class Resident:
         return self.frozen_weights + self.trained_weights + self.average + self.optimizer + self.batch
 
 
-def count_parameters(skeleton: Skeleton, adapters: AdaptersRecipe | None) -> Parameters:
+def count_parameters(sizes: Sizes, adapters: AdaptersRecipe | None) -> Parameters:
     """Counted on a network of one block, on the meta device."""
-    network = skeleton.build(1, dtype=torch.float32, adapters=adapters).transformer
+    network = build_hollow(replace(sizes, layers=1), torch.float32, adapters)
+    of_blocks = {id(parameter) for block in network.blocks for parameter in block.parameters()}
     counts = {(inside, added): 0 for inside in (True, False) for added in (True, False)}
     for name, parameter in network.named_parameters():
-        counts[name.startswith("blocks."), "lora_" in name] += parameter.numel()
+        counts[id(parameter) in of_blocks, "lora_" in name] += parameter.numel()
     trained = [parameter.numel() for parameter in network.parameters() if parameter.requires_grad]
     return Parameters(
         block=counts[True, False],
         outside=counts[False, False],
-        layers=skeleton.layers,
+        layers=sizes.layers,
         largest=max(trained),
         adapter_block=counts[True, True],
         adapter_outside=counts[False, True],
@@ -147,15 +149,9 @@ class Account:
 
     def _batch(self) -> float:
         """Real latents and prompts, the rollouts' prompts, and what the losses make of latents."""
-        skeleton = self._meter.skeleton
-        channels, frames, height, width = skeleton.latent_CFHW
-        prompts = 1 + self._method.rollouts
-        latent = channels * frames * height * width
-        return (
-            _FLOAT32
-            * self._clips
-            * (_LATENTS_ALIVE * latent + prompts * skeleton.text_tokens * skeleton.config["text_dim"])
-        )
+        sizes, prompts = self._meter.sizes, 1 + self._method.rollouts
+        prompt = sum(math.prod(shape) for shape in sizes.conditions.values())
+        return _FLOAT32 * self._clips * (_LATENTS_ALIVE * math.prod(sizes.latent_CFHW) + prompts * prompt)
 
     def _backward(self, name: str, learning: PassMemory, had: float) -> Moment:
         """Begins with all activations and the gradients `had` from earlier passes; ends with all gradients."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from avd.config import Recipe
 from avd.data import LatentCache
-from avd.models.wan.skeleton import Skeleton, read_skeleton
+from avd.models.family import read_sizes
+from avd.models.sizes import Sizes
 from avd.planning.activations import PassMeter
 from avd.planning.memory import Account, Moment, Parameters, Resident, count_parameters
 from avd.planning.work import Work, work_of
@@ -43,7 +44,7 @@ class Plan:
 
     recipe: Recipe
     machine: Machine
-    skeleton: Skeleton
+    sizes: Sizes
     parameters: Parameters
     resident: Resident
     work: tuple[Work, ...]
@@ -84,15 +85,15 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Bytes, operations and seconds as numbers, with the recipe and the machine they are for."""
-        skeleton, parameters = self.skeleton, self.parameters
+        sizes, parameters = self.sizes, self.parameters
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "machine": {**asdict(self.machine), "peak_tflops": self.machine.peak_of(self.recipe)},
             "model": {
                 "parameters": parameters.network,
                 "adapter_parameters": parameters.adapter,
-                "latents": list(skeleton.latent_CFHW),
-                "tokens": skeleton.tokens(),
+                "latents": list(sizes.latent_CFHW),
+                "tokens": sizes.tokens(),
             },
             "bytes": {
                 "resident": {**asdict(self.resident), "total": self.resident.total},
@@ -110,27 +111,27 @@ class Plan:
 class Planner:
     """Plans for recipes of one model; what was measured for one plan serves the next."""
 
-    def __init__(self, recipe: Recipe, skeleton: Skeleton | None = None) -> None:
+    def __init__(self, recipe: Recipe, sizes: Sizes | None = None) -> None:
         """Of the recipe's model, or of other sizes. Raises UserError if the model is not known here, or its cache is
         none."""
-        self.skeleton = skeleton or _at_cache(read_skeleton(recipe.model), recipe.data.cache)
-        self._meter = PassMeter(self.skeleton)
+        self.sizes = sizes or _at_cache(read_sizes(recipe.model), recipe.data.cache)
+        self._meter = PassMeter(self.sizes)
         self._parameters: dict[str, Parameters] = {}
 
     def plan(self, recipe: Recipe, machine: Machine) -> Plan:
         """Raises UserError for a batch, a microbatch or a shard that does not go with the number of GPUs."""
-        _check(recipe, self.skeleton, machine.gpus)
+        _check(recipe, self.sizes, machine.gpus)
         clips = recipe.training.batch * recipe.compute.context // machine.gpus
         if recipe.roles not in self._parameters:
             adapters = recipe.adapters if recipe.roles == "adapters" else None
-            self._parameters[recipe.roles] = count_parameters(self.skeleton, adapters)
+            self._parameters[recipe.roles] = count_parameters(self.sizes, adapters)
         parameters = self._parameters[recipe.roles]
         account = Account(recipe, self._meter, parameters, machine.gpus)
-        work = work_of(recipe, self.skeleton, in_parts=(recipe.compute.microbatch or clips) < clips)
-        return Plan(recipe, machine, self.skeleton, parameters, account.resident(), tuple(work), account)
+        work = work_of(recipe, self.sizes, in_parts=(recipe.compute.microbatch or clips) < clips)
+        return Plan(recipe, machine, self.sizes, parameters, account.resident(), tuple(work), account)
 
 
-def _check(recipe: Recipe, skeleton: Skeleton, gpus: int) -> None:
+def _check(recipe: Recipe, sizes: Sizes, gpus: int) -> None:
     """Raise UserError for what a run would refuse."""
     batch, shard, context = recipe.training.batch, recipe.compute.shard, recipe.compute.context
     if gpus % context:
@@ -147,17 +148,17 @@ def _check(recipe: Recipe, skeleton: Skeleton, gpus: int) -> None:
         )
     if shard is not None and gpus % shard:
         raise UserError(f"compute.shard is {shard}, with {gpus} GPUs: choose a divisor of {gpus}")
-    if recipe.rollout.half_rate_stages and skeleton.frames() % 2 == 0:
+    if recipe.rollout.half_rate_stages and sizes.frames() % 2 == 0:
         raise UserError(
-            f"recipe {recipe.name} has half-rate stages and its clips have {skeleton.frames()} latent frames, an even "
+            f"recipe {recipe.name} has half-rate stages and its clips have {sizes.frames()} latent frames, an even "
             "number: prepare clips of 8 n + 1 frames or set rollout.half_rate_stages=0"
         )
 
 
-def _at_cache(skeleton: Skeleton, folder: str | None) -> Skeleton:
+def _at_cache(sizes: Sizes, folder: str | None) -> Sizes:
     """Of the clips and prompts of a latent cache, where there is one: a run takes their size."""
     if folder is None:
-        return skeleton
+        return sizes
     cache = LatentCache(Path(folder))
     channels, frames, height, width = cache.latent_shape
-    return replace(skeleton, latent_CFHW=(channels, frames, height, width), text_tokens=cache.prompt_shape[0])
+    return replace(sizes, latent_CFHW=(channels, frames, height, width), conditions=cache.condition_shapes)

@@ -3,7 +3,7 @@
 Exits are uniform over the stages, so stage i of S runs before the exit in (S - 1 - i) / S of the rollouts and is the
 exit in 1 / S. A backward counts as two forwards, blocks that are computed again as the share of one that they are, and
 a half-rate stage as a whole one; operations are counted for what each really is. The interpolator is left out: it takes
-less than a thousandth of Wan2.1.
+less than a thousandth of a large network.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from avd.config import Recipe
 from avd.flow import few_step_sigmas
 from avd.methods.method import Method
-from avd.models.wan.skeleton import Skeleton
+from avd.models.sizes import Sizes
 from avd.objectives.passes import BACKWARD, Pass
 from avd.planning.flops import Flops, flops_of
 from avd.sampling.rollout import make_stages
@@ -47,9 +47,9 @@ class _Costs:
         return flops.forward + flops.backward + self.again * self.blocks(stride)
 
 
-def work_of(recipe: Recipe, skeleton: Skeleton, *, in_parts: bool) -> list[Work]:
+def work_of(recipe: Recipe, sizes: Sizes, *, in_parts: bool) -> list[Work]:
     """Of a cycle, for each clip of the batch. `in_parts`: a rank's clips go through the networks in several."""
-    costs, stages = _costs(recipe, skeleton), len(recipe.rollout.timesteps)
+    costs, stages = _costs(recipe, sizes), len(recipe.rollout.timesteps)
     found = []
     for each in Method.of(recipe).passes(in_parts=in_parts):
         forwards = 1 + BACKWARD + costs.again if each.learns else 1
@@ -77,17 +77,17 @@ def _flops(recipe: Recipe, which: Pass, costs: _Costs) -> float:
     return once(1)
 
 
-def _costs(recipe: Recipe, skeleton: Skeleton) -> _Costs:
+def _costs(recipe: Recipe, sizes: Sizes) -> _Costs:
     adapters = recipe.adapters if recipe.roles == "adapters" else None
-    again = {"none": 0.0, "selective": ((skeleton.layers + 1) // 2) / skeleton.layers, "full": 1.0}
+    again = {"none": 0.0, "selective": ((sizes.layers + 1) // 2) / sizes.layers, "full": 1.0}
 
     def blocks(stride: int) -> float:
-        without = replace(skeleton, config={**skeleton.config, "num_layers": 0})
-        return flops_of(skeleton, stride, adapters).forward - flops_of(without, stride).forward
+        without = replace(sizes, layers=0)
+        return flops_of(sizes, stride, adapters).forward - flops_of(without, stride).forward
 
     return _Costs(
-        bare=lambda stride: flops_of(skeleton, stride),
-        trained=lambda stride: flops_of(skeleton, stride, adapters),
+        bare=lambda stride: flops_of(sizes, stride),
+        trained=lambda stride: flops_of(sizes, stride, adapters),
         again=again[recipe.compute.checkpointing],
         blocks=blocks,
     )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import SolverName
-from avd.models.wan.model import VideoModel
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
 from avd.types import UserError
 
 
-def load_interpolator(model: VideoModel) -> FrameInterpolator | None:
+def load_interpolator(model: TextToVideo) -> FrameInterpolator | None:
     """The interpolator shipped in the model's folder, if there is one."""
     folder = None if model.folder is None else model.folder / "interpolator"
     return FrameInterpolator.load(folder) if folder is not None and folder.is_dir() else None
 
 
 def make_sampler(
-    model: VideoModel,
+    model: TextToVideo,
     *,
     half_rate: bool | None = None,
     steps: int | None = None,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from avd.flow import add_noise, x0_from_velocity
-from avd.types import Velocity
+from avd.types import Conditions, Velocity
 
 Interpolate = Callable[[Tensor], Tensor]
 """Clean latents (B, C, F, H, W) at half rate to (B, C, 2F - 1, H, W)."""
@@ -54,14 +54,14 @@ class Rollout:
             raise ValueError("half-rate stages need an interpolator: give one, or use full-rate stages only")
         self.stages, self._interpolate = stages, interpolate
 
-    def __call__(self, student: Velocity, noise_BCFHW: Tensor, prompt_BLD: Tensor, renoise: Renoise) -> Tensor:
+    def __call__(self, student: Velocity, noise_BCFHW: Tensor, prompt: Conditions, renoise: Renoise) -> Tensor:
         """The clean video of the last stage, of the shape of the noise."""
         last = len(self.stages) - 1
-        x = self.run_until(student, noise_BCFHW, prompt_BLD, renoise, last)
-        return self.predict(student, x, prompt_BLD, last)
+        x = self.run_until(student, noise_BCFHW, prompt, renoise, last)
+        return self.predict(student, x, prompt, last)
 
     def run_until(
-        self, student: Velocity, noise_BCFHW: Tensor, prompt_BLD: Tensor, renoise: Renoise, stage: int
+        self, student: Velocity, noise_BCFHW: Tensor, prompt: Conditions, renoise: Renoise, stage: int
     ) -> Tensor:
         """The noisy video that `stage` begins with, at that stage's stride, without gradient.
 
@@ -74,21 +74,21 @@ class Rollout:
         x = noise_BCFHW.float()[:, :, :: self.stages[0].frame_stride]
         for i in range(1, stage + 1):
             before, here = self.stages[i - 1], self.stages[i]
-            x0 = self._predict(student, x, before, prompt_BLD, gradient=False)
+            x0 = self._predict(student, x, before, prompt, gradient=False)
             if before.frame_stride > here.frame_stride:
                 x0 = self._fill(x0, gradient=False)
             x = add_noise(x0, renoise(i)[:, :, :: here.frame_stride], here.sigma)
         return x
 
     def predict(
-        self, student: Velocity, x_BCFHW: Tensor, prompt_BLD: Tensor, stage: int, *, gradient: bool = False
+        self, student: Velocity, x_BCFHW: Tensor, prompt: Conditions, stage: int, *, gradient: bool = False
     ) -> Tensor:
         """The clean video, at full rate, that `stage` makes of its noisy one; with `gradient`, it carries it."""
         here = self.stages[stage]
-        x0 = self._predict(student, x_BCFHW, here, prompt_BLD, gradient)
+        x0 = self._predict(student, x_BCFHW, here, prompt, gradient)
         return x0 if here.frame_stride == 1 else self._fill(x0, gradient)
 
-    def _predict(self, student: Velocity, x: Tensor, stage: Stage, prompt: Tensor, gradient: bool) -> Tensor:
+    def _predict(self, student: Velocity, x: Tensor, stage: Stage, prompt: Conditions, gradient: bool) -> Tensor:
         with torch.set_grad_enabled(gradient):
             sigma_B = torch.full((len(x),), stage.sigma, device=x.device)
             return x0_from_velocity(x, student(x, sigma_B, prompt, frame_stride=stage.frame_stride), sigma_B)

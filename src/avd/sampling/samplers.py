@@ -13,7 +13,7 @@ from avd.models.family import TextToVideo
 from avd.models.identity import entries_in_memory, identity_of
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import SolverName
-from avd.models.wan.schedulers import unipc
+from avd.models.solvers import make_solver
 from avd.sampling.rollout import Rollout, make_stages
 from avd.sampling.teacher import sample_teacher
 
@@ -67,7 +67,7 @@ class ManySteps:
             steps=self.steps,
             guidance=self.guidance,
             shift=shift,
-            solver=unipc(shift) if (self.solver or self.model.settings.solver) == "unipc" else None,
+            solver=make_solver(self.solver or self.model.settings.solver, shift),
         ).cpu()
 
 
@@ -110,7 +110,7 @@ def _identity(model: TextToVideo, interpolator: FrameInterpolator | None, *setti
     """A hash over the first values of every weight, and the settings of model and sampler."""
     networks = [part for part in (model.velocity(), interpolator) if isinstance(part, nn.Module)]
     entries = (entry for network in networks for entry in entries_in_memory(network))
-    return identity_of(entries, model.identity, model.settings, *settings)
+    return identity_of("sampler", entries, model.identity, model.settings, *settings)
 
 
 def _noise(model: TextToVideo, count: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from avd.flow import TIMESTEPS, guide, integrate, many_step_sigmas
-from avd.types import Velocity
+from avd.types import Conditions, Velocity
 
 
 class Solver(Protocol):
@@ -22,12 +22,14 @@ class Solver(Protocol):
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool) -> tuple[Tensor]: ...
 
 
-def guided(network: Velocity, x: Tensor, sigma: Tensor, prompt: Tensor, null_prompt: Tensor, scale: float) -> Tensor:
+def guided(
+    network: Velocity, x: Tensor, sigma: Tensor, prompt: Conditions, null_prompt: Conditions, scale: float
+) -> Tensor:
     """Classifier-free guidance with both branches in one batch (two network calls' worth of work; one at scale 1)."""
     if scale == 1.0:
         return network(x, sigma, prompt)
-    null = null_prompt.expand_as(prompt)
-    both = network(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([prompt, null]))
+    null = null_prompt.expand(len(prompt))
+    both = network(torch.cat([x, x]), torch.cat([sigma, sigma]), Conditions.cat([prompt, null]))
     cond, uncond = both.chunk(2)
     return guide(cond, uncond, scale)
 
@@ -36,8 +38,8 @@ def guided(network: Velocity, x: Tensor, sigma: Tensor, prompt: Tensor, null_pro
 def sample_teacher(
     network: Velocity,
     noise: Tensor,
-    prompt: Tensor,
-    null_prompt: Tensor,
+    prompt: Conditions,
+    null_prompt: Conditions,
     *,
     steps: int,
     guidance: float,
@@ -46,7 +48,7 @@ def sample_teacher(
 ) -> Tensor:
     """Latents (B, C, F, H, W) from `noise` of that shape: `steps` Euler steps on the shifted uniform grid.
 
-    A `solver` steps on its own grid instead, with its own shift. `prompt` is (B, L, D), `null_prompt` (1, L, D).
+    A `solver` steps on its own grid instead, with its own shift. `prompt` has a row per sample, `null_prompt` one.
     """
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:

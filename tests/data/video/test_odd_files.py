@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from avd.data import LatentCache, Summary, prepare
+from avd.types import Conditions
 from helpers.odd_videos import KEPT, SKIPPED, make_folder
 
 
@@ -24,8 +25,8 @@ class MeanEncoder:
         assert frames.dtype == np.uint8 and frames.shape[1:] == (5, 16, 24, 3)
         return torch.from_numpy(frames.mean(axis=(1, 2, 3))).reshape(-1, 3, 1, 1, 1)
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        return torch.zeros(len(prompts), 2, 2)
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        return Conditions({"embedding": torch.zeros(len(prompts), 2, 2)})
 
 
 def run(videos: Path, cache: Path, workers: int = 0) -> Summary:

@@ -23,7 +23,7 @@ from avd.distillation.task import DistillTask
 from avd.engine import saving
 from avd.engine.checkpoint import list_checkpoints, load_checkpoint
 from avd.measures.video import measure_pixels
-from avd.models.wan.model import VideoModel
+from avd.models.family import load_model
 from avd.types import Stopped
 from helpers.command import snapshot
 from helpers.watched_run import COLLAPSING, monitor_of, watched, watched_recipe, watched_task
@@ -197,7 +197,7 @@ def test_the_best_student_is_the_one_that_was_measured(tmp_path: Path, monkeypat
     watched(tmp_path / "run", 3, "monitors.keep_best=saturation", task=task)
     told = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
     assert (told["updates"], told["by"]) == (2, "saturation")
-    kept = VideoModel.load(str(tmp_path / "run" / "best" / "student")).transformer.state_dict()
+    kept = load_model(str(tmp_path / "run" / "best" / "student")).transformer.state_dict()
     assert all(torch.equal(value, averages[1][key]) for key, value in kept.items())
     assert not (tmp_path / "run" / "best-checkpoint").exists()
 

@@ -14,9 +14,9 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from avd.models.family import load_model
 from avd.models.settings import SolverName
 from avd.models.wan.files import ModelFiles
-from avd.models.wan.model import VideoModel
 from avd.sampling.samplers import ManySteps
 from avd.types import UserError
 from helpers.teachers import UNLIMITED, publish, write_original
@@ -43,36 +43,36 @@ def copied(small: Path, tmp_path: Path) -> Path:
 
 def refused(folder: Path, transformer: Path | None = None) -> str:
     with pytest.raises(UserError) as refusal:
-        VideoModel.load(str(folder), transformer=None if transformer is None else str(transformer))
+        load_model(str(folder), transformer=None if transformer is None else str(transformer))
     message = str(refusal.value)
     assert "\n" not in message
     return message
 
 
 def test_without_a_limit_of_the_tokenizers_prompts_have_512_tokens(small: Path) -> None:
-    model, pipeline = VideoModel.load(str(small)), WanPipeline.from_pretrained(small, dtype=torch.float32)
+    model, pipeline = load_model(str(small)), WanPipeline.from_pretrained(small, dtype=torch.float32)
     prompts = [PROMPTS[0], "red " * 600]
     expected, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)
     assert expected.shape == (2, 512, 32)
-    torch.testing.assert_close(model.encode_prompts(prompts), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.encode_prompts(prompts)["embedding"], expected, rtol=0, atol=1e-4)
 
 
 def test_parts_are_read_when_asked_for(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     load = ModelFiles.load
     monkeypatch.setattr(ModelFiles, "load", lambda files, part, dtype: (read.append(part), load(files, part, dtype))[1])
-    model = VideoModel.load(str(small))
+    model = load_model(str(small))
     assert model.identity and model.text_length and model.latent_shape()
     model.check_clip(5, 32, 32)
     assert not read
-    first = model.encode_prompts(PROMPTS)
+    first = model.encode_prompts(PROMPTS)["embedding"]
     model.drop("text_encoder")
-    assert torch.equal(model.encode_prompts(PROMPTS), first)
+    assert torch.equal(model.encode_prompts(PROMPTS)["embedding"], first)
     assert read == ["text_encoder", "text_encoder"]
 
 
 def test_the_sampler_takes_the_models_own_solver(small: Path) -> None:
-    model = VideoModel.load(str(small))
+    model = load_model(str(small))
     model.settings = replace(model.settings, frames=5, height=32, width=32)
 
     def sample(solver: SolverName | None) -> Tensor:
@@ -85,7 +85,7 @@ def test_the_sampler_takes_the_models_own_solver(small: Path) -> None:
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_a_single_file_in_original_names_is_the_folders_transformer(small: Path, tmp_path: Path, prefix: str) -> None:
     file = write_original(small, tmp_path / "single.safetensors", prefix=prefix)
-    single, whole = VideoModel.load(str(small), transformer=str(file)), VideoModel.load(str(small))
+    single, whole = load_model(str(small), transformer=str(file)), load_model(str(small))
     assert single.identity == whole.identity
     ours, theirs = single.transformer.state_dict(), whole.transformer.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -93,19 +93,19 @@ def test_a_single_file_in_original_names_is_the_folders_transformer(small: Path,
 
 def test_a_single_file_may_have_diffusers_names(small: Path) -> None:
     file = small / "transformer" / "diffusion_pytorch_model.safetensors"
-    ours = VideoModel.load(str(small), transformer=str(file)).transformer.state_dict()
-    theirs = VideoModel.load(str(small)).transformer.state_dict()
+    ours = load_model(str(small), transformer=str(file)).transformer.state_dict()
+    theirs = load_model(str(small)).transformer.state_dict()
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
 def test_sharded_weights_are_one_model(small: Path, copied: Path) -> None:
-    whole = VideoModel.load(str(small))
+    whole = load_model(str(small))
     for part in ("transformer", "text_encoder"):
         for file in (copied / part).glob("*.safetensors"):
             file.unlink()
         getattr(whole, part).bfloat16().save_pretrained(copied / part, max_shard_size="10KB")
         assert len(list((copied / part).glob("*.safetensors"))) > 1
-    sharded, again = VideoModel.load(str(copied)), VideoModel.load(str(small))
+    sharded, again = load_model(str(copied)), load_model(str(small))
     assert sharded.identity == again.identity
     ours, theirs = sharded.transformer.state_dict(), again.transformer.state_dict()
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
@@ -115,17 +115,17 @@ def test_sharded_weights_are_one_model(small: Path, copied: Path) -> None:
 
 
 def test_precision_is_the_callers(small: Path) -> None:
-    wanted = VideoModel.load(str(small), dtype=torch.bfloat16)
+    wanted = load_model(str(small), dtype=torch.bfloat16)
     assert wanted.transformer.blocks[0].ffn.net[2].weight.dtype == torch.bfloat16
     assert wanted.text_encoder.shared.weight.dtype == torch.bfloat16
     assert wanted.vae.dtype == torch.float32
-    assert wanted.identity == VideoModel.load(str(small)).identity
+    assert wanted.identity == load_model(str(small)).identity
 
 
 def test_a_single_file_has_a_folders_precisions(small: Path, tmp_path: Path) -> None:
     file = write_original(small, tmp_path / "single.safetensors")
-    ours = VideoModel.load(str(small), transformer=str(file), dtype=torch.bfloat16).transformer.state_dict()
-    theirs = VideoModel.load(str(small), dtype=torch.bfloat16).transformer.state_dict()
+    ours = load_model(str(small), transformer=str(file), dtype=torch.bfloat16).transformer.state_dict()
+    theirs = load_model(str(small), dtype=torch.bfloat16).transformer.state_dict()
     assert {k: v.dtype for k, v in ours.items()} == {k: v.dtype for k, v in theirs.items()}
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
@@ -134,7 +134,7 @@ def test_with_a_single_file_the_folder_needs_no_transformer_weights(copied: Path
     file = write_original(copied, copied / "single.safetensors")
     (copied / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     assert "transformer" in refused(copied)
-    assert VideoModel.load(str(copied), transformer=str(file)).transformer.config.num_layers == 2
+    assert load_model(str(copied), transformer=str(file)).transformer.config.num_layers == 2
 
 
 @pytest.mark.parametrize("change", ["one more", "one less", "another shape", "no file", "pickle", "text"])
@@ -200,15 +200,15 @@ def test_a_hub_id_is_found_in_the_local_cache(small: Path, tmp_path: Path, monke
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    model = VideoModel.load("somebody/wan")
+    model = load_model("somebody/wan")
     assert model.folder == snapshot and model.settings.frames == 9
-    assert model.identity == VideoModel.load(str(small)).identity
+    assert model.identity == load_model(str(small)).identity
 
 
 def test_settings_of_old_files_load(copied: Path) -> None:
     old = {"frames": 9, "height": 32, "width": 32, "fps": 8, "steps": 20, "guidance": 4.0, "shift": 2.0}
     (copied / "avd.json").write_text(json.dumps({**old, "student_timesteps": None, "half_rate_stages": 0}))
-    settings = VideoModel.load(str(copied)).settings
+    settings = load_model(str(copied)).settings
     assert (settings.frames, settings.shift, settings.solver) == (9, 2.0, "euler")
     (copied / "avd.json").write_text(json.dumps({**old, "solver": "magic"}))
     assert "solver is 'magic'" in refused(copied)
@@ -218,17 +218,17 @@ def test_a_copy_keeps_what_it_is(small: Path, tmp_path: Path) -> None:
     """Parts that are not trained are copied; nothing that would be unpickled goes along."""
     source = Path(shutil.copytree(small, tmp_path / "source"))
     (source / "text_encoder" / "pytorch_model.bin").write_bytes(b"pickle")
-    VideoModel.load(str(source)).save(tmp_path / "copy")
+    load_model(str(source)).save(tmp_path / "copy")
     assert not list((tmp_path / "copy").rglob("*.bin"))
     weights = "vae/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "copy" / weights).read_bytes() == (source / weights).read_bytes()
-    copy, before = VideoModel.load(str(tmp_path / "copy")), VideoModel.load(str(source))
+    copy, before = load_model(str(tmp_path / "copy")), load_model(str(source))
     assert copy.identity == before.identity and copy.settings == before.settings
 
 
 def test_a_model_in_half_precision_is_saved_as_it_is(copied: Path, tmp_path: Path) -> None:
     change_json(copied / "model_index.json", expand_timesteps=True)
-    VideoModel.load(str(copied)).half().save(tmp_path / "half")
+    load_model(str(copied)).half().save(tmp_path / "half")
     weights = load_file(tmp_path / "half" / "vae" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     assert json.loads((tmp_path / "half" / "model_index.json").read_text())["expand_timesteps"] is True

@@ -13,7 +13,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
 from avd.miniature import architecture as mini
-from avd.models.wan.model import SETTINGS_FILE, VideoModel
+from avd.models.family import load_model
+from avd.models.settings import SETTINGS_FILE
+from avd.models.wan.model import VideoModel
 from avd.sampling.teacher import sample_teacher
 from avd.types import UserError
 
@@ -35,13 +37,13 @@ def pipeline(folder: Path) -> WanPipeline:
 
 
 def test_a_saved_model_loads_the_same(model: VideoModel, folder: Path) -> None:
-    loaded = VideoModel.load(str(folder))
+    loaded = load_model(str(folder))
     assert loaded.settings == model.settings
     assert loaded.identity == model.identity
     for name in ("transformer", "vae", "text_encoder"):
         before, after = getattr(model, name).state_dict(), getattr(loaded, name).state_dict()
         assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
-    assert torch.equal(loaded.encode_prompts(PROMPTS), model.encode_prompts(PROMPTS))
+    assert torch.equal(loaded.encode_prompts(PROMPTS)["embedding"], model.encode_prompts(PROMPTS)["embedding"])
     assert loaded.latent_shape() == model.latent_shape() == (12, 5, 6, 6)
     assert loaded.latent_shape(9) == (12, 3, 6, 6)
 
@@ -65,7 +67,7 @@ def test_another_transformer_and_settings_can_be_saved(model: VideoModel, tmp_pa
         student.patch_embedding.bias += 1.0
     timesteps = (1000.0, 900.0, 757.0, 522.0)
     model.save(tmp_path / "student", student.state_dict(), student_timesteps=timesteps, half_rate_stages=2)
-    loaded = VideoModel.load(str(tmp_path / "student"))
+    loaded = load_model(str(tmp_path / "student"))
     assert loaded.settings.student_timesteps == timesteps and loaded.settings.half_rate_stages == 2
     assert torch.equal(loaded.transformer.patch_embedding.bias, student.patch_embedding.bias)
 
@@ -77,7 +79,7 @@ def test_identity_follows_the_vae_its_whitening_and_the_text_encoder(model: Vide
         with torch.no_grad():
             change(other)
         other.save(tmp_path / "changed")
-        assert VideoModel.load(str(tmp_path / "changed")).identity == other.identity
+        assert load_model(str(tmp_path / "changed")).identity == other.identity
         return other.identity != model.identity
 
     assert changed(lambda m: m.vae.decoder.conv_in.weight.mul_(2))
@@ -87,7 +89,7 @@ def test_identity_follows_the_vae_its_whitening_and_the_text_encoder(model: Vide
 
 
 def test_identity_is_that_of_caches_made_before() -> None:
-    assert VideoModel.load("wan-mini").identity == "wan-c601a27a9d264982"
+    assert load_model("wan-mini").identity == "wan-c601a27a9d264982"
 
 
 def test_stock_diffusers_makes_videos_from_the_folder(pipeline: WanPipeline) -> None:
@@ -106,8 +108,9 @@ def test_stock_diffusers_makes_videos_from_the_folder(pipeline: WanPipeline) -> 
 @pytest.mark.parametrize("prompt", [PROMPTS[0], "", " A  red\ncircle ", "red &amp; blue", "red " * 50])
 def test_prompt_embeddings_are_those_of_the_pipeline(model: VideoModel, pipeline: WanPipeline, prompt: str) -> None:
     expected, null = pipeline.encode_prompt([prompt, PROMPTS[1]], max_sequence_length=mini.TEXT_LENGTH)
-    torch.testing.assert_close(model.encode_prompts([prompt, PROMPTS[1]]), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(model.encode_prompts([""]), null[:1], rtol=0, atol=1e-5)
+    found = model.encode_prompts([prompt, PROMPTS[1]])["embedding"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.encode_prompts([""])["embedding"], null[:1], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -148,7 +151,7 @@ def damaged(folder: Path, tmp_path: Path) -> Path:
 
 def assert_refused(name: str) -> None:
     with pytest.raises(UserError) as refusal:
-        VideoModel.load(name)
+        load_model(name)
     assert name in str(refusal.value) and "\n" not in str(refusal.value)
 
 

@@ -9,8 +9,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from avd.models.wan.model import WanVelocity
+from avd.models.wan.network import WanVelocity
 from avd.models.wan.rotary import StridedRotary
+from avd.types import Conditions
 
 CHANNELS, TEXT = 4, 16
 
@@ -31,8 +32,12 @@ def stock() -> WanTransformer3DModel:
     ).eval()
 
 
-def inputs(frames: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.randn(2, CHANNELS, frames, 4, 6), torch.tensor([0.9, 0.3]), torch.randn(2, 7, TEXT)
+def inputs(frames: int = 5) -> tuple[Tensor, Tensor, Conditions]:
+    return (
+        torch.randn(2, CHANNELS, frames, 4, 6),
+        torch.tensor([0.9, 0.3]),
+        Conditions({"embedding": torch.randn(2, 7, TEXT)}),
+    )
 
 
 class TableRecorder:
@@ -52,7 +57,7 @@ def test_stride_one_is_stock_diffusers_bit_for_bit(stock: WanTransformer3DModel)
     x, sigma, prompt = inputs()
     wrapped = WanVelocity(copy.deepcopy(stock))
     with torch.no_grad():
-        expected = stock(x, sigma * 1000, prompt, return_dict=False)[0]
+        expected = stock(x, sigma * 1000, prompt["embedding"], return_dict=False)[0]
         assert torch.equal(wrapped(x, sigma, prompt), expected)
 
 
@@ -92,7 +97,7 @@ def test_a_call_that_fails_leaves_full_rate_behind(stock: WanTransformer3DModel)
     x, sigma, _ = inputs(3)
     network = WanVelocity(stock)
     with pytest.raises(RuntimeError):
-        network(x, sigma, torch.randn(2, 7, TEXT + 1), frame_stride=2)
+        network(x, sigma, Conditions({"embedding": torch.randn(2, 7, TEXT + 1)}), frame_stride=2)
     assert stock.rope.frame_stride == 1
 
 

@@ -14,9 +14,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from torch import Tensor
 
+from avd.models.family import load_model
+from avd.models.solvers import make_solver
 from avd.models.wan.known import KNOWN
 from avd.models.wan.model import VideoModel
-from avd.models.wan.schedulers import unipc
 from avd.sampling.teacher import sample_teacher, solve
 from avd.types import UserError
 from helpers.teachers import TOKENS, publish, write_original
@@ -41,7 +42,7 @@ def published(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 @pytest.fixture(scope="module")
 def model(published: Path) -> VideoModel:
-    return VideoModel.load(str(published))
+    return load_model(str(published))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_the_default_solver_is_the_pipelines_own(model: VideoModel, pipeline: Wa
         steps=3,
         guidance=5.0,
         shift=settings.shift,
-        solver=unipc(settings.shift),
+        solver=make_solver("unipc", settings.shift),
     )
     torch.testing.assert_close(found, of_pipeline(pipeline, latents, 3), rtol=0, atol=1e-4)
 
@@ -108,7 +109,7 @@ def test_a_flow_match_scheduler_is_followed_too(model: VideoModel, pipeline: Wan
     network, own = model.velocity(), pipeline.scheduler
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
-        cond, uncond = network(x, sigma, prompt), network(x, sigma, null.expand_as(prompt))
+        cond, uncond = network(x, sigma, prompt), network(x, sigma, null.expand(len(prompt)))
         return uncond + 5.0 * (cond - uncond)
 
     try:
@@ -123,7 +124,7 @@ def test_a_flow_match_scheduler_is_followed_too(model: VideoModel, pipeline: Wan
 def test_prompt_embeddings_are_the_pipelines(model: VideoModel, pipeline: WanPipeline) -> None:
     prompts = [PROMPT, "", " A  red\nball &amp; ball", "red " * 50]
     expected, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=TOKENS)
-    torch.testing.assert_close(model.encode_prompts(prompts), expected)
+    torch.testing.assert_close(model.encode_prompts(prompts)["embedding"], expected)
 
 
 def test_latents_are_the_pipelines(model: VideoModel, pipeline: WanPipeline) -> None:
@@ -143,7 +144,7 @@ def test_latents_are_the_pipelines(model: VideoModel, pipeline: WanPipeline) -> 
 
 def test_a_single_file_is_the_folders_transformer(model: VideoModel, published: Path) -> None:
     file = write_original(published, published / "single.safetensors")
-    single = VideoModel.load(str(published), transformer=str(file))
+    single = load_model(str(published), transformer=str(file))
     assert single.identity == model.identity
     ours, theirs = single.transformer.state_dict(), model.transformer.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -151,12 +152,12 @@ def test_a_single_file_is_the_folders_transformer(model: VideoModel, published: 
 
 PEAK = """
 import sys, torch
-from avd.models.wan.model import VideoModel
+from avd.models.family import load_model
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 
-model = VideoModel.load(sys.argv[1], transformer=sys.argv[2] or None, dtype=torch.bfloat16)
+model = load_model(sys.argv[1], transformer=sys.argv[2] or None, dtype=torch.bfloat16)
 opened = peak()
 network = model.velocity()
 with torch.no_grad():

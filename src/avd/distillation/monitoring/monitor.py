@@ -32,6 +32,7 @@ from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.files import read_text, write_json
 from avd.measures.video import PixelStats, measure_pixels
 from avd.sampling.rollout import Renoise
+from avd.types import Conditions
 
 REFERENCES_FILE = "references.json"
 
@@ -40,13 +41,13 @@ _SMALLEST = 1e-4
 
 
 class Sampler(Protocol):
-    """What makes the videos. `noise` is (B, C, F, H, W), `prompts` (B, L, D), all on the CPU."""
+    """What makes the videos. `noise` is (B, C, F, H, W), `prompts` one row per clip, all on the CPU."""
 
-    def student(self, noise: Tensor, prompts: Tensor, renoise: Renoise) -> Tensor:
+    def student(self, noise: Tensor, prompts: Conditions, renoise: Renoise) -> Tensor:
         """Latents of the averaged student's rollout."""
         ...
 
-    def teacher(self, noise: Tensor, prompts: Tensor, steps: int | None) -> Tensor:
+    def teacher(self, noise: Tensor, prompts: Conditions, steps: int | None) -> Tensor:
         """Latents of the teacher, in as many steps as its model's settings say or in `steps`."""
         ...
 
@@ -145,7 +146,7 @@ class Monitor:
         if state["best"]["by"] == self.recipe.keep_best:  # it may have been changed since
             self._best = state["best"]["value"]
 
-    def _measure(self, make: Callable[[Tensor, Tensor, Renoise], Tensor]) -> PixelStats:
+    def _measure(self, make: Callable[[Tensor, Conditions, Renoise], Tensor]) -> PixelStats:
         """Mean metrics of what `make` makes of the fixed prompts and noise."""
         looks, shape = [], self._source.latents([0]).shape[1:]
         size = self._batch or len(self._own)

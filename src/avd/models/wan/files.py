@@ -11,76 +11,60 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
-from huggingface_hub import snapshot_download
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, UMT5EncoderModel
 
 from avd.files import write_json
+from avd.models.folders import INDEX_FILE, ModelSource
 from avd.models.identity import Entry, entries_on_disk
-from avd.models.weights import Weights, check_fits, in_diffusers_names
+from avd.models.wan.configs import (
+    check_parts,
+    read_text_encoder,
+    read_text_tokens,
+    read_transformer,
+    read_vae,
+    settings_of,
+)
+from avd.models.weights import Weights, check_depth, check_fits
 from avd.types import UserError
 
-SHIPPED = {"wan-mini": Path(__file__).parents[2] / "assets" / "wan-mini"}
-INDEX_FILE = "model_index.json"
-ADAPTER_FILE = "adapter.json"
 _PART_CLASSES = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel}
 _ENCODERS = ("vae", "text_encoder")
-
-
-@dataclass(frozen=True)
-class AdapterFolder:
-    """A student kept as a LoRA: the model it is an adapter of, and that model's transformer if it came from a file."""
-
-    folder: Path
-    base: str
-    transformer: str | None = None
-
-    @classmethod
-    def find(cls, name: str) -> AdapterFolder | None:
-        """The adapter in the folder `name`; None if it is something else. Raises UserError if it is damaged."""
-        path = Path(name) / ADAPTER_FILE
-        if name in SHIPPED or not path.exists():
-            return None
-        try:
-            return cls(Path(name), **json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{path} does not say what it is an adapter of ({error}): write the student again"
-            ) from error
-
-    def write(self) -> None:
-        """Write `adapter.json`, with absolute paths, as the adapter may be used from elsewhere."""
-        names = {"base": self.base, "transformer": self.transformer}
-        whole = {k: str(Path(v).resolve()) if v is not None and Path(v).exists() else v for k, v in names.items()}
-        write_json(self.folder / ADAPTER_FILE, whole)
+_BLOCKS = {"transformer": "blocks.", "text_encoder": "encoder.block."}
+"""How the tensors of repeated blocks begin."""
 
 
 class ModelFiles:
-    """The files of one model. Raises UserError if there are none, or they are no text-to-video model of Wan's.
+    """The files of one model. Raises UserError if they are no text-to-video model of Wan's.
 
-    `transformer` is a safetensors file to take the transformer's weights from. The folder's `transformer/config.json`
+    `settings` is how it is sampled. With a transformer from a file of its own, the folder's `transformer/config.json`
     says what it must be; the folder's own weights of it may be absent.
     """
 
-    def __init__(self, name: str, transformer: str | None = None) -> None:
-        self.name, self.transformer_name = name, transformer
-        self.transformer_file = None if transformer is None else _single_file(transformer)
+    def __init__(self, source: ModelSource) -> None:
+        self.source, self.folder, self.index = source, source.folder, source.index
+        self.transformer_file = None if source.transformer is None else _single_file(source.transformer)
         with self._explained():
-            folder = locate(name)
-            assert folder is not None
-            self.folder = folder
-            self.index: dict[str, Any] = json.loads((self.folder / INDEX_FILE).read_text())
-            self.skeletons = {part: _skeleton(self.folder / part, kind) for part, kind in _PART_CLASSES.items()}
-            self._check_family()
-            self._weights = {part: self._check_weights(part) for part in _PART_CLASSES}
+            configs = {
+                "transformer": read_transformer(self.folder),
+                "vae": read_vae(self.folder),
+                "text_encoder": read_text_encoder(self.folder),
+            }
+            read_text_tokens(self.folder)
+            check_parts(self.index, **configs)
+            self.settings = settings_of(source, configs["transformer"], configs["vae"])
+            self._weights = {part: self._find_weights(part, configs[part]) for part in _PART_CLASSES}
+            self.skeletons = _skeletons(self.folder, configs)
+            for part in _PART_CLASSES:
+                self._check_weights(part)
             self.tokenizer = AutoTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
@@ -120,30 +104,29 @@ class ModelFiles:
             )
         write_json(folder / INDEX_FILE, index, sort_keys=True)
 
-    def _check_family(self) -> None:
-        transformer, vae, text = (self.skeletons[part].config for part in ("transformer", "vae", "text_encoder"))
-        if self.index.get("transformer_2", [None, None])[0] is not None:
-            raise ValueError("it has two transformers, one for each range of noise levels: name a model of one")
-        if transformer.image_dim is not None:
-            raise ValueError("its transformer wants an image: name a text-to-video model")
-        if transformer.in_channels != vae.z_dim:
-            found = f"takes {transformer.in_channels} channels, and its VAE makes {vae.z_dim}"
-            raise ValueError(f"its transformer {found}: name a text-to-video model")
-        if transformer.text_dim != text.d_model:
-            found = f"takes prompts of width {transformer.text_dim}, and its text encoder makes {text.d_model}"
-            raise ValueError(f"its transformer {found}")
-
-    def _check_weights(self, part: str) -> Weights:
-        skeleton, file = self.skeletons[part], self.transformer_file if part == "transformer" else None
+    def _find_weights(self, part: str, config: Mapping[str, Any]) -> Weights:
+        """A part's weights by their headers, which tell how many blocks there are before any is built."""
+        file = self.transformer_file if part == "transformer" else None
         weights = Weights.of_part(self.folder / part) if file is None else Weights([file])
         try:
-            if file is None:
-                check_fits(skeleton, weights.shapes)
-            else:  # diffusers takes a file with one name too many for one that it must rename
-                check_fits(skeleton, in_diffusers_names(weights.shapes), exactly=True)
+            if part in _BLOCKS and file is None:
+                check_depth(weights.shapes, _BLOCKS[part], config["num_layers"])
+            elif part in _BLOCKS:
+                check_depth(in_diffusers_names(weights.shapes), _BLOCKS[part], config["num_layers"])
         except ValueError as error:
             raise ValueError(f"{file or part}: {error}") from error
         return weights
+
+    def _check_weights(self, part: str) -> None:
+        skeleton, file = self.skeletons[part], self.transformer_file if part == "transformer" else None
+        shapes = self._weights[part].shapes
+        try:
+            if file is None:
+                check_fits(skeleton, shapes)
+            else:  # diffusers takes a file with one name too many for one that it must rename
+                check_fits(skeleton, in_diffusers_names(shapes), exactly=True)
+        except ValueError as error:
+            raise ValueError(f"{file or part}: {error}") from error
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -154,18 +137,18 @@ class ModelFiles:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             reason = str(error).partition("\n")[0]
-            raise UserError(f"{self.name} cannot be loaded as a Wan model: {reason}") from error
+            raise UserError(f"{self.source.name} cannot be loaded as a Wan model: {reason}") from error
 
 
-def _skeleton(folder: Path, kind: Any) -> Any:
-    """A part's network without memory, from its config."""
+def _skeletons(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Each part's network without memory, from its config."""
     with torch.device("meta"):
-        if kind is UMT5EncoderModel:
-            return kind(AutoConfig.from_pretrained(folder))
-        config = kind.load_config(folder)
-        if config.get("_class_name") != kind.__name__:
-            raise ValueError(f"{folder.name} is of class {config.get('_class_name')}, not {kind.__name__}")
-        return kind.from_config(config)
+        return {
+            part: kind(AutoConfig.from_pretrained(folder / part))
+            if kind is UMT5EncoderModel
+            else kind.from_config(dict(configs[part]))
+            for part, kind in _PART_CLASSES.items()
+        }
 
 
 def _single_file(name: str) -> Path:
@@ -175,31 +158,9 @@ def _single_file(name: str) -> Path:
     return path
 
 
-def locate(name: str, *, fetch: bool = True) -> Path | None:
-    """The folder of a shipped model, of a path, or of a hub id, which is fetched where the local cache lacks it.
-
-    Of a hub id that is not to be fetched, None. Raises UserError for what is none of these, ValueError or OSError for
-    what cannot be fetched.
-    """
-    if name in SHIPPED:
-        return SHIPPED[name]
-    if Path(name).is_dir():
-        if not (Path(name) / INDEX_FILE).exists():
-            raise UserError(f"{name} is no diffusers folder: it has no {INDEX_FILE}")
-        return Path(name)
-    if name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).parent.exists():
-        return _fetch(name) if fetch else None
-    raise UserError(
-        f"there is no model {name}: name a shipped one ({', '.join(SHIPPED)}), a diffusers folder or a hub id"
-    )
-
-
-def _fetch(hub_id: str) -> Path:
-    try:
-        folder = Path(DiffusionPipeline.download(hub_id, use_safetensors=True))
-        snapshot_download(hub_id, allow_patterns=["avd.json", "interpolator/*"])  # which diffusers knows nothing of
-    except OSError as error:
-        raise ValueError(
-            "it is not whole in the local cache and cannot be fetched: check name and network, or name a folder"
-        ) from error
-    return folder
+def in_diffusers_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a Wan transformer's tensors, given in its original names or already in diffusers', in diffusers'."""
+    if "scale_shift_table" in shapes:
+        return dict(shapes)
+    hollow = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return {name: tuple(tensor.shape) for name, tensor in convert_wan_transformer_to_diffusers(hollow).items()}

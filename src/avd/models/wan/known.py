@@ -9,9 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from avd.models.settings import WAN22_TI2V, Settings
+from avd.models.settings import Settings
 
 Config = Mapping[str, Any]
+
+TEXT_TOKENS = 512
+"""The longest prompt of a Wan model; its tokenizer may allow less."""
+WAN22_TI2V = Settings(frames=121, height=704, width=1280, fps=24)
+"""Clips of Wan2.2-TI2V-5B; the defaults of `Settings` are Wan2.1-T2V's."""
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量"
+    "，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸"
+    "形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒"
+    "着走"
+)
+"""What Wan's own code guides away from: gaudy colours, overexposure, stillness, bad quality, bad anatomy."""
 
 UMT5_XXL: Config = {
     "vocab_size": 256384,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,58 +14,29 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from avd.files import write_json
-from avd.flow import TIMESTEPS
-from avd.models.adapters import merge_saved, save_adapter
-from avd.models.devices import pick_device
+from avd.models.folders import AdapterFolder, ModelSource
 from avd.models.identity import entries_in_memory, identity_of
-from avd.models.settings import SETTINGS_FILE, Settings, read_settings
+from avd.models.settings import Settings, write_settings
 from avd.models.wan.codec import decode_video, encode_video
-from avd.models.wan.files import AdapterFolder, ModelFiles
-from avd.models.wan.rotary import StridedRotary
+from avd.models.wan.configs import check_clip, latent_shape
+from avd.models.wan.files import ModelFiles
+from avd.models.wan.known import NEGATIVE_PROMPT, TEXT_TOKENS
+from avd.models.wan.lora import merge_saved, save_adapter
+from avd.models.wan.network import WanVelocity
 from avd.models.wan.schedulers import scheduler_of
-from avd.types import UserError
+from avd.models.wan.sizes import WanSizes, make_sizes
+from avd.types import Conditions
 
 # Loading and saving a miniature is quick, and progress is the command line's to show. What these libraries merely warn
 # of, weights that are missing, is an error here.
 for _logging in (diffusers_logging, transformers_logging):
     _logging.disable_progress_bar()
     _logging.set_verbosity_error()
-
-
-class WanVelocity(nn.Module):
-    """A Wan transformer as an `avd.types.Velocity`: noise levels in, float32 velocities out."""
-
-    def __init__(self, transformer: WanTransformer3DModel) -> None:
-        super().__init__()
-        if not isinstance(transformer.rope, StridedRotary):
-            transformer.rope = StridedRotary(transformer.rope)
-        self.transformer = transformer
-        self.compute_dtype: torch.dtype | None = None
-        """Of its arithmetic; None is that of its weights."""
-
-    def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, prompt_BLD: Tensor, *, frame_stride: int = 1) -> Tensor:
-        dtype = self.compute_dtype or self.transformer.dtype
-        self.transformer.rope.frame_stride = frame_stride
-        try:
-            (velocity,) = self.transformer(
-                x_BCFHW.to(dtype), sigma_B.float() * TIMESTEPS, prompt_BLD.to(dtype), return_dict=False
-            )
-        finally:
-            self.transformer.rope.frame_stride = 1
-        return velocity.float().clone()  # a sharded module must not return a view
-
-
-def store_frozen(transformer: WanTransformer3DModel, dtype: torch.dtype) -> None:
-    """Store the frozen weights in `dtype`, in place, but for those that diffusers keeps in float32 when it loads."""
-    precise = set(transformer._keep_in_fp32_modules or ())
-    for name, parameter in transformer.named_parameters():
-        if not parameter.requires_grad and precise.isdisjoint(name.split(".")):
-            parameter.data = parameter.data.to(dtype)
 
 
 class VideoModel:
@@ -85,7 +56,6 @@ class VideoModel:
         files: ModelFiles | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
-        adapter: AdapterFolder | None = None,
     ) -> None:
         given = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
         self._parts: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
@@ -93,48 +63,13 @@ class VideoModel:
         for name in self._parts:
             _settle(name, self._parts[name])
         self._files, self._dtype = files, dtype
-        self._adapter = adapter
         self.device = device or torch.device("cpu")
         """Where VAE and text encoder compute, and a sampler's network; what they take and give is on the CPU."""
-        place = adapter or files
-        self.folder = None if place is None else place.folder
+        self.folder = None if files is None else files.source.settings_folder
         """Where it was loaded from."""
         self._expand_timesteps = files is not None and bool(files.index.get("expand_timesteps"))
         self.tokenizer = tokenizer
         self.settings = settings
-
-    @classmethod
-    def open(cls, name: str, *, transformer: str | None = None) -> VideoModel:
-        """`load` a model to be used as it is: in bfloat16 on the GPU if there is one, else in float32 on the CPU."""
-        device = pick_device("auto")
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        return cls.load(name, transformer=transformer, dtype=dtype, device=device)
-
-    @classmethod
-    def load(
-        cls,
-        name: str,
-        *,
-        transformer: str | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | None = None,
-    ) -> VideoModel:
-        """Open a shipped model by name, a diffusers folder, or a hub id.
-
-        `transformer` is a safetensors file to take the transformer's weights from, in Wan's original names or in
-        diffusers'. Transformer and text encoder come in `dtype` whatever they are stored in, the VAE in float32.
-        Everything is checked now; weights are read later. Raises UserError if there is no such model or its files are
-        damaged, do not fit each other, or are no text-to-video model of the Wan family.
-        """
-        adapter = AdapterFolder.find(name)
-        if adapter is None:
-            files = ModelFiles(name, transformer)
-        elif transformer is None:
-            files = ModelFiles(adapter.base, adapter.transformer)
-        else:
-            raise UserError(f"{name} is an adapter of a transformer of its own: leave the other one out")
-        settings = read_settings(files.folder if adapter is None else adapter.folder, files.index)
-        return cls(None, None, None, files.tokenizer, settings, files, dtype, device, adapter)
 
     @property
     def transformer(self) -> WanTransformer3DModel:
@@ -159,8 +94,9 @@ class VideoModel:
             assert self._files is not None
             precision = torch.float32 if name == "vae" else self._dtype
             self._parts[name] = _settle(name, self._files.load(name, precision))
-            if name == "transformer" and self._adapter is not None:
-                merge_saved(self._parts[name], self._adapter.folder)
+            adapter = self._files.source.adapter
+            if name == "transformer" and adapter is not None:
+                merge_saved(self._parts[name], adapter.folder)
         return self._parts[name]
 
     def _placed(self, name: str) -> Any:
@@ -183,27 +119,24 @@ class VideoModel:
 
     def latent_shape(self, frames: int | None = None) -> tuple[int, int, int, int]:
         """(C, F, H, W) of a clip of the model's geometry, or of `frames` frames."""
-        s, config = self.settings, self._config("vae")
-        return (
-            config.z_dim,
-            ((frames or s.frames) - 1) // config.scale_factor_temporal + 1,
-            s.height // config.scale_factor_spatial,
-            s.width // config.scale_factor_spatial,
-        )
+        s = self.settings
+        return latent_shape(self._config("vae"), frames or s.frames, s.height, s.width)
+
+    @property
+    def sizes(self) -> WanSizes:
+        return make_sizes(dict(self._config("transformer")), self.latent_shape(), self.text_length)
+
+    @property
+    def negative_prompt(self) -> str:
+        return NEGATIVE_PROMPT
 
     def check_clip(self, frames: int, height: int, width: int) -> None:
         """Raise UserError unless the model can encode and denoise clips of this size."""
-        vae = self._config("vae")
-        time, side = vae.scale_factor_temporal, vae.scale_factor_spatial * self._config("transformer").patch_size[1]
-        if frames < 1 or (frames - 1) % time or min(height, width) < 1 or height % side or width % side:
-            raise UserError(
-                f"clips of {frames} frames of {height} x {width} do not fit the model: it takes {time} n + 1 frames, "
-                f"and sides that are multiples of {side}"
-            )
+        check_clip(self._config("transformer"), self._config("vae"), frames, height, width)
 
     @property
     def text_length(self) -> int:
-        return min(self.tokenizer.model_max_length, 512)
+        return min(self.tokenizer.model_max_length, TEXT_TOKENS)
 
     @property
     def identity(self) -> str:
@@ -213,7 +146,7 @@ class VideoModel:
             entries = [*entries_in_memory(self.vae), *entries_in_memory(self.text_encoder)]
         else:
             entries = self._files.entries()
-        return identity_of(entries, self.text_length, (vae.latents_mean, vae.latents_std))
+        return identity_of("wan", entries, self.text_length, (vae.latents_mean, vae.latents_std))
 
     def encode_video(self, frames: np.ndarray) -> Tensor:
         """uint8 (B, F, H, W, 3) to whitened latents (B, C, F', H', W')."""
@@ -224,9 +157,10 @@ class VideoModel:
         return decode_video(self._placed("vae"), latents)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Prompt embeddings (B, L, D); positions past a prompt's end are zero, as in diffusers' WanPipeline."""
-        return encode_prompts(self._placed("text_encoder"), self.tokenizer, prompts, self.text_length).float().cpu()
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        """ "embedding" (B, L, D); positions past a prompt's end are zero, as in diffusers' WanPipeline."""
+        encoded = encode_prompts(self._placed("text_encoder"), self.tokenizer, prompts, self.text_length)
+        return encoded.to("cpu", torch.float32)
 
     def half(self) -> VideoModel:
         """All weights in half precision, in place: for shipping, not for computing on a CPU."""
@@ -254,14 +188,22 @@ class VideoModel:
         if files is not None:
             files.complete(folder)
         _forget_paths(folder)
-        write_json(folder / SETTINGS_FILE, asdict(written))
+        write_settings(folder, written)
 
     def save_adapter(self, folder: Path, weights: dict[str, Tensor], **settings: Any) -> None:
         """Write a LoRA of this model, as `models.adapters.adapter_weights` gives it, with changed `settings`."""
         assert self._files is not None
         save_adapter(folder, weights)
-        AdapterFolder(folder, self._files.name, self._files.transformer_name).write()
-        write_json(folder / SETTINGS_FILE, asdict(replace(self.settings, **settings)))
+        source = self._files.source
+        AdapterFolder(folder, source.name, source.transformer).write()
+        write_settings(folder, replace(self.settings, **settings))
+
+
+def load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) -> VideoModel:
+    """A model from its files, its parts unread. Raises UserError if they are damaged, do not fit each other, or are no
+    text-to-video model of the Wan family."""
+    files = ModelFiles(source)
+    return VideoModel(None, None, None, files.tokenizer, files.settings, files, dtype, device)
 
 
 def _settle(name: str, part: Any) -> Any:
@@ -279,23 +221,13 @@ def _with_weights(transformer: WanTransformer3DModel, weights: Mapping[str, Tens
 
 def encode_prompts(
     text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int
-) -> Tensor:
-    """Embeddings (B, `length`, D) with zeros past each prompt's end, of prompts tidied as diffusers tidies them."""
+) -> Conditions:
+    """ "embedding" (B, `length`, D), zero past each prompt's end, of prompts tidied as diffusers tidies them."""
     tidy = [prompt_clean(prompt) for prompt in prompts]
     tokens = tokenizer(tidy, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     mask = tokens.attention_mask.to(text_encoder.device)
     hidden = text_encoder(tokens.input_ids.to(text_encoder.device), attention_mask=mask).last_hidden_state
-    return hidden * mask.unsqueeze(-1)
-
-
-def load_vae(folder: Path) -> AutoencoderKLWan:
-    """The VAE of a folder that holds one, itself or in `vae/`. Raises UserError if there is none."""
-    inner = folder / "vae"
-    try:
-        vae = AutoencoderKLWan.from_pretrained(inner if inner.is_dir() else folder, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no VAE: name a folder that `avd train vae` wrote") from error
-    return vae.eval().requires_grad_(False)
+    return Conditions({"embedding": hidden * mask.unsqueeze(-1)})
 
 
 def _forget_paths(folder: Path) -> None:

@@ -1,20 +1,14 @@
-"""Diffusers' schedulers for Wan: one to sample with, and the one a saved folder names."""
+"""The scheduler that a saved Wan folder names."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from avd.flow import TIMESTEPS
 from avd.models.settings import Settings
-
-
-def unipc(shift: float) -> Any:
-    """UniPC (arXiv 2302.04867) of second order on flow noise levels, as Wan's pipelines come with."""
-    return UniPCMultistepScheduler(
-        num_train_timesteps=TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-    )
+from avd.models.solvers import make_solver
 
 
 def scheduler_of(settings: Settings) -> Any:
@@ -25,6 +19,5 @@ def scheduler_of(settings: Settings) -> Any:
     """
     if settings.student_timesteps is not None:
         return FlowMatchEulerDiscreteScheduler(TIMESTEPS, shift=1.0, stochastic_sampling=True)
-    if settings.solver == "unipc":
-        return unipc(settings.shift)
-    return FlowMatchEulerDiscreteScheduler(TIMESTEPS, shift=settings.shift)
+    solver = make_solver(settings.solver, settings.shift)
+    return solver if solver is not None else FlowMatchEulerDiscreteScheduler(TIMESTEPS, shift=settings.shift)

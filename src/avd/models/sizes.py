@@ -1,0 +1,64 @@
+"""The sizes of a model without its weights: what planning a run needs to know of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from avd.models.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`count` layers of one name and size, each applied to `rows` rows of a clip's forward."""
+
+    name: str
+    inputs: int
+    outputs: int
+    rows: int
+    count: int = 1
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.inputs * self.outputs * self.rows * self.count
+
+
+@dataclass(frozen=True)
+class Sizes(ABC):
+    """Sizes of a network and of what goes through it. A family subclasses it; `dataclasses.replace` changes a size."""
+
+    latent_CFHW: tuple[int, int, int, int]
+    """One clip's latents."""
+    conditions: Mapping[str, tuple[int, ...]]
+    """The shape of one prompt's tensor, by name."""
+    layers: int
+    """Repeated blocks, all of one size."""
+
+    adapter_targets: ClassVar[tuple[str, ...]] = ()
+    """Endings of the names of the linear layers that get an adapter where a recipe does not say."""
+
+    def frames(self, stride: int = 1) -> int:
+        """Latent frames of which every `stride`-th is kept."""
+        return (self.latent_CFHW[1] - 1) // stride + 1
+
+    @abstractmethod
+    def tokens(self, stride: int = 1) -> int:
+        """Tokens of a clip of which every `stride`-th latent frame is kept."""
+
+    @abstractmethod
+    def linear_layers(self, stride: int = 1) -> Iterator[Linear]:
+        """Every linear layer by the ending of its name, with the rows that it is applied to in one clip's forward."""
+
+    @abstractmethod
+    def attention_flops(self, stride: int = 1) -> int:
+        """Operations of one clip's attention, scores and sums; a multiply-add is two."""
+
+    @abstractmethod
+    def build(self) -> Backbone:
+        """The network, its weights not set: on the meta device it takes no memory."""
+
+    def keeps_scores(self, attention: str | None) -> bool:
+        """Whether an attention backend keeps the scores of all tokens with all tokens for the backward pass."""
+        return False

@@ -1,0 +1,86 @@
+"""A Wan transformer as the rest of the project sees it: its velocity, and how its blocks compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from diffusers import ContextParallelConfig, WanTransformer3DModel
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from avd.flow import TIMESTEPS
+from avd.models.backbone import Backbone, Recomputed, ShardUnit, run_recomputed
+from avd.models.wan.rotary import StridedRotary
+from avd.types import Conditions, UserError
+
+
+class WanVelocity(Backbone):
+    """A Wan transformer as an `avd.types.Velocity`: noise levels in, float32 velocities out."""
+
+    float32_names = frozenset(WanTransformer3DModel._keep_in_fp32_modules or ())
+    """Those that diffusers keeps in float32 when it loads."""
+
+    transformer: WanTransformer3DModel
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        if not isinstance(transformer.rope, StridedRotary):
+            transformer.rope = StridedRotary(transformer.rope)
+        super().__init__(transformer)
+
+    def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+        dtype = self.compute_dtype or self.transformer.dtype
+        self.transformer.rope.frame_stride = frame_stride
+        try:
+            (velocity,) = self.transformer(
+                x_BCFHW.to(dtype), sigma_B.float() * TIMESTEPS, conditions["embedding"].to(dtype), return_dict=False
+            )
+        finally:
+            self.transformer.rope.frame_stride = 1
+        return velocity.float().clone()  # a sharded module must not return a view
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.transformer.blocks
+
+    def shard_units(self) -> list[ShardUnit]:
+        """The embedding of the noise level computes in float32 throughout: in bfloat16, neighbouring timesteps would
+        be one."""
+        return [ShardUnit(self.transformer.condition_embedder.time_embedder, float32=True), *super().shard_units()]
+
+    def recompute(self, which: Recomputed) -> None:
+        if which != "none":
+            chosen = set(self.blocks[:: 1 if which == "full" else 2])
+            self.transformer.enable_gradient_checkpointing(partial(_run_block, self.transformer, chosen))
+
+    def use_attention(self, backend: str | None) -> None:
+        """One of diffusers' backends; None is its own choice. Raises UserError for one that cannot be used."""
+        if backend is None:
+            return
+        try:
+            with attention_backend("native"):  # whose end restores what networks without a choice of their own use
+                self.transformer.set_attention_backend(backend)
+        except (ValueError, RuntimeError, ImportError) as error:
+            known = ", ".join(sorted(name.value for name in AttentionBackendName))
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"compute.attention is {backend!r}: {reason}; diffusers knows {known}") from error
+
+    def share_sequences(self, mesh: DeviceMesh) -> None:
+        """By Ulysses (arXiv 2309.14509); the sum of the ranks' gradients is the gradient. Raises UserError if the
+        attention heads cannot be shared out."""
+        ranks, heads = mesh.size(-1), self.transformer.config.num_attention_heads
+        if heads % ranks:
+            raise UserError(f"compute.context is {ranks}, and the model has {heads} attention heads: choose a divisor")
+        try:
+            self.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=ranks, mesh=mesh))
+        except ValueError as error:  # of an attention backend that cannot do it
+            raise UserError(f"compute.context is {ranks}: {error}") from error
+
+    def compile_blocks(self) -> None:
+        self.transformer.compile_repeated_blocks()
+
+
+def _run_block(transformer: nn.Module, chosen: set[nn.Module], block: nn.Module, *inputs: Any) -> Any:
+    return run_recomputed(transformer, block, *inputs) if block in chosen else block(*inputs)
