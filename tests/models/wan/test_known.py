@@ -11,7 +11,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from avd.models.wan.known import KNOWN, UMT5_XXL
+from avd.models.wan import FAMILY
+from avd.models.wan.known import KNOWN, NEGATIVE_PROMPT, UMT5_XXL
 
 
 def hollow(kind: Any, config: Mapping[str, Any]) -> nn.Module:
@@ -53,3 +54,14 @@ def test_whitening_has_a_value_a_channel() -> None:
     for known in KNOWN.values():
         config = hollow(AutoencoderKLWan, known.vae).config
         assert len(config.latents_mean) == len(config.latents_std) == config.z_dim == known.transformer["in_channels"]
+
+
+def test_the_family_names_the_known_models() -> None:
+    """By literals, so that asking which families there are imports no config."""
+    assert list(FAMILY.hub_ids) == [known.hub_id for known in KNOWN.values()]
+
+
+def test_the_negative_prompt_is_the_published_one() -> None:
+    """Gaudy colours first and walking backwards last, with 26 phrases between."""
+    phrases = NEGATIVE_PROMPT.split("，")
+    assert (phrases[0], phrases[1], phrases[-1]) == ("色调艳丽", "过曝", "倒着走") and len(phrases) == 28
