@@ -11,6 +11,7 @@ import torch
 
 from avd.data import CacheWriter, Geometry, Item, LatentCache
 from avd.evaluation.cache_report import report_on, report_on_pixels, spread
+from avd.types import Conditions
 
 
 @pytest.fixture
@@ -18,9 +19,10 @@ def cache(tmp_path: Path) -> LatentCache:
     """Eight clips of two latent frames: two of them 0 and 0 (still), six -1 and +1, so variance over frames is 1."""
     writer = CacheWriter(tmp_path / "cache", identity="x", geometry=Geometry(5, 8, 8, 10.0), shard_size=3)
     writer.skip("a.mp4", "unreadable", "cannot be decoded")
+    prompt = Conditions({"embedding": torch.zeros(1, 3, 4)})
     for i in range(8):
         latent = torch.zeros(2, 2, 2, 2) if i < 2 else torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1).expand(2, 2, 2, 2)
-        writer.add(latent, torch.zeros(3, 4), Item("a red ball" if i % 2 else "one", f"{i // 3}.mp4", i % 3 / 2, 2.5))
+        writer.add(latent, prompt, Item("a red ball" if i % 2 else "one", f"{i // 3}.mp4", i % 3 / 2, 2.5))
     writer.finish()
     return LatentCache(tmp_path / "cache")
 
