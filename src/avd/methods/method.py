@@ -77,3 +77,7 @@ class Method:
             title = f"{name.replace('_', ' ')}, {recipe.updates} updates"
             found.append(Pass(title, name, recipe.updates, learns=True))
         return tuple(found)
+
+    def forwards(self, stages: int) -> float:
+        """Network forwards of one cycle per clip on a rollout of so many stages, on average over its exits."""
+        return sum(each.forwards((stages - 1) / 2) for each in self.passes())
