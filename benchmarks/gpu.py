@@ -107,7 +107,7 @@ def measure_training(sizes: WanSizes, recipe: Recipe, ranks: Ranks, cycles: int)
     latents = torch.randn(count, *sizes.latent_CFHW, device=device)
     prompts = Conditions({"embedding": torch.randn(count, *sizes.conditions["embedding"], device=device)})
     null_prompt = Conditions({"embedding": torch.zeros_like(prompts["embedding"][:1])})
-    setting = Setting(len(rollout.stages), shift=1.0, real_latents=lambda count: latents[:count])
+    setting = Setting(len(rollout.stages), real_latents=lambda count: latents[:count])
     step = TrainingStep(method, roles, null_prompt, setting, microbatch=recipe.compute.microbatch, ranks=ranks)
     clock, found = Clock(device), {"student update": [], "fake-score update": []}  # type: ignore[var-annotated]
 

@@ -52,7 +52,7 @@ def test_no_command_shows_what_there_is(path: tuple[str, ...], capfd: pytest.Cap
 GROUPS = {
     "Use": ["demo", "generate"],
     "Data": ["inspect", "prepare", "world"],
-    "Train": ["distill", "plan", "recipes", "train"],
+    "Train": ["distill", "methods", "plan", "recipes", "train"],
     "Judge": ["compare", "evaluate", "table"],
 }
 

@@ -69,7 +69,6 @@ def make_cycle(*overrides: str, together: bool = False, ranks: Ranks = SINGLE_PR
     source = tiny_source(MODEL)
     setting = Setting(
         stages=len(stages),
-        shift=model.settings.shift,
         real_latents=lambda count: source.latents(range(min(count, len(source)))),
         all_sum=ranks.all_sum,
         global_mean=ranks.global_mean,

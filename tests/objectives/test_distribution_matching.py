@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from avd.objectives.distribution_matching import distribution_matching
+from helpers.gaussian import GaussianVelocity
 
 SHAPE = (3, 2, 5, 2, 2)
 
@@ -21,18 +22,6 @@ class Affine(nn.Module):
     def forward(self, x: Tensor, sigma_B: Tensor) -> Tensor:
         self.calls += 1
         return self.scale * x + self.shift * sigma_B.view(-1, 1, 1, 1, 1)
-
-
-class GaussianVelocity:
-    """The exact velocity of data ~ N(mean, std^2): E[eps - x0 | x_sigma]."""
-
-    def __init__(self, mean: float, std: float) -> None:
-        self.mean, self.std = mean, std
-
-    def __call__(self, x: Tensor, sigma_B: Tensor) -> Tensor:
-        s = sigma_B.view(-1, 1, 1, 1, 1)
-        variance = (1 - s) ** 2 * self.std**2 + s**2
-        return -self.mean + (s - (1 - s) * self.std**2) / variance * (x - (1 - s) * self.mean)
 
 
 def draw() -> tuple[Tensor, Tensor, Tensor]:

@@ -15,6 +15,10 @@ def compare(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; run again, what is there is not done again.")],
     seeds: Annotated[int, typer.Option("--seeds", help="Seeds 0, 1, ... of each recipe.", min=1)] = 3,
     updates: Annotated[int | None, typer.Option("--updates", help="Student updates of each run.", min=1)] = None,
+    forwards: Annotated[
+        int | None,
+        typer.Option("--forwards", help="Network forwards per clip of each run, from which its updates follow.", min=1),
+    ] = None,
     clips: Annotated[int, typer.Option("--clips", help="Held-out captions to sample.", min=1)] = 128,
     repeats: Annotated[int, typer.Option("--repeats", help="Seeds of each open caption, for diversity.", min=0)] = 8,
     half_rate: Annotated[bool, typer.Option("--half-rate", help="Sample each student at half rate too.")] = False,
@@ -24,16 +28,23 @@ def compare(
 ) -> None:
     """Distil every recipe with every seed at one budget, measure all students and the teacher, print one table.
 
-    Example: avd compare dmd avd --seeds 3 --updates 150 --half-rate --output runs/compare
+    Methods differ in what an update costs: --forwards gives all of them the same work, --updates the same updates.
+
+    Example: avd compare dmd avd lcm --seeds 3 --forwards 2550 --output runs/compare
     """
     from avd.config import load_recipe
+    from avd.types import UserError
 
+    if updates is not None and forwards is not None:
+        raise UserError("--updates and --forwards are two budgets: give one")
     budget = list(changes or ()) + ([] if updates is None else [f"training.updates={updates}"])
     resolved = [load_recipe(name, [*budget, f"seed={seed}"]) for seed in range(seeds) for name in recipes]
 
-    from avd.experiments.compare import run_comparison
+    from avd.experiments.compare import run_comparison, with_forwards
     from avd.report import contact_sheet, terminal_table
 
+    if forwards is not None:
+        resolved = [with_forwards(recipe, forwards) for recipe in resolved]
     found = run_comparison(
         resolved, output, clips=clips, repeats=repeats, half_rate=half_rate, bars=ui.bars, say=ui.say
     )

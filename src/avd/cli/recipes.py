@@ -1,4 +1,4 @@
-"""`avd recipes`."""
+"""`avd recipes` and `avd methods`: what ships."""
 
 from __future__ import annotations
 
@@ -15,6 +15,32 @@ def recipes() -> None:
     shipped = {command: shipped_recipes(model) for model, command in COMMANDS.items()}
     width = max(len(name) for texts in shipped.values() for name in texts)
     for command, texts in shipped.items():
-        ui.out.print(f"{command} RECIPE", style="bold", highlight=False)
+        _print(f"{command} RECIPE", bold=True)
         for name, text in sorted(texts.items()):
-            ui.out.print(f"  {name:{width}}  {about(text)}", highlight=False, markup=False, soft_wrap=True)
+            _print(f"  {name:{width}}  {about(text)}")
+
+
+def methods() -> None:
+    """List the terms that a recipe may weigh, what they need, and the methods that shipped recipes make of them.
+
+    Example: avd methods
+    """
+    from avd.config import load_recipe, shipped_recipes
+    from avd.methods.method import Method
+    from avd.objectives.registry import terms
+
+    _print("terms of an objective (set objective.TERM.weight)", bold=True)
+    width = max(map(len, terms()))
+    for name, term in terms().items():
+        _print(f"  {name:{width}}  {term.about} ({term.paper})")
+    _print("methods, with the network forwards of one update", bold=True)
+    for name in sorted(shipped_recipes()):
+        recipe = load_recipe(name)
+        method = Method.of(recipe)
+        weights = " + ".join(f"{each.section.weight:g} {each.name}" for each in method.terms)
+        needs = f"; needs {', '.join(each.name for each in method.auxiliaries)}" if method.auxiliaries else ""
+        _print(f"  {name}: {weights}{needs}; {method.forwards(len(recipe.rollout.timesteps)):g} forwards")
+
+
+def _print(text: str, *, bold: bool = False) -> None:
+    ui.out.print(text, style="bold" if bold else None, highlight=False, markup=False, soft_wrap=True)

@@ -152,7 +152,6 @@ class DistillTask:
     def _setting(self) -> Setting:
         return Setting(
             stages=len(self.recipe.rollout.timesteps),
-            shift=self.model.settings.shift,
             real_latents=lambda count: self.source.latents(list(range(min(count, len(self.source))))),
             all_sum=self.ranks.all_sum,
             global_mean=self.ranks.global_mean,

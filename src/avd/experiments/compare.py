@@ -23,6 +23,7 @@ from avd.evaluation.rows import Results, Row, read_results, write_results
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
 from avd.experiments.measuring import measure
+from avd.methods.method import Method
 from avd.models.family import TextToVideo, open_model
 from avd.sampling.choose import make_sampler
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
@@ -84,6 +85,13 @@ def run_comparison(
     results = Results(rows=rows, meta={"suite": suite.name, "level": suite.level})
     write_results(output / "results.json", results)
     return Comparison(results, captions, shown)
+
+
+def with_forwards(recipe: Recipe, forwards: int) -> Recipe:
+    """The recipe with as many updates as its method makes of so many network forwards per clip, at least one."""
+    each = Method.of(recipe).forwards(len(recipe.rollout.timesteps))
+    updates = max(1, round(forwards / each))
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"updates": updates})})
 
 
 def _seeds(recipes: Sequence[Recipe]) -> list[int]:

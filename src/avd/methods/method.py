@@ -34,6 +34,8 @@ class Method:
             for auxiliary in each.term.auxiliaries(each.section):
                 if auxiliaries.setdefault(auxiliary.name, auxiliary) != auxiliary:
                     raise ValueError(f"{each.name} needs another {auxiliary.name} than the terms before it")
+            if each.term.full_batch and each.source != RolloutSource():
+                raise ValueError(f"{each.name} needs the full batch at once, which only rollouts are")
         learned = [name for name, each in auxiliaries.items() if isinstance(each, Learned)]
         if learned and all(each.source != RolloutSource() for each in terms):
             raise ValueError(f"{learned[0]} learns on rollouts, and no term judges one")
@@ -77,3 +79,7 @@ class Method:
             title = f"{name.replace('_', ' ')}, {recipe.updates} updates"
             found.append(Pass(title, name, recipe.updates, learns=True))
         return tuple(found)
+
+    def forwards(self, stages: int) -> float:
+        """Network forwards of one cycle per clip on a rollout of so many stages, on average over its exits."""
+        return sum(each.forwards((stages - 1) / 2) for each in self.passes())

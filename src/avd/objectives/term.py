@@ -82,8 +82,6 @@ class Setting:
 
     stages: int
     """Number of the student's stages."""
-    shift: float
-    """Timestep shift that the teacher is sampled with."""
     real_latents: Callable[[int], Tensor]
     """The first so many real latents of the run's data, (N, C, F, H, W), or all if there are fewer."""
     all_sum: Callable[[Tensor], Tensor] = lambda values: values

@@ -1,0 +1,143 @@
+"""Discrete consistency distillation: neighbours on the teacher's path become one clean video (LCM, arXiv 2310.04378).
+
+On a grid of noise levels s_N = 1 > ... > s_0 = 0, a real latent is noised to a random level s, and the guided teacher
+takes one Euler step to the level s' that lies `skip` below it:
+
+    x' = x + (s' - s) v_teacher(x, s)                      on the teacher's path through x
+    f(x, s) = x - s v(x, s)                                what a network makes of x; f(x, 0) = x for any of them
+    loss = mean d(f_student(x, s), f_target(x', s'))       per sample, over all of its values
+
+The target is a moving average of the student, or the student as it is, and carries no gradient. d is the square or the
+pseudo-Huber distance sqrt(delta^2 + c^2) - c. The student sees plain prompts: guidance is distilled into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from avd.flow import many_step_sigmas, per_sample, x0_from_velocity
+from avd.objectives.passes import Pass, Place
+from avd.objectives.source import DataSource, Levels, Random, Stages
+from avd.objectives.term import Auxiliary, Averaged, GuidedSection, Sample, Setting, Stateless, Term
+from avd.types import LossTerm
+
+Distance = Literal["huber", "square"]
+Network = Callable[[Tensor, Tensor], Tensor]
+"""Velocity of (x_BCFHW, sigma_B), with prompts and guidance already bound."""
+
+_HUBER = 1e-3
+"""c of the pseudo-Huber distance, as in LCM, PCM and DCM."""
+
+
+def consistency(
+    velocity_BCFHW: Tensor,
+    *,
+    x_BCFHW: Tensor,
+    sigma_B: Tensor,
+    below_B: Tensor,
+    teacher: Network,
+    target: Network,
+    distance: Distance = "huber",
+) -> LossTerm:
+    """The loss of the student's velocity at `x_BCFHW`, of noise level `sigma_B`; gradient reaches only the velocity.
+
+    `below_B` are the levels, from 0 up to below `sigma_B`, that the teacher steps to. `teacher` is the guided velocity
+    and `target` that of the target network; both are called once, without gradient.
+    """
+    found = x0_from_velocity(x_BCFHW, velocity_BCFHW, sigma_B)
+    with torch.no_grad():
+        stepped = x_BCFHW + per_sample(below_B - sigma_B, x_BCFHW) * teacher(x_BCFHW, sigma_B)
+        wanted = x0_from_velocity(stepped, target(stepped, below_B), below_B)
+    square = (found - wanted).square()
+    each = square if distance == "square" else (square + _HUBER**2).sqrt() - _HUBER
+    metrics = {"consistency_rms": square.detach().mean().sqrt().item()}
+    return LossTerm("consistency", each.flatten(1).mean(1), metrics)
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """Each sample at a random level of a many-step sampler's grid, 0 left out; see `objectives.source.Law`."""
+
+    steps: int
+    shift: float
+    name: str = "consistency"
+    place: Place = "full"
+
+    def draw(self, random: Random, stages: Stages) -> Levels:
+        index_B = random.integers(self.name, "level", high=self.steps)
+        return Levels(self.sigmas(index_B), index_B)
+
+    def sigmas(self, index_B: Tensor) -> Tensor:
+        """The levels at places of the grid, 1 first; past its end they are 0. float32."""
+        grid = many_step_sigmas(self.steps, self.shift).float().to(index_B.device)
+        return grid[index_B.clamp_max(self.steps)]
+
+
+class ConsistencyRecipe(GuidedSection):
+    """Discrete consistency distillation; weight 0 leaves it out."""
+
+    steps: int = Field(48, ge=1, le=1000)
+    """Steps of the grid."""
+    skip: int = Field(1, ge=1)
+    """Steps of the grid between the student's level and the target's."""
+    shift: float = Field(5.0, gt=0)
+    """Timestep shift of the grid; Wan2.1's is 5."""
+    distance: Distance = "huber"
+    target_ema: float = Field(0.95, ge=0, lt=1)
+    """Decay of the average of the student that is the target; 0: the student itself."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ConsistencyRecipe:
+        if self.skip > self.steps:
+            raise ValueError(f"skip must be at most steps ({self.steps})")
+        return self
+
+    @property
+    def law(self) -> OnGrid:
+        return OnGrid(self.steps, self.shift)
+
+
+def _make(section: ConsistencyRecipe, setting: Setting) -> Stateless:
+    def loss(sample: Sample) -> LossTerm:
+        networks = sample.networks
+        assert sample.x_BCFHW is not None and sample.sigma_B is not None and sample.index_B is not None
+
+        def target(x: Tensor, sigma: Tensor) -> Tensor:
+            return networks.auxiliary("target", x, sigma) if section.target_ema else networks.student(x, sigma)
+
+        return consistency(
+            sample.output_BCFHW,
+            x_BCFHW=sample.x_BCFHW,
+            sigma_B=sample.sigma_B,
+            below_B=section.law.sigmas(sample.index_B + section.skip),
+            teacher=lambda x, sigma: networks.teacher(x, sigma, section.standard_guidance),
+            target=target,
+            distance=section.distance,
+        )
+
+    return Stateless(loss)
+
+
+def _auxiliaries(section: ConsistencyRecipe) -> tuple[Auxiliary, ...]:
+    return (Averaged("target", section.target_ema),) if section.target_ema else ()
+
+
+TERM = Term(
+    name="consistency",
+    about="distance between the student's clean videos at two neighbouring noise levels of the teacher's path",
+    paper="LCM, arXiv 2310.04378",
+    section=ConsistencyRecipe,
+    source=lambda section: DataSource(section.law),
+    auxiliaries=_auxiliaries,
+    passes=lambda section: (
+        Pass("teacher's step with guidance", "teacher", section.branches),
+        Pass("target", "target" if section.target_ema else "student"),
+    ),
+    make=_make,
+)

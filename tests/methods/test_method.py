@@ -1,0 +1,74 @@
+"""What a recipe resolves to: only what its weights ask for, and an error where terms cannot go together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from avd.config import load_recipe
+from avd.methods.method import Method
+from avd.objectives.registry import terms
+from avd.objectives.source import AtStages, DataSource, RolloutSource
+from avd.objectives.term import ActiveTerm, Averaged
+
+
+def resolved(*active: ActiveTerm) -> Method:
+    recipe = load_recipe("avd")
+    return Method.of(
+        SimpleNamespace(objective=SimpleNamespace(active=active), rollout=recipe.rollout, fake_score=recipe.fake_score)
+    )  # type: ignore[arg-type]
+
+
+def active(name: str, **changes: object) -> ActiveTerm:
+    term = terms()[name]
+    return ActiveTerm(replace(term, **changes), term.section(weight=1.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names", "auxiliaries", "rollouts"),
+    [
+        ("avd", ["distribution_matching", "temporal", "regression"], ["fake_score"], 1),
+        ("dmd", ["distribution_matching"], ["fake_score"], 1),
+        ("lcm", ["consistency"], ["target"], 0),
+    ],
+)
+def test_a_recipe_resolves_to_what_it_weighs(
+    recipe: str, names: list[str], auxiliaries: list[str], rollouts: int
+) -> None:
+    method = Method.of(load_recipe(recipe))
+    assert [each.name for each in method.terms] == names
+    assert [each.name for each in method.auxiliaries] == auxiliaries
+    assert method.rollouts == rollouts
+
+
+def test_fresh_rollouts_are_as_many_as_updates() -> None:
+    assert Method.of(load_recipe("dmd", ["rollout.shared=false", "fake_score.updates=3"])).rollouts == 3
+
+
+def test_equal_sources_are_one() -> None:
+    method = Method.of(load_recipe("avd", ["objective.consistency.weight=1"]))
+    assert len(method.sources) == 3
+    assert [each.name for each in method.judging(RolloutSource())] == ["distribution_matching", "temporal"]
+    assert [each.name for each in method.judging(DataSource(AtStages("regression")))] == ["regression"]
+
+
+def test_a_target_that_is_the_student_is_no_network() -> None:
+    assert Method.of(load_recipe("lcm", ["objective.consistency.target_ema=0"])).auxiliaries == ()
+
+
+def test_terms_must_agree_on_an_auxiliary() -> None:
+    other = active("temporal", auxiliaries=lambda section: (Averaged("fake_score", 0.9),))
+    with pytest.raises(ValueError, match="temporal needs another fake_score than the terms before it"):
+        resolved(active("distribution_matching"), other)
+
+
+def test_an_auxiliary_that_learns_needs_a_rollout() -> None:
+    with pytest.raises(ValueError, match="fake_score learns on rollouts, and no term judges one"):
+        resolved(active("distribution_matching", source=lambda section: DataSource(AtStages("x"))))
+
+
+def test_a_full_batch_is_one_of_rollouts() -> None:
+    with pytest.raises(ValueError, match="temporal needs the full batch at once"):
+        resolved(active("temporal", source=lambda section: DataSource(AtStages("x"))))
