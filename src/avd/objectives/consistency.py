@@ -87,7 +87,7 @@ class ConsistencyRecipe(GuidedSection):
     skip: int = Field(1, ge=1)
     """Steps of the grid between the student's level and the target's."""
     shift: float = Field(5.0, gt=0)
-    """Timestep shift of the grid; Wan2.1's is 5."""
+    """Timestep shift of the grid."""
     distance: Distance = "huber"
     target_ema: float = Field(0.95, ge=0, lt=1)
     """Decay of the average of the student that is the target; 0: the student itself."""
