@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from avd.distillation import task
+from avd.distillation import sampler, task
 from avd.distillation.step import TrainingStep
 from avd.engine import checkpoint
 from avd.engine.run_folder import RunFolder
@@ -58,7 +58,7 @@ def half_a_line() -> None:
 MOMENTS: dict[str, Callable[[], None]] = {
     "first write": lambda: before_rename_to("recipe.yaml"),
     "encoding": lambda: before(VideoModel, "encode_video", 1),
-    "sampling the teacher": lambda: before(task, "sample_teacher", 1),
+    "sampling the teacher": lambda: before(sampler, "sample_teacher", 1),
     "first update": lambda: before(TrainingStep, "run", 1),
     "metrics": half_a_line,
     "first checkpoint": lambda: half_written(1),
