@@ -183,6 +183,13 @@ MISTAKES = {
     ),
     "table of nothing": ("table none.json", "none.json"),
     "table of something else": ("table tiny/avd.json", "tiny/avd.json does not hold results"),
+    # export
+    "export into a folder": ("export student --format diffusers -o clips", "clips exists already"),
+    "export below a file": ("export student --format diffusers -o small.yaml/new", "small.yaml is a file"),
+    "export of a teacher": ("export tiny --format diffusers -o new", "tiny is a many-step model"),
+    "export of nothing": ("export nowhere --format diffusers -o new", "no model nowhere"),
+    "unknown export format": ("export student --format gguf -o new", "'gguf' is not one of diffusers, lora"),
+    "LoRA of a full student": ("export run --format lora -o new", "cannot be written as lora", "roles=adapters"),
     # the world, demo and training
     "level to render": ("world render -o new --level 99", "world level is 99"),
     "clips there already": ("world render -o clips --size 16", "clips is in use"),

@@ -29,7 +29,7 @@ def commands(group: typer.Typer = app, path: tuple[str, ...] = ()) -> Iterator[t
 def test_the_commands_are_all_there() -> None:
     names = {" ".join(path) for path in commands()}
     assert names >= {
-        "demo", "distill", "generate", "evaluate", "table", "prepare", "world render",
+        "demo", "distill", "export", "generate", "evaluate", "table", "prepare", "world render",
         "train vae", "train teacher", "train interpolator", "train pack", "plan", "recipes", "compare", "inspect",
     }  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_no_command_shows_what_there_is(path: tuple[str, ...], capfd: pytest.Cap
 
 
 GROUPS = {
-    "Use": ["demo", "generate"],
+    "Use": ["demo", "export", "generate"],
     "Data": ["inspect", "prepare", "world"],
     "Train": ["distill", "methods", "plan", "recipes", "train"],
     "Judge": ["compare", "evaluate", "table"],

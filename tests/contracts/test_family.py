@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import avd.models
 from avd.config import AdaptersRecipe, Recipe, load_recipe
 from avd.data import CacheWriter, Geometry, Item, LatentCache, MemoryLatents
 from avd.distillation.task import DistillTask
@@ -27,29 +25,19 @@ from avd.planning.flops import flops_of
 from avd.planning.plan import Machine, Planner
 from avd.sampling.choose import make_sampler
 from avd.types import Conditions, UserError
-from helpers.tiny import tiny_model
+from helpers.families import FAMILIES, HELPERS, fake_family, save_model
 
-HELPERS = Path(__file__).parents[1] / "helpers"
+__all__ = ["fake_family"]
+
+pytestmark = pytest.mark.usefixtures("fake_family")
+
 CAPTIONS = ["a red square rises", "", "a blue circle rests"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fake_family() -> Iterator[None]:
-    """A family is a sub-package of `avd.models`, wherever its folder lies."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(avd.models, "__path__", [*avd.models.__path__, str(HELPERS)])
-        yield
-
-
-@pytest.fixture(scope="module", params=["wan", "fake"])
+@pytest.fixture(scope="module", params=FAMILIES)
 def folder(request: pytest.FixtureRequest, fake_family: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("families") / request.param
-    if request.param == "wan":
-        tiny_model().save(path)
-    else:
-        from avd.models.fake_family.model import fake_model  # type: ignore[import-not-found]
-
-        fake_model().save(path)
+    save_model(request.param, path)
     return path
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from avd.miniature import architecture as mini
-from avd.models.wan.model import VideoModel
+from avd.models.wan.model import VideoModel, encode_prompts
 from avd.world import World, vocabulary
 
 END, UNKNOWN = 1, 2
@@ -26,6 +26,16 @@ def test_words_are_read_whole_whatever_their_case_and_punctuation() -> None:
 def test_a_saved_tokenizer_reads_the_same(folder: Path, model: VideoModel) -> None:
     text = "a red circle and a blue zebra"
     assert AutoTokenizer.from_pretrained(folder / "tokenizer")(text).input_ids == model.tokenizer(text).input_ids
+
+
+def test_a_tokenizer_is_saved_alike_before_and_after_it_is_used(tmp_path: Path) -> None:
+    """With padding and truncation as in training, which a run that is resumed at its end has not done."""
+    tokenizer = mini.build_tokenizer(vocabulary())
+    tokenizer.save_pretrained(tmp_path / "before")
+    encode_prompts(mini.build_text_encoder(len(tokenizer)), tokenizer, ["a red circle", ""], mini.TEXT_LENGTH)
+    tokenizer.save_pretrained(tmp_path / "after")
+    before, after = ((tmp_path / when / "tokenizer.json").read_bytes() for when in ("before", "after"))
+    assert before == after
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from avd import __version__, ui
-from avd.cli import compare, data, demo, distill, evaluate, generate, inspect, plan, recipes, train
+from avd.cli import compare, data, demo, distill, evaluate, export, generate, inspect, plan, recipes, train
 from avd.types import Stopped, UserError
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ _USE, _DATA, _TRAIN, _JUDGE = "Use", "Data", "Train", "Judge"
 
 app.command("demo", rich_help_panel=_USE)(demo.demo)
 app.command("generate", rich_help_panel=_USE)(generate.generate)
+app.command("export", rich_help_panel=_USE)(export.export)
 app.command("prepare", rich_help_panel=_DATA)(data.prepare)
 app.command("inspect", rich_help_panel=_DATA)(inspect.inspect)
 app.add_typer(data.world_app, name="world", rich_help_panel=_DATA)

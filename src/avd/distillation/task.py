@@ -21,7 +21,9 @@ from avd.engine.loop import UpdateResult
 from avd.engine.preview import write_preview
 from avd.engine.randomness import UpdateRandom, derive_seed
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
-from avd.files import atomic_folder
+from avd.export import format_named
+from avd.export.format import Student
+from avd.export.writing import write
 from avd.flow import few_step_sigmas
 from avd.methods.method import Method
 from avd.models.family import TextToVideo
@@ -136,18 +138,16 @@ class DistillTask:
 
     def export(self, folder: Path) -> None:
         """`student/`: the averaged student with how it is to be sampled; a diffusers folder, or a LoRA for its base."""
-        recipe = self.recipe
-        merged = recipe.roles == "full" or recipe.adapters.merge
-        weights = self.roles.export_average() if merged else self.roles.export_adapter()
-        if not self.ranks.is_main:
-            return
-        rollout = recipe.rollout
-        sampling = {"student_timesteps": rollout.timesteps, "half_rate_stages": rollout.half_rate_stages}
-        with atomic_folder(folder / "student") as student:
-            save = self.model.save if merged else self.model.save_adapter
-            save(student, weights, **sampling)
-            if self.interpolator is not None:
-                self.interpolator.save(student / "interpolator")
+        adapters, rollout = self.recipe.roles == "adapters", self.recipe.rollout
+        student = Student(
+            self.model,
+            self.roles.export_average,
+            self.roles.export_adapter if adapters else None,
+            {"student_timesteps": rollout.timesteps, "half_rate_stages": rollout.half_rate_stages},
+            self.interpolator,
+        )
+        chosen = format_named("lora" if adapters and not self.recipe.adapters.merge else "diffusers")
+        write(chosen, folder / "student", student, main=self.ranks.is_main)
 
     def _setting(self) -> Setting:
         return Setting(

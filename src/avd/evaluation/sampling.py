@@ -36,8 +36,8 @@ Progress = Callable[[int, int], None]
 
 _LARGEST_BATCH = 16
 _POSITIONS = 2**15
-"""Latent positions, frames times height times width, that a batch holds at most: a clip of 81 frames at 480p has four
-times as many. The miniature is far below."""
+"""Latent positions, frames times height times width, that a batch holds at most: one clip of 81 frames of 480 x 832
+has four times as many. The miniature is far below."""
 
 
 def batch_size(model: TextToVideo) -> int:

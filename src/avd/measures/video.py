@@ -17,8 +17,8 @@ from avd.measures.colour import contrast, saturation
 from avd.measures.optical_flow import mean_speed, shrink
 
 _SIDE = 24
-"""Frames are shrunk by an integer factor until their shorter side has about as many pixels: those of 480p by 20, of 48
-pixels by 2. What moves a fifteenth of the side between frames, the fastest that is common, moves 1.6 pixels there."""
+"""Frames are shrunk by an integer factor until their shorter side has about as many pixels: 480 pixels by 20, 48 by 2.
+What moves a fifteenth of the side between frames, the fastest that is common, moves 1.6 pixels there."""
 _SPAN = 4
 
 

@@ -63,13 +63,16 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("[a-z]+(?:-[a-z]+)*"), behavior="removed", invert=True)
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
         model_max_length=TEXT_LENGTH,
     )
+    # A tokenizer is saved with the padding and truncation of its last call: make them those of training from the start.
+    tokenizer([""], padding="max_length", max_length=TEXT_LENGTH, truncation=True)
+    return tokenizer
 
 
 def build_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:

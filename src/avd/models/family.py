@@ -43,6 +43,11 @@ class TextToVideo(Protocol):
         ...
 
     @property
+    def source(self) -> ModelSource | None:
+        """What it was opened as; None for a model made in memory, which nothing else can be an adapter of."""
+        ...
+
+    @property
     def identity(self) -> str:
         """`<family>-<hash>`, which changes whenever cached latents or conditions would no longer fit the model."""
         ...
@@ -102,8 +107,20 @@ class TextToVideo(Protocol):
         """Write a folder that loads again, and in the family's stock pipeline: with other weights, settings."""
         ...
 
-    def save_adapter(self, folder: Path, weights: dict[str, Tensor], **settings: Any) -> None:
-        """Write a LoRA of this model, as `models.adapters.adapter_weights` gives it, with changed settings."""
+    def reload(self, folder: Path) -> dict[str, Tensor]:
+        """The network's state dict as the family's stock library reads a folder that `save` wrote: no code of ours."""
+        ...
+
+    def save_adapter(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write a LoRA of this model, as `models.adapters.adapter_weights` gives it, for the stock pipeline."""
+        ...
+
+    def read_adapter(self, folder: Path) -> dict[str, Tensor]:
+        """What `save_adapter` wrote. Raises UserError if it is damaged."""
+        ...
+
+    def reload_adapter(self, folder: Path) -> dict[str, Tensor]:
+        """The network's state dict as the stock library reads this model and fuses what `save_adapter` wrote."""
         ...
 
 

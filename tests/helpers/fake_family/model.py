@@ -24,6 +24,7 @@ from avd.types import Conditions, UserError
 
 CHANNELS, WIDTH, LETTERS, LETTER_WIDTH, POOLED = 3, 8, 6, 4, 5
 TIME, SIDE = 4, 8
+LORA_FILE = "lora.safetensors"
 CONDITIONS = {"embedding": (LETTERS, LETTER_WIDTH), "pooled": (POOLED,)}
 
 
@@ -108,8 +109,9 @@ class FakeModel:
 
     negative_prompt = None
 
-    def __init__(self, transformer: FakeTransformer, settings: Settings, folder: Path | None = None) -> None:
-        self.transformer, self.settings, self.folder = transformer, settings, folder
+    def __init__(self, transformer: FakeTransformer, settings: Settings, source: ModelSource | None = None) -> None:
+        self.transformer, self.settings, self.source = transformer, settings, source
+        self.folder = None if source is None else source.settings_folder
         self.device = torch.device("cpu")
 
     @property
@@ -163,8 +165,20 @@ class FakeModel:
         save_file(state, folder / "transformer" / "model.safetensors")
         write_settings(folder, replace(self.settings, **settings))
 
-    def save_adapter(self, folder: Path, weights: dict[str, Tensor], **settings: Any) -> None:
-        raise UserError("the fake family keeps no adapters: set adapters.merge=true")
+    def reload(self, folder: Path) -> dict[str, Tensor]:
+        return load_file(folder / "transformer" / "model.safetensors")
+
+    def save_adapter(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        save_file({k: v.contiguous() for k, v in weights.items()}, folder / LORA_FILE)
+
+    def read_adapter(self, folder: Path) -> dict[str, Tensor]:
+        return load_file(folder / LORA_FILE)
+
+    def reload_adapter(self, folder: Path) -> dict[str, Tensor]:
+        assert self.source is not None
+        dtype = self.transformer.enter.weight.dtype
+        weights = {name: tensor.to(dtype) for name, tensor in self.reload(self.source.folder).items()}
+        return fused(weights, self.read_adapter(folder))
 
 
 def fake_model() -> FakeModel:
@@ -178,7 +192,20 @@ def fake_model() -> FakeModel:
 def load(source: ModelSource, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> FakeModel:
     config = json.loads((source.folder / "transformer" / "config.json").read_text())
     transformer = FakeTransformer(config["layers"])
-    transformer.load_state_dict(load_file(source.folder / "transformer" / "model.safetensors"))
-    settings = read_settings(source.folder)
+    weights = load_file(source.folder / "transformer" / "model.safetensors")
+    if source.adapter is not None:
+        weights = fused(weights, load_file(source.adapter.folder / LORA_FILE))
+    transformer.load_state_dict(weights)
+    settings = read_settings(source.settings_folder)
     assert settings is not None
-    return FakeModel(transformer.to(dtype), settings, source.folder)
+    return FakeModel(transformer.to(dtype), settings, source)
+
+
+def fused(weights: dict[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the products of a LoRA's matrices added."""
+    for name, up in lora.items():
+        layer, _, matrix = name.partition(".lora_")
+        if matrix.startswith("B"):
+            weight = weights[f"{layer}.weight"]
+            weight += (up @ lora[name.replace(".lora_B", ".lora_A")]).to(weight.dtype)
+    return weights

@@ -162,7 +162,8 @@ model = load_model(sys.argv[1], transformer=sys.argv[2] or None, dtype=torch.bfl
 opened = peak()
 network = model.velocity()
 with torch.no_grad():
-    v = network(torch.randn(1, 16, 1, 2, 2), torch.tensor([0.5]), Conditions({"embedding": torch.randn(1, 2, 4096)}))
+    prompt = Conditions({"embedding": torch.randn(1, 2, 4096)})
+    v = network(torch.randn(1, 16, 1, 2, 2), torch.tensor([0.5]), prompt)
 assert v.shape == (1, 16, 1, 2, 2) and v.isfinite().all()
 print(peak() - opened, sum(p.numel() * p.element_size() for p in network.parameters()))
 """

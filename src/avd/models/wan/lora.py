@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from safetensors import SafetensorError
 from torch import Tensor
 
 from avd.types import UserError
 
+_PREFIX = "transformer."
+"""Of the names in a LoRA's file that belong to the transformer."""
 
-def save_adapter(folder: Path, weights: dict[str, Tensor]) -> None:
+
+def save_adapter(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Write what `models.adapters.adapter_weights` gave as a LoRA that `WanPipeline.load_lora_weights` reads."""
-    WanPipeline.save_lora_weights(folder, transformer_lora_layers=weights)
+    WanPipeline.save_lora_weights(folder, transformer_lora_layers=dict(weights))
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """What `save_adapter` wrote. Raises UserError if it is damaged."""
+    with _explained(folder):
+        weights = WanPipeline.lora_state_dict(str(folder), use_safetensors=True)
+        return {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
 
 
 def merge_saved(transformer: WanTransformer3DModel, folder: Path) -> None:
     """Merge the LoRA in `folder` into a plain transformer, in place. Raises UserError if it does not fit."""
-    try:
+    with _explained(folder):
         transformer.load_lora_adapter(str(folder), prefix="transformer", use_safetensors=True)
         transformer.fuse_lora()
         transformer.unload_lora()
+
+
+def fused_weights(base: WanTransformer3DModel, folder: Path) -> dict[str, Tensor]:
+    """The state dict of `base`, which is changed, after stock `WanPipeline.load_lora_weights` and `fuse_lora`."""
+    pipeline = WanPipeline(
+        tokenizer=None, text_encoder=None, vae=None, transformer=base, scheduler=FlowMatchEulerDiscreteScheduler()
+    )
+    with _explained(folder):
+        pipeline.load_lora_weights(folder)
+        pipeline.fuse_lora(components=["transformer"])
+        pipeline.unload_lora_weights()
+    return dict(base.state_dict())
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"the adapter {folder} does not fit its base: {reason}") from error

@@ -19,18 +19,18 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from avd.files import write_json
-from avd.models.folders import AdapterFolder, ModelSource
+from avd.models.folders import ModelSource
 from avd.models.identity import entries_in_memory, identity_of
 from avd.models.settings import Settings, write_settings
 from avd.models.wan.codec import decode_video, encode_video
 from avd.models.wan.configs import check_clip, latent_shape
 from avd.models.wan.files import ModelFiles
 from avd.models.wan.known import NEGATIVE_PROMPT, TEXT_TOKENS
-from avd.models.wan.lora import merge_saved, save_adapter
+from avd.models.wan.lora import fused_weights, merge_saved, read_adapter, save_adapter
 from avd.models.wan.network import WanVelocity
 from avd.models.wan.schedulers import scheduler_of
 from avd.models.wan.sizes import WanSizes, make_sizes
-from avd.types import Conditions
+from avd.types import Conditions, UserError
 
 # Loading and saving a miniature is quick, and progress is the command line's to show. What these libraries merely warn
 # of, weights that are missing, is an error here.
@@ -63,6 +63,8 @@ class VideoModel:
         for name in self._parts:
             _settle(name, self._parts[name])
         self._files, self._dtype = files, dtype
+        self.source = None if files is None else files.source
+        """What it was opened as."""
         self.device = device or torch.device("cpu")
         """Where VAE and text encoder compute, and a sampler's network; what they take and give is on the CPU."""
         self.folder = None if files is None else files.source.settings_folder
@@ -190,13 +192,20 @@ class VideoModel:
         _forget_paths(folder)
         write_settings(folder, written)
 
-    def save_adapter(self, folder: Path, weights: dict[str, Tensor], **settings: Any) -> None:
-        """Write a LoRA of this model, as `models.adapters.adapter_weights` gives it, with changed `settings`."""
-        assert self._files is not None
+    def reload(self, folder: Path) -> dict[str, Tensor]:
+        return dict(WanPipeline.from_pretrained(folder).transformer.state_dict())
+
+    def save_adapter(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         save_adapter(folder, weights)
-        source = self._files.source
-        AdapterFolder(folder, source.name, source.transformer).write()
-        write_settings(folder, replace(self.settings, **settings))
+
+    def read_adapter(self, folder: Path) -> dict[str, Tensor]:
+        return read_adapter(folder)
+
+    def reload_adapter(self, folder: Path) -> dict[str, Tensor]:
+        """Raises UserError if this model was made in memory: stock diffusers reads its base from files."""
+        if self._files is None:
+            raise UserError("a LoRA is read on a base in a folder, and this model was made in memory: save it first")
+        return fused_weights(self._files.load("transformer", self._dtype), folder)
 
 
 def load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) -> VideoModel:

@@ -1,0 +1,73 @@
+"""The contract of an export format: writing a student as files, and reading them back as the tool they are for does.
+
+A format is one file in this folder whose module-level `FORMAT` fills `Format`; a file that is put here is found, and
+nothing else names it. How the student is sampled is written beside every format (`avd.export.writing`), so a format
+writes weights and what its tool needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:  # listing the formats loads no torch
+    from torch import Tensor
+
+    from avd.models.family import TextToVideo
+    from avd.models.interpolator import FrameInterpolator
+    from avd.models.settings import Settings
+
+Gather = Callable[[], "dict[str, Tensor]"]
+"""Tensors by name, on the CPU. Shards are gathered from all ranks when they are asked for, so all must ask."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """A distilled student: the weights that are exported, and how it is sampled."""
+
+    model: TextToVideo
+    """What it is a student of; everything but the transformer's weights is this model's."""
+    weights: Gather
+    """The transformer's full state dict, adapters merged, in the names of the model's own transformer."""
+    adapter: Gather | None = None
+    """The adapter by itself, as `models.adapters.adapter_weights` gives it; None if the student has none."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings in which it differs from the model: its timesteps and half-rate stages."""
+    interpolator: FrameInterpolator | None = None
+
+    @property
+    def settings(self) -> Settings:
+        return replace(self.model.settings, **self.changes)
+
+
+@runtime_checkable
+class Format(Protocol):
+    """One way to write a student."""
+
+    name: str
+    """What users call it."""
+    help: str
+    """What it is and who reads it, in a line."""
+    tolerance: float
+    """How far a tensor that is read back may lie from the student's, in units in the last place of its largest value;
+    0 for a format that keeps every bit."""
+
+    def refusal(self, student: Student) -> str | None:
+        """Why this student cannot be written so, in one line that says what to do; None if it can. All ranks agree."""
+        ...
+
+    def gather(self, student: Student) -> dict[str, Tensor]:
+        """The weights that `write` needs and no others. Asked on every rank."""
+        ...
+
+    def write(self, folder: Path, student: Student, weights: Mapping[str, Tensor]) -> None:
+        """Write into an empty folder, on the main rank alone. `weights` are those of `gather`."""
+        ...
+
+    def reload(self, folder: Path, model: TextToVideo) -> dict[str, Tensor]:
+        """The full state dict of the transformer, in the names of `model`'s own, as stock code of the tool that the
+        format is for reads the folder. `model` is the student's; it tells what the files do not, such as a LoRA's base.
+        """
+        ...
