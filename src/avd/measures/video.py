@@ -17,7 +17,7 @@ from avd.measures.colour import contrast, saturation
 from avd.measures.optical_flow import mean_speed, shrink
 
 _SIDE = 24
-"""Frames are shrunk by an integer factor until their shorter side has about as many pixels: Wan2.1's by 20, wan-mini's
+"""Frames are shrunk by an integer factor until their shorter side has about as many pixels: 480p by 20, the miniature's
 by 2. What moves a fifteenth of the side between frames, the fastest that is common, moves 1.6 pixels there."""
 _SPAN = 4
 

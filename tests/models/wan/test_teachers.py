@@ -153,6 +153,7 @@ def test_a_single_file_is_the_folders_transformer(model: VideoModel, published: 
 PEAK = """
 import sys, torch
 from avd.models.family import load_model
+from avd.types import Conditions
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
@@ -161,7 +162,7 @@ model = load_model(sys.argv[1], transformer=sys.argv[2] or None, dtype=torch.bfl
 opened = peak()
 network = model.velocity()
 with torch.no_grad():
-    v = network(torch.randn(1, 16, 1, 2, 2), torch.tensor([0.5]), torch.randn(1, 2, 4096))
+    v = network(torch.randn(1, 16, 1, 2, 2), torch.tensor([0.5]), Conditions({"embedding": torch.randn(1, 2, 4096)}))
 assert v.shape == (1, 16, 1, 2, 2) and v.isfinite().all()
 print(peak() - opened, sum(p.numel() * p.element_size() for p in network.parameters()))
 """
