@@ -17,6 +17,7 @@ FREE_FOLDERS = {"contracts", "cli", "helpers"}
 CROSS_CUTTING = {
     "test_config.py": "recipes of all kinds, across config and the command line",
     "test_docs.py": "pages against the code",
+    "test_docs_names.py": "names on pages against the code",
     "test_golden.py": "numbers of every miniature recipe",
     "test_imports.py": "the order of the rooms",
     "test_layout.py": "this",

@@ -26,19 +26,19 @@ SELF = Path(__file__).name
 _COUNTED = (
     "clips|tokens|frames|forwards|calls|pixels|bytes|seconds|s|ms|GB|MB|TFLOP/s|steps|updates|rows|processes|videos"
 )
-_UNITS = "rank|clip|update|cycle|step|run|layer|token|GPU|process|video|prompt|side|line|file|timestep|latent"
+_UNITS = "rank|clip|update|cycle|step|run|layer|token|GPU|process|video|prompt|side|line|file|timestep|stage|noise level|shard"
 
 PROSE = {
-    r"\btold\b(?! apart\b)": "reported, named",
-    r"\bsaid\b": "reported, shown",
-    r"\bmend(?:s|ed|ing)?\b": "fix",
-    r"\bdear\b": "expensive",
-    r"\banew\b": "again",
-    r"\b(?:go|goes|went|gone) on\b(?! top\b)": "resumes, continues",
-    r"(?<!as a )(?<!on the )\bwhole\b(?! (?:numbers?|words?)\b)": "full, complete, intact",
-    r"\bfigures?\b": "metrics, numbers",
-    rf"\b(?:{_COUNTED}),? an? (?:{_UNITS})\b(?! (?:\w+s|has|is|of|at|with)\b)": "per",
-    rf"\b(?:\d[\d,.]*|one|two|once|twice|times) an? (?:{_UNITS})\b": "per",
+    r"(?i)\btold\b(?! apart\b)": "reported, named",
+    r"(?i)\bsaid\b": "reported, shown",
+    r"(?i)\bmend(?:s|ed|ing)?\b": "fix",
+    r"(?i)\bdear\b": "expensive",
+    r"(?i)\banew\b": "again",
+    r"(?i)\b(?:go|goes|went|gone) on\b(?! top\b)": "resumes, continues",
+    r"(?i)(?<!as a )(?<!on the )\bwhole\b(?! (?:numbers?|words?)\b)": "full, complete, intact",
+    r"(?i)\bfigures?\b": "metrics, numbers",
+    rf"(?i)\b(?:{_COUNTED}),? an? (?:{_UNITS})\b(?! (?:\w+s|has|is|of|at|with)\b)": "per",
+    rf"(?i)\b(?:\d[\d,.]*|one|two|once|twice|times|one (?!is |by |has )\w+) an? (?:{_UNITS})\b": "per",
     r"\bprocess a GPU\b|\b(?:row|prompt|caption|line) a (?:line|clip|prompt|video)\b": "per",
     r"\bsharers\b": "context_size",
     r"\bpulls\b": "gradient",

@@ -1,4 +1,4 @@
-"""Run folders: nobody's files are lost, and metrics are one line an update."""
+"""Run folders: nobody's files are lost, and metrics are one line per update."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class CacheWriter:
         return self._shard_size - len(self._pending)
 
     def lacks_prompt(self, caption: str) -> bool:
-        """Whether the next clip of this caption must come with its prompt's conditions: once a shard it must."""
+        """Whether the next clip of this caption must come with its prompt's conditions: once per shard it must."""
         return caption not in self._prompts
 
     def add(self, latent_CFHW: Tensor, prompt: Conditions | None, item: Item) -> None:

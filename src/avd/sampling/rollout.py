@@ -34,7 +34,7 @@ class Stage:
 
 
 def make_stages(sigmas: tuple[float, ...], half_rate_stages: int = 0) -> tuple[Stage, ...]:
-    """One stage a noise level, the first `half_rate_stages` at every second frame.
+    """One stage per noise level, the first `half_rate_stages` at every second frame.
 
     Raises ValueError unless at least the last stage is at full rate.
     """
