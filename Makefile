@@ -26,7 +26,7 @@ lint: $(STAMP) ## Check format, style and types
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy src/avd
 
-format: $(STAMP) ## Format the code and mend what ruff can mend
+format: $(STAMP) ## Format the code and fix what ruff can fix
 	$(VENV)/bin/ruff format
 	$(VENV)/bin/ruff check --fix
 

@@ -65,14 +65,14 @@ class Cost:
 
 
 class Clock:
-    """Times on a device that computes behind the program's back, and the most memory since the last look."""
+    """Times on a device that computes behind the program's back, and the most memory since the last reading."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self.look()
+        self.read()
 
-    def look(self) -> Cost:
-        """Since the last look."""
+    def read(self) -> Cost:
+        """Time and memory since the last reading."""
         if self._on_gpu:
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -91,14 +91,14 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     clock, best = Clock(device), float("inf")
     for _ in range(10):
-        clock.look()
+        clock.read()
         a @ b
-        best = min(best, clock.look().seconds)
+        best = min(best, clock.read().seconds)
     return 2 * size**3 / best
 
 
 def measure_training(sizes: WanSizes, recipe: Recipe, ranks: Ranks, cycles: int) -> dict[str, Cost]:
-    """A student update, a fake-score update and a whole cycle; medians over cycles, after one that is not counted."""
+    """A student update, a fake-score update and a full cycle; medians over cycles, after one that is not counted."""
     dtype = getattr(torch, recipe.compute.dtype) if recipe.roles == "adapters" else torch.float32
     method = Method.of(recipe)
     roles = Roles(RandomModel(sizes, dtype), recipe, method, ranks)  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ def measure_training(sizes: WanSizes, recipe: Recipe, ranks: Ranks, cycles: int)
     def timed(step: Callable[[], float], name: str) -> Callable[[], float]:
         def stepped() -> float:
             norm = step()
-            found[name].append(clock.look())
+            found[name].append(clock.read())
             return norm
 
         return stepped
@@ -123,15 +123,15 @@ def measure_training(sizes: WanSizes, recipe: Recipe, ranks: Ranks, cycles: int)
     fake_score = roles.learned["fake_score"]
     fake_score.step = timed(fake_score.step, "fake-score update")  # type: ignore[method-assign]
     for n in range(cycles + 1):
-        clock.look()
+        clock.read()
         step.run(Batch(latents, prompts, (prompts,)), UpdateRandom(0, n, range(count), device), rollout)
         if n == 0:
             for costs in found.values():
                 costs.clear()
     costs = {name: Cost(median(c.seconds for c in each), max(c.peak for c in each)) for name, each in found.items()}
     updates = recipe.fake_score.updates
-    whole = costs["student update"].seconds + updates * costs["fake-score update"].seconds
-    return {**costs, f"cycle of 1 + {updates}": Cost(whole, max(cost.peak for cost in costs.values()))}
+    seconds = costs["student update"].seconds + updates * costs["fake-score update"].seconds
+    return {**costs, f"cycle of 1 + {updates}": Cost(seconds, max(cost.peak for cost in costs.values()))}
 
 
 @torch.no_grad()
@@ -147,10 +147,10 @@ def measure_sampling(
     clock, rounds = Clock(device), {"4 steps, full rate": [], "4 steps, half rate": []}  # type: ignore[var-annotated]
     for n in range(repeats + 1):
         for stages, (_, costs) in zip((0, 2), rounds.items(), strict=True):
-            clock.look()
+            clock.read()
             conditions = Conditions({"embedding": prompt})
             Rollout(make_stages(sigmas, stages), between)(network, noise, conditions, lambda _: torch.randn_like(noise))
-            cost = clock.look()
+            cost = clock.read()
             if n > 0:
                 costs.append(cost)
     found = {name: Cost(median(c.seconds for c in each), max(c.peak for c in each)) for name, each in rounds.items()}
@@ -165,7 +165,7 @@ def _teacher(transformer: Any, noise: Tensor, prompt: Tensor, steps: int, clock:
     solver = make_solver("unipc", 3.0)
     pipeline = WanPipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=solver)
     pipeline.set_progress_bar_config(disable=True)
-    clock.look()
+    clock.read()
     pipeline(
         prompt_embeds=prompt,
         negative_prompt_embeds=torch.zeros_like(prompt),
@@ -177,7 +177,7 @@ def _teacher(transformer: Any, noise: Tensor, prompt: Tensor, steps: int, clock:
         guidance_scale=5.0,
         output_type="latent",
     )
-    return clock.look()
+    return clock.read()
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """From which noise level on a teacher loses the clip: where its training should spend its time.
 
 Rendered held-out clips of the built-in world are noised to a level and denoised by the teacher with their captions and
-its own guidance; the oracle judges what comes back. At level 0 only the VAE is judged, at level 1 the whole teacher.
+its own guidance; the oracle judges what comes back. At level 0 only the VAE is judged, at level 1 the full teacher.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recipes: what loads, what it resolves to, and what a mistake is told."""
+"""Recipes: what loads, what it resolves to, and how a mistake is reported."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write(folder: Path, text: str, name: str = "mine.yaml") -> str:
 
 
 def complaint(name: str, *overrides: str) -> str:
-    """What the user is told: always one line."""
+    """What the user reads: always one line."""
     with pytest.raises(UserError) as caught:
         load_recipe(name, overrides)
     message = str(caught.value)
@@ -217,7 +217,7 @@ def test_an_override_is_read_as_its_keys_type(override: str, value: Any) -> None
     assert {k: v for k, v in found.items() if k != path} == {k: v for k, v in LEAVES.items() if k != path}
 
 
-def test_a_later_override_wins_and_a_section_can_be_given_whole() -> None:
+def test_a_later_override_wins_and_a_section_can_be_given_full() -> None:
     recipe = load_recipe("avd", ["training.batch=2", "training.batch=3", "objective.temporal={weight: 0.2}"])
     assert recipe.training.batch == 3
     assert recipe.objective.temporal.weight == 0.2 and recipe.objective.temporal.truncation == 0.6
@@ -299,7 +299,7 @@ def test_an_unknown_key_names_the_nearest(override: str, hint: str, tmp_path: Pa
         ("rollout.timesteps=[1000", ["rollout.timesteps=[1000", "not YAML"]),
     ],
 )
-def test_a_bad_value_is_told_with_what_was_found(override: str, parts: list[str]) -> None:
+def test_a_bad_value_is_reported_with_what_was_found(override: str, parts: list[str]) -> None:
     message = complaint("avd", override)
     assert all(part in message for part in parts), message
 
@@ -318,7 +318,7 @@ def test_a_bad_value_is_told_with_what_was_found(override: str, parts: list[str]
         ("extends: avdd", "avdd (did you mean avd?)"),
     ],
 )
-def test_a_bad_file_is_told_by_its_name(text: str, part: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_by_its_name(text: str, part: str, tmp_path: Path) -> None:
     assert part in complaint(write(tmp_path, text))
 
 

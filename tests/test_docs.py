@@ -79,16 +79,16 @@ def is_recipe(name: str, shipped: dict[str, str]) -> bool:
     return name in shipped or name.endswith(".yaml") or name.isupper()
 
 
-def test_every_recipe_key_is_told_with_its_values() -> None:
+def test_every_recipe_key_is_reported_with_its_values() -> None:
     defaults, shipped = leaves(Recipe(name="required")), leaves(load_recipe("avd"))
-    told = {key.strip("`"): (default, avd) for key, _, default, avd, _ in rows(RECIPES_PAGE, "Every key")}
-    assert set(told) == set(defaults)
-    for key, cells in told.items():
+    documented = {key.strip("`"): (default, avd) for key, _, default, avd, _ in rows(RECIPES_PAGE, "Every key")}
+    assert set(documented) == set(defaults)
+    for key, cells in documented.items():
         values = tuple(yaml.safe_load(cell) for cell in cells)
         assert values == (defaults[key], shipped[key]), key
 
 
-def test_every_shipped_recipe_is_told() -> None:
+def test_every_shipped_recipe_is_reported() -> None:
     assert {row[0].strip("`") for row in rows(RECIPES_PAGE, "Shipped recipes")} == set(shipped_recipes())
 
 

@@ -79,7 +79,7 @@ def test_a_write_cut_short_leaves_the_old_file_and_what_the_next_one_replaces(
     assert names(tmp_path) == ["a.txt"] and "new" in path.read_text()
 
 
-def test_a_write_replaces_the_whole_file_and_makes_the_folders_above(tmp_path: Path) -> None:
+def test_a_write_replaces_the_full_file_and_makes_the_folders_above(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "a.txt"
     write_text(path, "long old text")
     write_text(path, "ä")

@@ -82,7 +82,7 @@ def few_step_sigmas(timesteps: tuple[float, ...]) -> tuple[float, ...]:
 def integrate(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigmas: Tensor) -> Tensor:
     """Solve dx/dsigma = v(x, sigma) by Euler's method along `sigmas` (falling), from `noise` at the first.
 
-    `velocity(x, sigma_B)` is called once a step. The state is kept in float32.
+    `velocity(x, sigma_B)` is called once per step. The state is kept in float32.
     """
     x = noise.float()
     for sigma, below in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):

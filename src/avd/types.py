@@ -1,4 +1,4 @@
-"""Words the whole project shares.
+"""Words that all of the project shares.
 
 Shape suffixes of tensors in maths code, as in `x_BCFHW`:
 
@@ -23,10 +23,14 @@ if TYPE_CHECKING:  # so that rooms without maths can use UserError without loadi
 
 
 class UserError(ValueError):
-    """Something a user can mend. The message is one line: what was found, where, and what to do.
+    """Something a user can fix. The message is one line: what was found, where, and what to do.
 
     The command line prints it and exits with code 2; anything else is a bug and may print a traceback.
     """
+
+
+CountProgress = Callable[[int, int], None]
+"""Called with the number done and the number in all."""
 
 
 class Stopped(Exception):

@@ -25,7 +25,7 @@ def _is_other_rank(rank: str) -> bool:
 
 
 _OTHERS = _is_other_rank(os.environ.get("RANK", "0"))
-"""Of the processes that torchrun started, the first speaks for all."""
+"""Whether this is another process than the first that torchrun started, which speaks for all."""
 out = Console(quiet=_OTHERS)
 """Results."""
 err = Console(stderr=True, quiet=_OTHERS)

@@ -1,4 +1,4 @@
-"""`avd demo`: the whole story on the shipped miniature."""
+"""`avd demo`: all of it on the shipped miniature."""
 
 from __future__ import annotations
 

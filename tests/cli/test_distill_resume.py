@@ -59,7 +59,7 @@ def test_a_finished_run_resumed_is_left_as_it_is(never_killed: Path) -> None:
     assert snapshot(never_killed) == before
 
 
-def test_a_finished_run_goes_on_to_more_updates(never_killed: Path, place: Path) -> None:
+def test_a_finished_run_resumes_to_more_updates(never_killed: Path, place: Path) -> None:
     run = place / "longer"
     assert avd("distill", "small.yaml", "--output", run) == 0
     assert updates(run) == [0, 1]

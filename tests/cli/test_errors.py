@@ -298,7 +298,7 @@ def test_half_a_launch_is_one_line_and_changes_nothing(
     assert snapshot(workshop) == before
 
 
-def test_after_a_corrupt_checkpoint_the_run_goes_on_from_the_one_before(workshop: Path, tmp_path: Path) -> None:
+def test_after_a_corrupt_checkpoint_the_run_resumes_from_the_one_before(workshop: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(workshop / "cut-run", run)
     (run / CHECKPOINT).rename(tmp_path / "moved")
@@ -306,7 +306,7 @@ def test_after_a_corrupt_checkpoint_the_run_goes_on_from_the_one_before(workshop
     assert snapshot(run / "student") == snapshot(workshop / "run" / "student")
 
 
-def test_a_checkpoint_of_another_model_is_told_by_its_name(
+def test_a_checkpoint_of_another_model_is_reported_by_its_name(
     workshop: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

@@ -127,7 +127,7 @@ def test_what_is_no_json_object_is_one_line(file: str, text: str, model: Path, r
 
 
 @pytest.mark.parametrize(("file", "layers"), [(TRANSFORMER, 900), (TEXT, 900)], ids=["transformer", "text encoder"])
-def test_more_layers_than_there_are_weights_are_told_before_any_is_built(
+def test_more_layers_than_there_are_weights_are_reported_before_any_is_built(
     file: str,
     layers: int,
     model: Path,

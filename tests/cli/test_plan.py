@@ -43,7 +43,7 @@ def test_the_numbers_written_are_those_printed(place: Path, tmp_path: Path, capf
     out = capfd.readouterr().out
     assert f"{found['bytes']['peak'] / 1e9:,.1f}" in out
     assert f"{found['flops_per_cycle'] / 1e15:,.1f}" in out
-    assert f"{found['seconds_per_update']:,.1f} s an update" in out
+    assert f"{found['seconds_per_update']:,.1f} s per update" in out
     assert ("does not fit" in out) == (not found["fits"]) and found["model"]["tokens"] == 32760
     assert found["recipe"]["compute"]["checkpointing"] == "full" and found["machine"]["peak_tflops"] == 67
 

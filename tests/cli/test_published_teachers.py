@@ -1,7 +1,7 @@
-"""The whole way with teachers as they are published: prepare, interpolator, distil, generate, and stock diffusers.
+"""All the way with teachers as they are published: prepare, interpolator, distil, generate, and stock diffusers.
 
 Wan2.1-1.3B is at its true widths, cut to 2 layers. The 14B, at its own, is cut to 1, and its student is an adapter and
-stays one: three whole networks would be too many. Wan2.2-TI2V-5B, of another VAE and another form of timesteps, keeps
+stays one: three full networks would be too many. Wan2.2-TI2V-5B, of another VAE and another form of timesteps, keeps
 its channels, compression and whitening and is narrower: three networks of its width and their optimizers are 16 GB.
 """
 
@@ -166,7 +166,7 @@ def test_the_teacher_makes_videos_with_either_solver(case: Case) -> None:
     assert np.abs(euler - unipc).mean() > 1.0
 
 
-def test_the_14b_goes_the_whole_way_as_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_14b_goes_all_the_way_as_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     walk(Case("wan2.1-14b", 32, (16, 3, 4, 4), {"transformer": {"num_layers": 1}}, adapters=True))
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""The whole way on real video files: render, prepare, distil, generate, evaluate."""
+"""All the way on real video files: render, prepare, distil, generate, evaluate."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_cache_holds_the_clips(cache: Path, clips: Path) -> None:
 def test_the_cache_is_described_and_shown(cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
     assert avd("inspect", cache, "--model", "tiny", "--sheet", "sheet.png") == 0
-    told = capfd.readouterr().out
+    printed = capfd.readouterr().out
     for words in (
         "4 clips",
         "17 frames of 16 x 16 at 8 fps",
@@ -84,8 +84,8 @@ def test_the_cache_is_described_and_shown(cache: Path, capfd: pytest.CaptureFixt
         "skipped   none",
         "4, 1 to 1 clips",
     ):
-        assert words in told
-    assert LatentCache(cache).captions[0] in told and "saturation" in told
+        assert words in printed
+    assert LatentCache(cache).captions[0] in printed and "saturation" in printed
     assert Image.open("sheet.png").width > 16
 
 
@@ -105,16 +105,16 @@ def test_bad_files_are_skipped_and_named(clips: Path, capfd: pytest.CaptureFixtu
     Path("mixed/000001.mp4").write_bytes(b"no video")
     Path("mixed/000002.mp4").unlink()
     assert avd("prepare", "mixed", "--captions", "mixed/captions.jsonl", "--model", "tiny", "--output", "few") == 0
-    said = capfd.readouterr().err
-    assert "kept 2 clips of 2 files: 4 s of their 4 s of video" in said
-    assert "skipped 1: unreadable, such as 000001.mp4: cannot be decoded" in said
-    assert "skipped 1: no such file, such as 000002.mp4" in said and "few/skipped.jsonl" in said
+    printed = capfd.readouterr().err
+    assert "kept 2 clips of 2 files: 4 s of their 4 s of video" in printed
+    assert "skipped 1: unreadable, such as 000001.mp4: cannot be decoded" in printed
+    assert "skipped 1: no such file, such as 000002.mp4" in printed and "few/skipped.jsonl" in printed
     skipped = [json.loads(line)["file"] for line in Path("few/skipped.jsonl").read_text().splitlines()]
     assert skipped == ["000001.mp4", "000002.mp4"]
     assert len(LatentCache("few")) == 2
 
 
-def test_preparation_goes_on_where_it_was_interrupted(
+def test_preparation_resumes_where_it_was_interrupted(
     clips: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(self: VideoModel, frames: np.ndarray) -> None:
@@ -124,7 +124,7 @@ def test_preparation_goes_on_where_it_was_interrupted(
     with monkeypatch.context() as patch:
         patch.setattr(VideoModel, "encode_video", interrupt)
         assert avd(*command) == 130
-    assert "interrupted: the same command goes on from here" in capfd.readouterr().err
+    assert "interrupted: the same command continues from here" in capfd.readouterr().err
     assert not multiprocessing.active_children()
     assert avd("distill", "small.yaml", "--data", "halted", "--output", "early") == 2  # the cache is unfinished
     assert avd(*command) == 0
@@ -154,8 +154,8 @@ def test_several_ways_in_give_the_same_clips(clips: Path, cache: Path, capfd: py
     Path("judged.txt").write_text(entries[1]["caption"].upper() + "!\n")
     options = ("--dtype", "bfloat16", "--heldout", "judged.txt", "--workers", 2, "--windows", 3)
     assert avd("prepare", "clips.tar", "--model", "tiny", "--output", "of-tar", *options) == 0
-    said = capfd.readouterr().err
-    assert f"warning: 1 of 4 different captions are prompts of judged.txt, such as: {entries[1]['caption']}" in said
+    printed = capfd.readouterr().err
+    assert f"warning: 1 of 4 different captions are prompts of judged.txt, such as: {entries[1]['caption']}" in printed
     held, expected = LatentCache("of-tar"), LatentCache(cache)
     assert held.captions == expected.captions
     everything = range(CLIPS)

@@ -57,7 +57,7 @@ def test_a_run_logs_its_updates(vae_run: Path, teacher_run: Path, interpolator_r
         assert any(name.startswith("heldout") for name in lines[-1])
 
 
-def test_a_finished_run_is_refused_and_a_resumed_one_goes_on(
+def test_a_finished_run_is_refused_and_a_resumed_one_resumes(
     vae_run: Path, interpolator_run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = ("train", "interpolator", "--model", "tiny", "--clips", 16, "--output", interpolator_run)
@@ -99,7 +99,7 @@ def test_a_run_whose_recipe_notes_no_kind_resumes(place: Path, interpolator_run:
         assert len(files) > 3 and all(snapshot(older)[file] == snapshot(run)[file] for file in files)
 
 
-def test_a_teacher_goes_on_with_the_latents_it_has(place: Path, teacher_run: Path) -> None:
+def test_a_teacher_resumes_with_the_latents_it_has(place: Path, teacher_run: Path) -> None:
     latents = snapshot(teacher_run / "latents")
     command = ("train", "teacher", "--vae", "vae", "--clips", 4, "--output", teacher_run, "--resume")
     assert avd(*command, "--updates", 3) == 0
@@ -112,9 +112,9 @@ def test_the_parts_are_packed_into_a_model_in_half_precision(
 ) -> None:
     parts = ("train", "pack", teacher_run / "teacher", "--interpolator", interpolator_run / "interpolator")
     assert avd(*parts, "--output", "packed") == 0
-    model, whole = load_model("packed"), load_model(str(teacher_run / "teacher"))
-    assert model.settings == whole.settings and model.latent_shape() == (12, 5, 6, 6)
+    model, original = load_model("packed"), load_model(str(teacher_run / "teacher"))
+    assert model.settings == original.settings and model.latent_shape() == (12, 5, 6, 6)
     for name, weights in model.transformer.state_dict().items():
-        torch.testing.assert_close(weights, whole.transformer.state_dict()[name].half().float(), rtol=0, atol=0)
+        torch.testing.assert_close(weights, original.transformer.state_dict()[name].half().float(), rtol=0, atol=0)
     assert FrameInterpolator.load(Path("packed/interpolator")).config.channels == 12
     assert avd("generate", "packed", "--steps", 1, "--prompt", "one ball", "--output", "ball.mp4") == 0

@@ -20,7 +20,7 @@ from avd.engine.sources import open_cache
 from avd.models.adapters import AdapterVelocity, add_adapters, merged_weights
 from avd.models.backbone import Backbone
 from avd.models.family import TextToVideo, families, load_model, read_sizes
-from avd.planning.activations import Pass, PassMeter, build_hollow
+from avd.planning.activations import MeasuredPass, PassMeter, build_hollow
 from avd.planning.flops import flops_of
 from avd.planning.plan import Machine, Planner
 from avd.sampling.choose import make_sampler
@@ -175,7 +175,7 @@ def test_a_plan_counts_the_parameters_that_there_are(folder: Path, model: TextTo
 
 def test_recomputed_blocks_keep_less_and_give_the_same_gradient(model: TextToVideo) -> None:
     meter = PassMeter(replace(model.sizes, layers=6))
-    none, full = (meter(Pass(1, True, torch.float32, which, gpu=False)).saved for which in ("none", "full"))
+    none, full = (meter(MeasuredPass(1, True, torch.float32, which, gpu=False)).saved for which in ("none", "full"))
     assert full < none
     (x, sigma), gradients = inputs(model), []
     for which in ("none", "selective", "full"):

@@ -1,4 +1,4 @@
-"""The order of the data: whole epochs, disjoint ranks, exact resumption."""
+"""The order of the data: full epochs, disjoint ranks, exact resumption."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_every_epoch_is_a_permutation(count: int, batch_size: int, seed: int) ->
 @given(COUNT, BATCH, SEED, st.integers(0, 20))
 @settings(max_examples=60, deadline=None)
 def test_a_resumed_order_equals_one_never_stopped(count: int, batch_size: int, seed: int, stop: int) -> None:
-    whole = BatchOrder(count, batch_size, seed)
-    expected = [whole.next() for _ in range(stop + 10)]
+    uninterrupted = BatchOrder(count, batch_size, seed)
+    expected = [uninterrupted.next() for _ in range(stop + 10)]
     first = BatchOrder(count, batch_size, seed)
     assert [first.next() for _ in range(stop)] == expected[:stop]
     state = json.loads(json.dumps(first.state_dict()))

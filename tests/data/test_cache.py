@@ -43,13 +43,13 @@ def open_writer(path: Path, **changes: object) -> CacheWriter:
 def fill(writer: CacheWriter, stop: int = COUNT) -> None:
     """Add clips up to number `stop`; every fourth is left out, once."""
     skipped = {skip.file for skip in writer.skipped}
-    kept = {item.file for item in writer.items}
+    files = {item.file for item in writer.items}
     for index in range(stop):
         file = f"{index}.mp4"
         if index % 4 == 3:
             if file not in skipped:
                 writer.skip(file, "too short", f"clip {index} – too short")
-        elif file not in kept:
+        elif file not in files:
             writer.add(latent(index), prompt(index), Item(f"caption {index} é", file, 0.5 * index))
 
 

@@ -109,27 +109,27 @@ def test_good_files_are_encoded_and_bad_ones_listed(folder: Path) -> None:
 
 
 def test_a_crash_at_any_batch_leaves_no_trace(folder: Path) -> None:
-    whole = FakeEncoder()
-    expected_summary = run(folder, whole, "whole")
-    expected = contents(folder / "whole")
-    assert whole.calls == 5
-    for crash in range(whole.calls):
+    uninterrupted = FakeEncoder()
+    expected_summary = run(folder, uninterrupted, "uninterrupted")
+    expected = contents(folder / "uninterrupted")
+    assert uninterrupted.calls == 5
+    for crash in range(uninterrupted.calls):
         name = f"crash-{crash}"
         with pytest.raises(KeyboardInterrupt):
             run(folder, FakeEncoder(fail_at=crash), name)
         rest = FakeEncoder()
         assert run(folder, rest, name) == expected_summary
         assert contents(folder / name) == expected
-        assert rest.calls == whole.calls - crash // 2 * 2  # what is in a complete shard is not encoded again
+        assert rest.calls == uninterrupted.calls - crash // 2 * 2  # what is in a complete shard is not encoded again
 
 
 def test_crashes_in_a_row_leave_no_trace(folder: Path) -> None:
-    run(folder, FakeEncoder(), "whole")
+    run(folder, FakeEncoder(), "uninterrupted")
     for crash in (1, 0, 2, 2):
         with pytest.raises(KeyboardInterrupt):
             run(folder, FakeEncoder(fail_at=crash))
     run(folder, FakeEncoder())
-    assert contents(folder / "cache") == contents(folder / "whole")
+    assert contents(folder / "cache") == contents(folder / "uninterrupted")
 
 
 def test_a_finished_cache_is_not_encoded_again(folder: Path) -> None:
@@ -233,15 +233,15 @@ def test_a_prompt_is_stored_and_encoded_once_a_shard(tmp_path: Path) -> None:
     for index in range(len(captions)):
         write_video(tmp_path / f"videos/{index}.mp4", np.full((6, 32, 32, 3), 90, np.uint8), 8)
     write_captions(tmp_path / "captions.jsonl", [CaptionedFile(f"{i}.mp4", text) for i, text in enumerate(captions)])
-    asked: list[str] = []
+    encoded: list[str] = []
 
     class Listing(FakeEncoder):
         def encode_prompts(self, prompts: list[str]) -> Conditions:
-            asked.extend(prompts)
+            encoded.extend(prompts)
             return super().encode_prompts(prompts)
 
     run(tmp_path, Listing(), shard_size=4)
-    assert asked == ["abc", "def", "abc", "def"]
+    assert encoded == ["abc", "def", "abc", "def"]
     expected = FakeEncoder().encode_prompts(captions)["embedding"]
     found = LatentCache(tmp_path / "cache").prompts([7, 3, 0, 4])["embedding"]
     torch.testing.assert_close(found, expected[[7, 3, 0, 4]])
@@ -259,12 +259,12 @@ def test_other_ways_of_cutting_are_not_mixed(folder: Path, change: dict[str, obj
         run(folder, FakeEncoder(), **change)
 
 
-def test_captions_that_are_also_judged_by_are_told(folder: Path) -> None:
+def test_captions_that_are_also_judged_by_are_reported(folder: Path) -> None:
     (folder / "heldout.txt").write_text("2 CAPTION!\nanother\n3  caption\n")
     (folder / "clean.txt").write_text("another\n")
-    said: list[str] = []
-    run(folder, FakeEncoder(), heldout=[folder / "heldout.txt", folder / "clean.txt"], warn=said.append)
-    assert said == [f"2 of 11 different captions are prompts of {folder / 'heldout.txt'}, such as: 2 caption"]
+    warnings: list[str] = []
+    run(folder, FakeEncoder(), heldout=[folder / "heldout.txt", folder / "clean.txt"], warn=warnings.append)
+    assert warnings == [f"2 of 11 different captions are prompts of {folder / 'heldout.txt'}, such as: 2 caption"]
     assert LatentCache(folder / "cache").captions == [f"{index} caption" for index in GOOD]  # it warns and drops none
 
 

@@ -87,7 +87,7 @@ def test_a_bfloat16_run_resumes_to_the_same_bytes(mode: tuple[str, ...], tmp_pat
 
 
 def test_the_average_run_forward_is_the_average_as_it_is_now(sharded: Ranks) -> None:
-    """A sharded network that is only ever run forward must not go on with weights gathered before."""
+    """A sharded network that is only ever run forward must not keep weights gathered before."""
     cycle = make_cycle(BF16, "student.optimizer.learning_rate=1e-2", ranks=sharded, together=True)
     x, sigma, prompt = torch.ones(1, 12, 5, 2, 2), torch.tensor([0.5]), Conditions({"embedding": torch.zeros(1, 7, 64)})
     before = cycle.roles.average.network(x, sigma, prompt)
@@ -115,7 +115,7 @@ def test_eight_bit_moments_need_torchao(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("spread", [False, True])
-def test_eight_bit_moments_are_saved_and_go_on(spread: bool, tmp_path: Path, sharded: Ranks) -> None:
+def test_eight_bit_moments_are_saved_and_resume(spread: bool, tmp_path: Path, sharded: Ranks) -> None:
     pytest.importorskip("torchao.optim", reason="torchao is not installed")
     options = ("student.optimizer.bits=8", "roles=adapters", "adapters.rank=256", "student.optimizer.warmup=0")
     with torch.compiler.set_stance("force_eager"):
@@ -127,8 +127,8 @@ def test_eight_bit_moments_are_saved_and_go_on(spread: bool, tmp_path: Path, sha
         first.run(batch, draws(0))
         save_checkpoint(tmp_path, 1, first.roles.student.tensors(), first.roles.student.state(), keep=1)
         _load(second.roles.student, tmp_path)
-        kept = [_local(slots["exp_avg"]) for slots in first.roles.student.optimizer.state.values()]
-        assert any(hasattr(moment, "codes") for moment in kept)  # small ones stay as they are
+        moments = [_local(slots["exp_avg"]) for slots in first.roles.student.optimizer.state.values()]
+        assert any(hasattr(moment, "codes") for moment in moments)  # small ones stay as they are
         state, resumed = (cycle.roles.student.optimizer.state_dict()["state"] for cycle in (first, second))
         for i, slots in state.items():
             for slot in ("exp_avg", "exp_avg_sq"):

@@ -46,12 +46,12 @@ def test_a_gradient_rms_on_the_velocity_is_that_on_the_clean_video() -> None:
     )
 
 
-def test_a_batch_in_parts_gradient_rmss_as_a_whole_one() -> None:
-    x, whole, parted = torch.randn(4, 1, 3, 2, 2), TermGradients(), TermGradients()
-    whole.on_video("t", x.requires_grad_()).pow(4).mean().backward()
+def test_parts_of_a_batch_have_the_rms_of_the_full_one() -> None:
+    x, full, parted = torch.randn(4, 1, 3, 2, 2), TermGradients(), TermGradients()
+    full.on_video("t", x.requires_grad_()).pow(4).mean().backward()
     for part in x.detach().split(2):
         (parted.on_video("t", part.requires_grad_()).pow(4).mean() / 2).backward()
-    assert parted.pop_metrics()["t_gradient_rms"] == pytest.approx(whole.pop_metrics()["t_gradient_rms"])
+    assert parted.pop_metrics()["t_gradient_rms"] == pytest.approx(full.pop_metrics()["t_gradient_rms"])
 
 
 def test_what_carries_no_gradient_passes() -> None:

@@ -120,7 +120,7 @@ def test_copies_are_saved_once(together: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["full", "adapters"])
-def test_what_two_processes_saved_one_goes_on_with(kind: str, together: Path, alone: Path, tmp_path: Path) -> None:
+def test_what_two_processes_saved_one_resumes_with(kind: str, together: Path, alone: Path, tmp_path: Path) -> None:
     run, recipe = tmp_path / "run", small_recipe(*RUNS[kind])
     shutil.copytree(together / kind, run)
     for newer in list_checkpoints(run / "checkpoints")[1:]:
@@ -130,7 +130,7 @@ def test_what_two_processes_saved_one_goes_on_with(kind: str, together: Path, al
         assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_one_process_saved_two_go_on_with(alone: Path, tmp_path: Path) -> None:
+def test_what_one_process_saved_two_resume_with(alone: Path, tmp_path: Path) -> None:
     for kind in ("full", "adapters"):
         shutil.copytree(alone / kind, tmp_path / kind)
     more = UPDATES + 2

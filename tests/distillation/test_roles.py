@@ -98,10 +98,10 @@ def test_the_gradient_of_an_adapter_is_that_of_its_merged_weights() -> None:
     full = make_cycle(together=True)
     full.roles.student.network.transformer.load_state_dict(merged(cycle, "student"))  # type: ignore[attr-defined]
     full.roles.learned["fake_score"].network.transformer.load_state_dict(merged(cycle, "fake_score"))  # type: ignore[attr-defined]
-    whole: dict[str, Tensor] = {}
+    full_grads: dict[str, Tensor] = {}
     learner = full.roles.student
     learner.step = lambda: (
-        whole.update(  # type: ignore[method-assign]
+        full_grads.update(  # type: ignore[method-assign]
             {k: p.grad.clone() for k, p in learner.network.named_parameters()}
         )
         or 0.0
@@ -109,7 +109,7 @@ def test_the_gradient_of_an_adapter_is_that_of_its_merged_weights() -> None:
     full.update_student(batch, draws_for_exit(1))
     layer = "transformer.blocks.0.attn1.to_q"
     down = dict(student.network.named_parameters())[f"{layer}.lora_A.student.weight"]
-    expected = 2.0 * whole[f"{layer}.weight"] @ down.T  # alpha / rank = 2
+    expected = 2.0 * full_grads[f"{layer}.weight"] @ down.T  # alpha / rank = 2
     torch.testing.assert_close(grads[f"{layer}.lora_B.student.weight"], expected, rtol=1e-4, atol=1e-7)
 
 
@@ -164,16 +164,16 @@ def test_activations_computed_again_change_nothing(mode: tuple[str, ...], checkp
 @pytest.mark.parametrize("half_rate_stages", [0, 2])
 def test_a_batch_in_parts_is_the_batch(mode: tuple[str, ...], half_rate_stages: int) -> None:
     overrides = (*mode, f"rollout.half_rate_stages={half_rate_stages}", "objective.temporal.weight=1")
-    whole, parts = make_cycle(*overrides), make_cycle(*overrides, "compute.microbatch=2")  # of 3: one part is smaller
-    batch = make_batch(whole.recipe)
+    full, parts = make_cycle(*overrides), make_cycle(*overrides, "compute.microbatch=2")  # of 3: one part is smaller
+    batch = make_batch(full.recipe)
     for n in range(3):
-        expected, found = whole.run(batch, draws(n)), parts.run(batch, draws(n))
+        expected, found = full.run(batch, draws(n)), parts.run(batch, draws(n))
         assert found == pytest.approx(expected, rel=1e-4)
-    expected_weights = weights(whole.roles)
+    expected_weights = weights(full.roles)
     for name, network in weights(parts.roles).items():
         for k, v in network.items():
             torch.testing.assert_close(v, expected_weights[name][k], rtol=0, atol=2e-5)
-    torch.testing.assert_close(parts.means.mean_S, whole.means.mean_S, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.means.mean_S, full.means.mean_S, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", [(), ADAPTERS], ids=["full", "adapters"])

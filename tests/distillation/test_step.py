@@ -29,7 +29,7 @@ def changed(cycle: Cycle, before: Mapping[str, Mapping[str, Tensor]]) -> set[str
 
 @contextmanager
 def counted(cycle: Cycle) -> Iterator[Counter[str]]:
-    """Forwards of the real transformers, in whole batches: a doubled batch counts two, and so does a backward.
+    """Forwards of the real transformers, in full batches: a doubled batch counts two, and so does a backward.
 
     A backward is counted where it passes, not where it might.
     """
@@ -98,20 +98,20 @@ def test_what_has_no_weight_costs_no_forward() -> None:
             metrics = cycle.run(make_batch(cycle.recipe), draws_for_exit(0))
         return cost, metrics
 
-    whole, _ = run()
+    full, _ = run()
     plain, metrics = run("objective.regression.weight=0")
-    assert plain + Counter(student=3) == whole
+    assert plain + Counter(student=3) == full
     assert not any(name.startswith("regression") for name in metrics)
     still, metrics = run("objective.temporal.weight=0")
-    assert still == whole  # the temporal term reads samples that are there anyway
+    assert still == full  # the temporal term reads samples that are there anyway
     assert not any(name.startswith("temporal") for name in metrics)
     unmatched, metrics = run("objective.distribution_matching.weight=0")
-    assert unmatched + Counter(teacher=2, fake_score=16) == whole  # nothing asks for a fake score
+    assert unmatched + Counter(teacher=2, fake_score=16) == full  # nothing asks for a fake score
     assert not any("distribution_matching" in name or "fake_score" in name for name in metrics)
     unjudged, _ = run("objective.distribution_matching.weight=0", "objective.temporal.weight=0")
     assert unjudged == Counter(student=3)  # nor, then, for a rollout
     unguided, _ = run("objective.distribution_matching.guidance=1")
-    assert unguided + Counter(teacher=1) == whole
+    assert unguided + Counter(teacher=1) == full
 
 
 # -- who changes --------------------------------------------------------------------------------------------------
@@ -157,8 +157,8 @@ def test_the_teacher_and_the_interpolator_never_change_and_never_receive_gradien
 def test_samples_are_denoised_with_the_prompts_they_were_made_from(shared: bool) -> None:
     cycle = make_cycle(f"rollout.shared={str(shared).lower()}", "objective.regression.weight=0")
     batch = make_batch(cycle.recipe)
-    asked: dict[str, list[Tensor]] = {"student": [], "fake_score": []}
-    for name, prompts in asked.items():
+    prompts_of: dict[str, list[Tensor]] = {"student": [], "fake_score": []}
+    for name, prompts in prompts_of.items():
         networks(cycle)[name].register_forward_pre_hook(
             lambda module, args, prompts=prompts: prompts.append(args[2]["embedding"])
         )
@@ -169,8 +169,8 @@ def test_samples_are_denoised_with_the_prompts_they_were_made_from(shared: bool)
         return [next(i for i, p in enumerate(own) if torch.equal(p, prompt)) for prompt in prompts]
 
     # The fake score is asked once for the student's update and once in each of its own.
-    assert places(asked["fake_score"]) == ([0] * 6 if shared else [0, 0, 1, 2, 3, 4])
-    assert list(dict.fromkeys(places(asked["student"]))) == ([0] if shared else [0, 1, 2, 3, 4])
+    assert places(prompts_of["fake_score"]) == ([0] * 6 if shared else [0, 0, 1, 2, 3, 4])
+    assert list(dict.fromkeys(places(prompts_of["student"]))) == ([0] if shared else [0, 1, 2, 3, 4])
 
 
 # -- robustness and schedule --------------------------------------------------------------------------------------
@@ -260,9 +260,9 @@ def test_the_loss_cache_is_kept_per_timestep() -> None:
     for seed in range(4):
         before = cycle.means.mean_S.clone()
         _, levels, _ = regression_calls(cycle, seed)
-        here = {min(range(4), key=lambda i: abs(sigmas[i] - level)) for level in levels}
-        met |= here
-        assert {i for i in range(4) if cycle.means.mean_S[i] != before[i]} == here
+        moved = {min(range(4), key=lambda i: abs(sigmas[i] - level)) for level in levels}
+        met |= moved
+        assert {i for i in range(4) if cycle.means.mean_S[i] != before[i]} == moved
         assert {i for i in range(4) if cycle.means.seen_S[i]} == met
 
 

@@ -1,4 +1,4 @@
-"""The student's gradient, gathered term by term, is that of the whole loss."""
+"""The student's gradient, gathered term by term, is that of the full loss."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def reference_gradient(cycle: Cycle, batch: Batch, d: UpdateRandom) -> list[Tens
 
 @pytest.mark.parametrize("exit_stage", range(4))
 @pytest.mark.parametrize("half_rate_stages", [0, 2])
-def test_term_by_term_the_gradient_is_that_of_the_whole_loss(
+def test_term_by_term_the_gradient_is_that_of_the_full_loss(
     monkeypatch: pytest.MonkeyPatch,
     exit_stage: int,
     half_rate_stages: int,

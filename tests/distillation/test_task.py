@@ -117,7 +117,7 @@ def test_killed_with_signal_9_at_random_moments(tmp_path: Path) -> None:
     assert_same_run(killed, straight)
 
 
-def test_a_finished_run_goes_on_to_more_updates(straight: tuple[Path, DistillTask], tmp_path: Path) -> None:
+def test_a_finished_run_resumes_to_more_updates(straight: tuple[Path, DistillTask], tmp_path: Path) -> None:
     path = tmp_path / "short"
     distill(path, UPDATES - 1)
     assert student_bytes(path) != student_bytes(straight[0])

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and exact."""
+"""Checkpoints: atomic and exact."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer, updates: range) -
 def test_training_continues_bit_for_bit(
     tmp_path: Path, make: Callable[[nn.Module], torch.optim.Optimizer], killed_after: int
 ) -> None:
-    whole = network()
-    train(whole, make(whole), range(8))
+    uninterrupted = network()
+    train(uninterrupted, make(uninterrupted), range(8))
 
     first = network()
     optimizer = make(first)
@@ -156,7 +156,7 @@ def test_training_continues_bit_for_bit(
     unpack_module("net", second, tensors)
     unpack_optimizer("net_optimizer", optimizer, tensors)
     train(second, optimizer, range(killed_after, 8))
-    assert_same(second.state_dict(), whole.state_dict())
+    assert_same(second.state_dict(), uninterrupted.state_dict())
 
 
 def test_learning_rates_are_the_recipes_not_the_checkpoints() -> None:

@@ -105,7 +105,7 @@ class TornFolder(RunFolder):
 
 
 def start(path: Path, schedule: Schedule = SCHEDULE, kill: tuple[str, int] | None = None) -> Toy:
-    """Begin or continue the run in `path`, killed at a moment of an update if told to."""
+    """Begin or continue the run in `path`, killed at a moment of an update if asked to."""
     moment, n = kill or ("", -1)
     folder = TornFolder(path, n if moment == "log" else -1)
     task = Toy(kill)
@@ -140,9 +140,9 @@ def outcome(path: Path) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     """What a run that is never killed leaves."""
-    path = tmp_path_factory.mktemp("whole") / "run"
+    path = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert start(path).updates == list(range(7))
     return outcome(path)
 
@@ -150,7 +150,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
 @settings(deadline=None, max_examples=60)
 @given(kills=st.lists(st.tuples(st.sampled_from(MOMENTS), st.integers(0, 7)), max_size=4))
 def test_a_run_killed_anywhere_and_resumed_is_the_run_never_killed(
-    whole: tuple[object, ...], kills: list[tuple[str, int]]
+    uninterrupted: tuple[object, ...], kills: list[tuple[str, int]]
 ) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "run"
@@ -160,7 +160,7 @@ def test_a_run_killed_anywhere_and_resumed_is_the_run_never_killed(
             except Killed:
                 continue
         start(path)
-        assert outcome(path) == whole
+        assert outcome(path) == uninterrupted
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -174,7 +174,9 @@ def test_every_moment_is_reached(tmp_path: Path, moment: str) -> None:
 def test_a_resumed_run_starts_at_the_newest_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         start(tmp_path / "run", kill=("update", 6))
-    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]  # the last, or the one before if that was not whole
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[
+        -1
+    ]  # the last, or the one before if that was not complete
     assert newest.name in ("step-0000004", "step-0000006")
     assert start(tmp_path / "run").updates == [4, 5, 6][int(newest.name[-1]) - 4 :]
 
@@ -197,7 +199,7 @@ class Onlooker:
     def load(self, state: Mapping[str, Any]) -> None: ...
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_resumes_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     later, waited = threading.Event(), []
     write_pieces, update = saving.write_pieces, Toy.update
 
@@ -218,7 +220,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert waited == [True]
 
 
-def test_a_finished_run_goes_on_to_more_updates(tmp_path: Path) -> None:
+def test_a_finished_run_resumes_to_more_updates(tmp_path: Path) -> None:
     start(tmp_path / "long", Schedule(updates=9, checkpoint_every=2))
     start(tmp_path / "short", Schedule(updates=5, checkpoint_every=2))
     assert start(tmp_path / "short", Schedule(updates=9, checkpoint_every=2)).updates == [5, 6, 7, 8]

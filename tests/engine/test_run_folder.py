@@ -1,4 +1,4 @@
-"""Run folders: nobody's files are lost, and metrics are one line an update."""
+"""Run folders: nobody's files are lost, and metrics are one line per update."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_metrics_go_back_to_the_checkpoint_without_gaps_or_doubles(tmp_path: Pat
     assert updates(folder) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
+def test_a_full_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
     folder = locked(tmp_path)
     folder.metrics.write_text('{"update": 0}\n{"update": 1}')
     folder.rewind_metrics(2)

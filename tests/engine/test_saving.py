@@ -33,7 +33,7 @@ def tensors(value: float) -> dict[str, Tensor]:
 def test_a_checkpoint_holds_what_was_there_when_it_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training goes on, in place, while the file is written."""
+    """Training continues, in place, while the file is written."""
     save_file: Callable[..., None] = checkpoint.save_file
 
     def slow(*args: Any) -> None:
@@ -45,7 +45,7 @@ def test_a_checkpoint_holds_what_was_there_when_it_was_asked_for(
     saver.save(1, live, {"note": "one"})
     live["w"].fill_(9.0)
     saver.poll()
-    assert list_checkpoints(tmp_path) == []  # not whole yet
+    assert list_checkpoints(tmp_path) == []  # not complete yet
     saver.finish()
     found, state = load_checkpoint(tmp_path / "step-0000001")
     assert found["w"].tolist() == [1.0] * 3 and state == {"step": 1, "note": "one"}
@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(
     assert load_checkpoint(tmp_path / "step-0000001")[0]["w"].tolist() == [1.0] * 3
 
 
-def test_a_run_that_met_a_full_disk_goes_on_from_the_last_good_checkpoint(
+def test_a_run_that_met_a_full_disk_resumes_from_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = distill(tmp_path / "straight", 6)
@@ -110,7 +110,7 @@ def test_a_run_that_met_a_full_disk_goes_on_from_the_last_good_checkpoint(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_asked_to_end_saves_after_the_update_and_says_how_to_go_on(
+def test_a_run_asked_to_end_saves_after_the_update_and_says_how_to_resume(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = distill(tmp_path / "straight", 4)

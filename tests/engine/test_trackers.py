@@ -87,7 +87,7 @@ def video(tmp_path: Path) -> Path:
     return path
 
 
-def test_tensorboard_gets_figures_videos_and_warnings(tensorboard: Calls, video: Path, tmp_path: Path) -> None:
+def test_tensorboard_gets_metrics_videos_and_warnings(tensorboard: Calls, video: Path, tmp_path: Path) -> None:
     with open_trackers(recipe_with("tensorboard"), tmp_path, print) as trackers:
         trackers.metrics(3, {"saturation": 0.25, "score": float("nan")})
         trackers.video(3, video)
@@ -119,7 +119,7 @@ def test_wandb_gets_them_and_a_resumed_run_is_the_same_one(wandb: Calls, video: 
     assert wandb[-1][0] == "finish"
 
 
-def test_a_whole_run_is_tracked(wandb: Calls, tmp_path: Path) -> None:
+def test_a_full_run_is_tracked(wandb: Calls, tmp_path: Path) -> None:
     with open_trackers(recipe_with("wandb"), tmp_path, print) as trackers:
         watched(tmp_path / "run", 2, *COLLAPSING, "training.sample_every=2", trackers={"wandb": trackers})
     logged = [arguments[0] for name, arguments, _ in wandb if name == "log"]
@@ -148,15 +148,15 @@ class Failing:
         raise AssertionError("left out by now")
 
 
-def test_a_tracker_that_fails_is_told_once_and_left_out(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_tracker_that_fails_is_reported_once_and_left_out(tmp_path: Path) -> None:
+    messages: list[str] = []
     failing = Failing()
-    watched(tmp_path / "run", 4, "training.sample_every=2", said=said, trackers={"wandb": failing})
+    watched(tmp_path / "run", 4, "training.sample_every=2", messages=messages, trackers={"wandb": failing})
     assert failing.calls == 2 and (tmp_path / "run" / "student").exists()
-    assert said[1:] == ["tracker wandb failed and is left out from now on: the network is gone"]
+    assert messages[1:] == ["tracker wandb failed and is left out from now on: the network is gone"]
 
 
-def test_the_other_trackers_go_on() -> None:
+def test_the_other_trackers_resume() -> None:
     calls: Calls = []
     trackers = Trackers({"a": Failing(), "b": Recorder(calls)}, lambda text: None)  # type: ignore[dict-item]
     for n in range(3):
@@ -166,7 +166,7 @@ def test_the_other_trackers_go_on() -> None:
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_missing_package_is_said_before_any_work(
+def test_a_missing_package_is_reported_before_any_work(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for absent in ("wandb", "tensorboard", "torch.utils.tensorboard"):
@@ -182,7 +182,7 @@ def test_an_unknown_tracker_is_refused() -> None:
         recipe_with("mlflow")
 
 
-def test_a_tracker_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_tracker_that_does_not_start_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(**options: Any) -> None:
         raise RuntimeError("api_key not configured")
 
@@ -197,20 +197,20 @@ def test_a_tracker_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
 def test_tensorboard_itself(video: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    with open_trackers(recipe_with("tensorboard"), tmp_path, said.append) as trackers:
+    messages: list[str] = []
+    with open_trackers(recipe_with("tensorboard"), tmp_path, messages.append) as trackers:
         trackers.metrics(3, {"saturation": 0.25})
         trackers.video(3, video)
         trackers.text(3, "too colourful")
-    assert said == [] and any((tmp_path / "tensorboard").glob("events.*"))
+    assert messages == [] and any((tmp_path / "tensorboard").glob("events.*"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 def test_wandb_itself_offline(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    said: list[str] = []
-    with open_trackers(recipe_with("wandb"), tmp_path, said.append) as trackers:
+    messages: list[str] = []
+    with open_trackers(recipe_with("wandb"), tmp_path, messages.append) as trackers:
         trackers.metrics(3, {"saturation": 0.25})
         trackers.video(3, video)
         trackers.text(3, "too colourful")
-    assert said == [] and any((tmp_path / "wandb").glob("offline-run-*"))
+    assert messages == [] and any((tmp_path / "wandb").glob("offline-run-*"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from avd.data import CacheWriter, Geometry, Item, LatentCache
-from avd.evaluation.cache_report import report_on, report_on_pixels, spread
+from avd.evaluation.cache_report import evenly_spaced, report_on, report_on_pixels
 from avd.types import Conditions
 
 
@@ -27,7 +27,7 @@ def cache(tmp_path: Path) -> LatentCache:
     return LatentCache(tmp_path / "cache")
 
 
-def test_the_figures_are_those_of_the_latents(cache: LatentCache) -> None:
+def test_the_metrics_are_those_of_the_latents(cache: LatentCache) -> None:
     report = report_on(cache)
     assert (report.clips, report.sampled, report.seconds) == (8, 8, 4.0)
     assert (report.files, report.clips_per_file, report.source_seconds) == (3, (2, 3), 7.5)
@@ -42,7 +42,7 @@ def test_the_figures_are_those_of_the_latents(cache: LatentCache) -> None:
 
 @pytest.mark.parametrize(("count", "sample", "indices"), [(10, 4, [0, 3, 6, 9]), (3, 9, [0, 1, 2]), (5, 1, [0])])
 def test_indices_are_spread_over_the_cache(count: int, sample: int, indices: list[int]) -> None:
-    assert spread(count, sample) == indices
+    assert evenly_spaced(count, sample) == indices
 
 
 def test_pixels_of_a_plain_clip() -> None:

@@ -1,4 +1,4 @@
-"""A small distillation run, for tests to start, kill and go on with.
+"""A small distillation run, for tests to start, kill and resume.
 
     python distill_run.py FOLDER KILLS
 

@@ -72,7 +72,7 @@ def half_a_shard() -> None:
 
 
 def half_a_line() -> None:
-    """Die in the middle of the journal's line of the second shard, which is whole."""
+    """Die in the middle of the journal's line of the second shard, which is complete."""
     original = CacheWriter._log
 
     def torn(self: CacheWriter, event: dict[str, Any]) -> None:

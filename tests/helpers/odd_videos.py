@@ -1,7 +1,7 @@
 """A folder of videos that are odd or broken, one of each kind, made with PyAV and Pillow.
 
 `KEPT` and `SKIPPED` name them all: what each shows, or the reason it is skipped for. All show one flat colour, `COLOR`
-unless said otherwise, for nine frames at 8 a second, so that whatever becomes of a file on the way shows in a mean.
+unless stated otherwise, for nine frames at 8 a second, so that whatever becomes of a file on the way shows in a mean.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pages whose blocks of output are made by the commands above them.
 
-`python tests/pages.py docs/planning.md` runs the commands of a page again and puts their output in its place.
+`python tests/helpers/pages.py docs/planning.md` runs the commands of a page again and puts their output in its place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A small distillation run that is watched, for tests to start, end and go on with."""
+"""A small distillation run that is watched, for tests to start, end and resume."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def watched(
     *overrides: str,
     resume: bool = False,
     task: DistillTask | None = None,
-    said: list[str] | None = None,
+    messages: list[str] | None = None,
     trackers: Mapping[str, Tracker] | None = None,
 ) -> DistillTask:
-    """Run to `updates`; what is shown is appended to `said`. Returns the task."""
+    """Run to `updates`; what is shown is appended to `messages`. Returns the task."""
     recipe = watched_recipe(f"training.updates={updates}", *overrides)
     task = watched_task(recipe) if task is None else task
-    tell = (lambda text: None) if said is None else said.append
+    tell = (lambda text: None) if messages is None else messages.append
     folder = RunFolder(path, resume=resume, recipe_text=recipe.to_yaml())
     folder.lock()
     monitor = monitor_of(task)

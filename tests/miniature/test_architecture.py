@@ -15,7 +15,7 @@ from avd.world import World, vocabulary
 END, UNKNOWN = 1, 2
 
 
-def test_words_are_read_whole_whatever_their_case_and_punctuation() -> None:
+def test_words_are_read_full_whatever_their_case_and_punctuation() -> None:
     tokenizer = mini.build_tokenizer(["a", "red", "top-left"])
     assert tokenizer("a red").input_ids == [3, 4, END]
     assert tokenizer("A  Red, top-left.").input_ids == [3, 4, 5, END]

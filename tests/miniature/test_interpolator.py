@@ -72,7 +72,7 @@ def test_the_error_is_that_of_the_missing_frames() -> None:
 
 
 def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path) -> None:
-    train(tmp_path / "whole", TINY, 6)
+    train(tmp_path / "uninterrupted", TINY, 6)
     train(tmp_path / "killed", TINY, 3)
     train(tmp_path / "killed", TINY, 6, resume=True)
     for file in (
@@ -81,10 +81,10 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path) -> None:
         "checkpoints/step-0000006/tensors-00000-of-00001.safetensors",
         "checkpoints/step-0000006/state.json",
     ):
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
-    whole, killed = (_figures(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
-    assert whole == killed
-    assert [line["update"] for line in whole if "heldout_ratio" in line] == [2, 5]
+        assert (tmp_path / "uninterrupted" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
+    uninterrupted, killed = (_metrics(tmp_path / name / "metrics.jsonl") for name in ("uninterrupted", "killed"))
+    assert uninterrupted == killed
+    assert [line["update"] for line in uninterrupted if "heldout_ratio" in line] == [2, 5]
 
 
 def test_seed_and_noise_change_the_run(tmp_path: Path) -> None:
@@ -104,6 +104,6 @@ def test_clips_that_cannot_be_halved_are_refused() -> None:
         InterpolatorTask(TINY, source(), waves(6, seed=2, frames=7))
 
 
-def _figures(metrics: Path) -> list[dict[str, float]]:
+def _metrics(metrics: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]

@@ -47,7 +47,7 @@ def test_an_update_trains_transformer_and_text_encoder_together(trained_before: 
     assert all(0 < f["loss"] < 20 for f in metrics)
 
 
-def test_noise_levels_cover_the_whole_range(trained_before: VideoModel) -> None:
+def test_noise_levels_cover_the_full_range(trained_before: VideoModel) -> None:
     task = TeacherTask(CONFIG, WORLD, trained_before.vae, torch.zeros(4, 12, 5, 6, 6))
     sigma = task._noise_levels(20_000, torch.Generator().manual_seed(0))
     assert 0 < sigma.min() < 0.02 and 0.98 < sigma.max() <= 1

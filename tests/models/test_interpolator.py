@@ -120,7 +120,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         ("model.safetensors", None),
     ],
 )
-def test_damage_is_told_in_one_line(tmp_path: Path, file: str, content: bytes | None) -> None:
+def test_damage_is_reported_in_one_line(tmp_path: Path, file: str, content: bytes | None) -> None:
     untrained().save(tmp_path)
     (tmp_path / file).unlink()
     if content is not None:
@@ -130,7 +130,7 @@ def test_damage_is_told_in_one_line(tmp_path: Path, file: str, content: bytes | 
     assert "\n" not in str(error.value)
 
 
-def test_wrong_channels_and_widths_are_told() -> None:
+def test_wrong_channels_and_widths_are_reported() -> None:
     with pytest.raises(UserError, match="4 channels, the interpolator was trained on 3"):
         untrained()(torch.randn(1, 4, 3, 6, 6))
     with pytest.raises(UserError, match="widths"):

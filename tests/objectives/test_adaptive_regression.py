@@ -19,7 +19,7 @@ def sigmoid(z: float) -> float:
 
 
 def weigh_all(means: LossMeans, losses: list[float], timesteps: list[int]) -> Tensor:
-    """A whole batch."""
+    """A full batch."""
     return weigh(means, torch.tensor(losses, dtype=torch.float64), torch.tensor(timesteps))
 
 
@@ -89,13 +89,13 @@ def test_weighed_after_the_update_the_first_samples_meet_their_mean() -> None:
 @given(st.integers(0, 5))
 def test_a_batch_in_two_parts_is_the_batch(cut: int) -> None:
     losses, timesteps = torch.tensor([0.5, 0.9, 2.0, 0.1, 0.4]).double(), torch.tensor([0, 1, 1, 0, 0])
-    whole, parts = LossMeans(2), LossMeans(2)
+    full, parts = LossMeans(2), LossMeans(2)
     for _ in range(3):
-        expected = weigh(whole, losses, timesteps)
+        expected = weigh(full, losses, timesteps)
         found = torch.cat([parts.weigh(losses[:cut], timesteps[:cut]), parts.weigh(losses[cut:], timesteps[cut:])])
         parts.commit()
         assert torch.equal(found, expected)
-        torch.testing.assert_close(parts.mean_S, whole.mean_S)
+        torch.testing.assert_close(parts.mean_S, full.mean_S)
 
 
 def test_weights_fall_with_the_loss_and_are_a_half_at_the_mean() -> None:
@@ -125,7 +125,7 @@ def test_a_saved_state_does_not_change_under_training() -> None:
     assert saved["mean"].item() == 1.0
 
 
-def test_ranks_that_share_sums_hold_the_cache_of_the_whole_batch() -> None:
+def test_ranks_that_share_sums_hold_the_cache_of_the_full_batch() -> None:
     """Two ranks with different samples of different timesteps; the second has none of timestep 0."""
     losses, timesteps = torch.rand(2, 3, dtype=torch.float64), torch.tensor([[0, 0, 1], [2, 1, 1]])
 

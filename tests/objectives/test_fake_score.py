@@ -26,7 +26,7 @@ def test_value_is_the_mean_square_error_of_the_velocity() -> None:
 
 
 def test_the_optimum_is_the_mean_velocity() -> None:
-    """Of all constants, the loss is least at the mean of eps - x; there its gradient vanishes."""
+    """Among all constants, the loss is least at the mean of eps - x; there its gradient vanishes."""
     x, eps = torch.randn(4, 2, 4, 2, 2) + 3, torch.randn(4, 2, 4, 2, 2)
     network = Constant((eps - x).mean().item())
     fake_score_denoising(x, fake_score=network, sigma_B=torch.rand(4), eps_BCFHW=eps).per_sample_B.mean().backward()

@@ -9,10 +9,10 @@ import torch
 
 from avd.models.family import read_sizes
 from avd.models.wan.sizes import WanSizes
-from avd.planning.activations import LiveBytes, Pass, PassMeter, run_fake
+from avd.planning.activations import LiveBytes, MeasuredPass, PassMeter, run_fake
 from helpers.planning_sizes import SIZES
 
-LEARN = Pass(1, True, torch.float32, gpu=False)
+LEARN = MeasuredPass(1, True, torch.float32, gpu=False)
 
 
 @pytest.fixture(scope="module")

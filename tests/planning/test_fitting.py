@@ -31,8 +31,8 @@ def test_the_remedy_fits_and_is_the_cheapest_way_to_compute(planner: Planner, me
     assert remedy is not None and remedy.gpus is None and remedy.plan.fits
     assert {key.partition(".")[0] for key in remedy.changes} == {"compute"}
     tried = [
-        planner.plan(recipe(f"compute.checkpointing={kept}", f"compute.microbatch={part}"), machine)
-        for kept, part in product(("none", "selective", "full"), (1, 2))
+        planner.plan(recipe(f"compute.checkpointing={checkpointing}", f"compute.microbatch={part}"), machine)
+        for checkpointing, part in product(("none", "selective", "full"), (1, 2))
     ]
     assert remedy.plan.seconds == min(plan.seconds for plan in tried if plan.fits)
     again = recipe(*(f"{key}={value}" for key, value in remedy.changes.items()))

@@ -105,16 +105,16 @@ def test_a_lone_float32_process_gathers_nothing() -> None:
 
 
 def test_parts_of_a_batch_take_less_and_keep_gradients_between_them() -> None:
-    whole, parts = (plan_for(recipe_for("training.batch=8", f"compute.microbatch={n}")) for n in (8, 2))
-    assert parts.highest.activations == pytest.approx(whole.highest.activations / 4, rel=0.1)
-    for plan, kept in ((whole, False), (parts, True)):
+    full, parts = (plan_for(recipe_for("training.batch=8", f"compute.microbatch={n}")) for n in (8, 2))
+    assert parts.highest.activations == pytest.approx(full.highest.activations / 4, rel=0.1)
+    for plan, waiting in ((full, False), (parts, True)):
         backward = next(moment for moment in plan.moments if moment.name == "fake score's backward")
-        assert bool(backward.gradients) == kept
-    assert parts.flops > whole.flops  # the exit stage runs once more
+        assert bool(backward.gradients) == waiting
+    assert parts.flops > full.flops  # the exit stage runs once more
 
 
 def test_the_optimizers_step_may_be_the_peak() -> None:
-    """With few tokens a step, AdamW's copies of all tensors are more than the activations."""
+    """With few tokens per step, AdamW's copies of all tensors are more than the activations."""
     plan = plan_for(load_recipe("avd", ["training.batch=1", "objective.regression.weight=0"]))
     assert plan.highest.name == "optimizer's step"
     assert plan.highest.total == pytest.approx(2 * 4 * plan.parameters.network)

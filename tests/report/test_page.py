@@ -68,7 +68,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path, make_row: MakeRow) -> None:
     assert all(link.startswith("data:") for link in links if link is not None)
 
 
-def test_prompts_are_text_and_blanks_are_said(tmp_path: Path, make_row: MakeRow) -> None:
+def test_prompts_are_text_and_blanks_are_reported(tmp_path: Path, make_row: MakeRow) -> None:
     html = write(tmp_path / "report.html", make_row)
     assert "a &lt;b&gt;red&lt;/b&gt; disc &amp; a square" in html
     assert html.count("no video") == 1

@@ -51,13 +51,17 @@ def prepare(
         str | None, typer.Option("--caption-column", help="Column of the captions; default: likewise.")
     ] = None,
     model: Annotated[str, typer.Option("--model", help="Model that will be distilled.")] = "wan-mini",
-    frames: Annotated[int | None, typer.Option("--frames", help="Frames a clip, 4n + 1; default: the model's.")] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", help="Frames per clip, 4n + 1; default: the model's.")
+    ] = None,
     fps: Annotated[float | None, typer.Option("--fps", help="Frame rate; default: the model's.")] = None,
     height: Annotated[int | None, typer.Option("--height", help="Default: the model's.")] = None,
     width: Annotated[int | None, typer.Option("--width", help="Default: the model's.")] = None,
     windows: Annotated[
         int,
-        typer.Option("--windows", min=1, help="Clips a file at most, one after the other; its caption goes with each."),
+        typer.Option(
+            "--windows", min=1, help="Clips per file at most, one after the other; its caption goes with each."
+        ),
     ] = 1,
     picture_fps: Annotated[
         float | None, typer.Option("--picture-fps", help="Rate of folders of pictures; default: the clips'.")
@@ -114,7 +118,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        ui.say("interrupted: the same command goes on from here")
+        ui.say("interrupted: the same command continues from here")
         raise
 
 
@@ -149,7 +153,7 @@ def render(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files; must not hold any.")],
     count: Annotated[int, typer.Option("--count", "-n", help="How many clips.", min=1)] = 64,
     level: Annotated[int, typer.Option("--level", help="0 is the plainest.", min=0)] = 0,
-    size: Annotated[int, typer.Option("--size", help="Pixels a side.", min=16)] = 48,
+    size: Annotated[int, typer.Option("--size", help="Pixels per side.", min=16)] = 48,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the world.", min=0)] = 0,
     heldout: Annotated[bool, typer.Option("--heldout", help="Clips of the held-out split.")] = False,
 ) -> None:

@@ -23,7 +23,7 @@ class Budget(StrEnum):
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the demonstration.")] = Path("runs/demo"),
     budget: Annotated[Budget, typer.Option("--budget", help="smoke: only show that it works.")] = Budget.standard,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the whole demonstration.", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the demonstration.", min=0)] = 0,
 ) -> None:
     """Distil the miniature teacher into a 4-step student, measure both, and write a page with the videos.
 

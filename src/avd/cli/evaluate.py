@@ -121,7 +121,7 @@ def _judge(suite: Suite, what: str, samples: Samples | None, name: str) -> Row:
 
 def _is_videos(folder: Path) -> bool:
     """Whether videos are named, not a model. Raises UserError for a folder of neither."""
-    from avd.evaluation.folder import CAPTIONS_FILE
+    from avd.data.captions import CAPTIONS_FILE
     from avd.types import UserError
 
     found = (folder / CAPTIONS_FILE).exists()

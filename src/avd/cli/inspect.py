@@ -27,7 +27,7 @@ def inspect(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Read everything and compare checksums.")] = True,
 ) -> None:
-    """Say what a latent cache holds, check that it is whole, and show some of its clips.
+    """Say what a latent cache holds, check that it is intact, and show some of its clips.
 
     Example: avd inspect runs/cache --model wan-mini --sheet runs/cache.png
     """
@@ -59,7 +59,8 @@ def inspect(
     _tell("captions", f"{report.different_captions} different ones, of {fewest} to {most} words, such as")
     for caption in examples:
         _tell("", caption)
-    _tell("values", f"mean {report.latent_mean:+.2f}, standard deviation {report.latent_std:.2f} (usual: 0 and 1)")
+    spread = f"mean {report.latent_mean:+.2f}, standard deviation {report.latent_std:.2f} (usual: 0 and 1)"
+    _tell("values", f"{spread}, of {report.sampled} clips")
     _tell("motion", f"{report.still_share:.0%} of clips nearly still; temporal loss {report.temporal_loss:.2f}")
     if network is not None:
         _show_pixels(opened, network, sheet)

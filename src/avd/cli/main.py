@@ -48,14 +48,14 @@ app.command("recipes", rich_help_panel=_TRAIN)(recipes.recipes)
 app.command("methods", rich_help_panel=_TRAIN)(recipes.methods)
 app.command("plan", rich_help_panel=_TRAIN)(plan.plan)
 app.command("distill", rich_help_panel=_TRAIN)(distill.distill)
-app.add_typer(train.app, name="train", rich_help_panel=_TRAIN)
+app.add_typer(train.train_app, name="train", rich_help_panel=_TRAIN)
 app.command("evaluate", rich_help_panel=_JUDGE)(evaluate.evaluate)
 app.command("compare", rich_help_panel=_JUDGE)(compare.compare)
 app.command("table", rich_help_panel=_JUDGE)(evaluate.table)
 
 
 def main() -> None:
-    """Run the command line; what a user can fix is one line on stderr and exit code 2, a run that ended itself 3."""
+    """Run the command line. What a user can fix is a line on stderr and exit code 2; a run that stops itself has 3."""
     try:
         sys.exit(app(prog_name="avd", standalone_mode=False))
     except typer.TyperException as error:

@@ -34,7 +34,7 @@ def plan(
     ] = None,
     mfu: Annotated[float, typer.Option("--mfu", help="Share of the peak that the arithmetic reaches.")] = 0.4,
     peak_tflops: Annotated[
-        float | None, typer.Option("--peak-tflops", help="Peak of a GPU; default: an H100's, 989 in bfloat16.")
+        float | None, typer.Option("--peak-tflops", help="Peak of one GPU; default: an H100's, 989 in bfloat16.")
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="File for the plan's numbers.")] = None,
 ) -> None:
@@ -86,9 +86,9 @@ def _show(plan: Plan, remedy: Remedy | None) -> None:
     compute, clips = recipe.compute, recipe.training.batch // machine.gpus
     millions = plan.parameters.network / 1e6
     _say(f"{recipe.name} on {recipe.model}: {millions:,.1f} M parameters, roles {recipe.roles}")
-    _say(f"latents {' x '.join(map(str, sizes.latent_CFHW))}, {sizes.tokens():,} tokens a clip")
+    _say(f"latents {' x '.join(map(str, sizes.latent_CFHW))}, {sizes.tokens():,} tokens per clip")
     _say(
-        f"{machine.gpus} x {machine.memory / 1e9:,.1f} GB; batch {recipe.training.batch}, {clips} a rank, "
+        f"{machine.gpus} x {machine.memory / 1e9:,.1f} GB; batch {recipe.training.batch}, {clips} per rank, "
         f"{min(compute.microbatch or clips, clips)} at once; weights over {compute.shard or machine.gpus}; "
         f"{compute.dtype}; checkpointing {compute.checkpointing}"
     )
@@ -98,15 +98,15 @@ def _show(plan: Plan, remedy: Remedy | None) -> None:
     _say("")
     hours = plan.seconds * recipe.training.updates / 3600
     kind = "" if machine.peak_tflops else f", an H100's in {compute.dtype}"
-    _say(f"{_number(plan.seconds)} s an update, {_number(hours)} h for {recipe.training.updates:,} updates,")
-    _say(f"at {machine.mfu:.0%} of {machine.peak_of(recipe):g} TFLOP/s a GPU{kind}")
+    _say(f"{_number(plan.seconds)} s per update, {_number(hours)} h for {recipe.training.updates:,} updates,")
+    _say(f"at {machine.mfu:.0%} of {machine.peak_of(recipe):g} TFLOP/s per GPU{kind}")
     _say(_verdict(plan, remedy))
 
 
 def _memory_table(plan: Plan) -> Table:
     resident, highest = plan.resident, plan.highest
     unit, scale = ("GB", 1e9) if plan.peak >= 1e9 else ("MB", 1e6)
-    table = _table("memory of a rank", unit)
+    table = _table("memory per rank", unit)
     for name, size in {
         "frozen weights": resident.frozen_weights,
         "trained weights": resident.trained_weights,
@@ -127,7 +127,7 @@ def _memory_table(plan: Plan) -> Table:
 def _work_table(plan: Plan) -> Table:
     clips = plan.recipe.training.batch
     unit, scale = ("PFLOP", 1e15) if plan.flops >= 1e15 else ("TFLOP", 1e12)
-    table = _table(f"a cycle of {clips} clips", "forwards", "least", "most", unit)
+    table = _table(f"cycle of {clips} clips", "forwards", "least", "most", unit)
     for part in plan.work:
         table.add_row(part.name, *_forwards([part]), f"{clips * part.flops / scale:,.1f}")
     table.add_row("all", *_forwards(plan.work), f"{plan.flops / scale:,.1f}")
@@ -157,7 +157,7 @@ def _verdict(plan: Plan, remedy: Remedy | None) -> str:
     words += [f"--set {key}={'null' if value is None else value}" for key, value in remedy.changes.items()]
     return (
         f"does not fit: {needed}\n"
-        f"fits with {' '.join(words)}: {_needed(remedy.plan)}, {_number(remedy.plan.seconds)} s an update"
+        f"fits with {' '.join(words)}: {_needed(remedy.plan)}, {_number(remedy.plan.seconds)} s per update"
     )
 
 

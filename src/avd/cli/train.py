@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from avd.engine.loop import Task
     from avd.engine.run_folder import RunFolder
 
-app = typer.Typer(help="Train the parts of a model: VAE, teacher, interpolator.", no_args_is_help=True)
+train_app = typer.Typer(help="Train the parts of a model: VAE, teacher, interpolator.", no_args_is_help=True)
 
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
 Updates = Annotated[int | None, typer.Option("--updates", help="How many updates.", min=1)]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, data order and noise.", min=0)]
-Level = Annotated[int | None, typer.Option("--level", help="Level of the built-in world.", min=0)]
+_Level = Annotated[int | None, typer.Option("--level", help="Level of the built-in world.", min=0)]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 
 
-@app.command()
+@train_app.command()
 def vae(
     output: Output,
     recipe: RecipeName = "vae",
     updates: Updates = None,
     seed: Seed = None,
-    level: Level = None,
+    level: _Level = None,
     changes: Changes = None,
     resume: Resume = False,
 ) -> None:
@@ -54,7 +54,7 @@ def vae(
     _train("VAE", VAETask(resolved, world), folder, resolved.updates)
 
 
-@app.command()
+@train_app.command()
 def teacher(
     output: Output,
     recipe: RecipeName = "teacher",
@@ -67,7 +67,7 @@ def teacher(
     ] = None,
     updates: Updates = None,
     seed: Seed = None,
-    level: Level = None,
+    level: _Level = None,
     changes: Changes = None,
     resume: Resume = False,
 ) -> None:
@@ -97,7 +97,7 @@ def teacher(
     _train("teacher", TeacherTask(resolved, world, network, latents, began), folder, resolved.updates)
 
 
-@app.command()
+@train_app.command()
 def interpolator(
     output: Output,
     recipe: RecipeName = "interpolator",
@@ -108,7 +108,7 @@ def interpolator(
     clips: Annotated[int | None, typer.Option("--clips", help="Clips of the world to encode.", min=16)] = None,
     updates: Updates = None,
     seed: Seed = None,
-    level: Level = None,
+    level: _Level = None,
     changes: Changes = None,
     resume: Resume = False,
 ) -> None:
@@ -121,7 +121,7 @@ def interpolator(
     options = {"updates": updates, "seed": seed, "level": level, "model": model, "data": _text(data), "clips": clips}
     resolved = load(InterpolatorRecipe, recipe, changes or (), options)
 
-    from avd.engine.sources import Window, encode_world, open_cache, world_of
+    from avd.engine.sources import SourceSlice, encode_world, open_cache, world_of
     from avd.miniature.interpolator import InterpolatorTask
     from avd.models.family import open_model
 
@@ -137,11 +137,11 @@ def interpolator(
         )
     training = len(source) - max(len(source) // 20, 1)  # the last clips are held out
     heldout = source.latents(range(training, len(source)))
-    task = InterpolatorTask(resolved, Window(source, 0, training), heldout, video_model.device)
+    task = InterpolatorTask(resolved, SourceSlice(source, 0, training), heldout, video_model.device)
     _train("interpolator", task, folder, resolved.updates)
 
 
-@app.command()
+@train_app.command()
 def pack(
     teacher: Annotated[Path, typer.Argument(help="A model folder, such as runs/teacher/teacher.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist.")],

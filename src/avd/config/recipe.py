@@ -76,14 +76,14 @@ class AdaptersRecipe(Section):
     targets: tuple[str, ...] | None = None
     """Endings of the names of the linear layers that get an adapter. None: those that the model's family names."""
     merge: bool = True
-    """Export the student as a whole model; false: as a LoRA file beside it for its base."""
+    """Export the student as a full model; false: as a LoRA file beside it for its base."""
 
 
 class OptimizerRecipe(Section):
     """AdamW."""
 
     bits: Literal[32, 8] = 32
-    """8: block-wise quantised moments, from torchao (extra `8bit`); a resumed run quantises them anew."""
+    """8: block-wise quantised moments, from torchao (extra `8bit`); a resumed run quantises them again."""
 
     learning_rate: float = Field(2e-6, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -111,7 +111,7 @@ class ComputeRecipe(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the networks' arithmetic. Trained weights, their optimizers and all maths on the flow stay in float32."""
+    """The networks' arithmetic. Trained weights, their optimizers and all maths on the flow stay in float32."""
     microbatch: int | None = Field(None, ge=1)
     """Clips that go through a network at once on a rank; gradients of several are gathered. None: all of them."""
     checkpointing: Literal["none", "selective", "full"] = "none"
@@ -191,7 +191,7 @@ class Recipe(Section):
     """A safetensors file to take the transformer's weights from; None: the model's own."""
     seed: int = Field(0, ge=0)
     roles: Literal["full", "adapters"] = "full"
-    """full: three whole models; adapters: one frozen base, the student and the fake score its LoRA adapters."""
+    """full: three full models; adapters: one frozen base, the student and the fake score its LoRA adapters."""
     adapters: AdaptersRecipe = AdaptersRecipe()
     data: DataRecipe = DataRecipe()
     rollout: RolloutRecipe = RolloutRecipe()

@@ -10,7 +10,7 @@ from avd.types import UserError
 class BatchOrder:
     """Endless batches of indices into a data set of `count` items.
 
-    The data are shuffled anew in every epoch, and the epochs joined end to end. Nothing is ever dropped: a batch may
+    The data are shuffled again in every epoch, and the epochs joined end to end. Nothing is ever dropped: a batch may
     begin in one epoch and end in the next. Every step takes `batch_size * world_size` consecutive indices of that
     one global order; rank r has the r-th slice of them, `batch_size` long.
 

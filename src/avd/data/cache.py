@@ -57,7 +57,7 @@ class Geometry:
 class Item:
     """A clip of a cache: its caption, the file it was cut from, and where in it the clip starts, in seconds.
 
-    `source_seconds` is the length of the whole file, or at least of what was read of it.
+    `source_seconds` is the length of the full file, or at least of what was read of it.
     """
 
     caption: str

@@ -97,7 +97,7 @@ class CacheWriter:
         return self._shard_size - len(self._pending)
 
     def lacks_prompt(self, caption: str) -> bool:
-        """Whether the next clip of this caption must come with its prompt's conditions: once a shard it must."""
+        """Whether the next clip of this caption must come with its prompt's conditions: once per shard it must."""
         return caption not in self._prompts
 
     def add(self, latent_CFHW: Tensor, prompt: Conditions | None, item: Item) -> None:
@@ -122,10 +122,10 @@ class CacheWriter:
         if self.room == 0:
             self._write_shard()
 
-    def skip(self, file: str, reason: str, detail: str, kept: int = 0) -> None:
+    def skip(self, file: str, reason: str, detail: str, clips: int = 0) -> None:
         """Record a file that is left out; a continued run finds it in `skipped`, and may record it again in vain."""
         assert not self.finished
-        skip = Skip(file, reason, detail, kept)
+        skip = Skip(file, reason, detail, clips)
         if skip not in self._known_skips:
             self._known_skips.add(skip)
             self.skipped.append(skip)

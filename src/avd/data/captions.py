@@ -1,8 +1,8 @@
 """Captions and prompts on disk.
 
-A captions file is a table with a row a clip: JSONL (`{"file": "dog.mp4", "caption": "a dog runs over wet sand"}`), CSV,
-TSV or Parquet; other columns are allowed and ignored. Captions may also stand beside the videos, `dog.txt` or
-`dog.json` for `dog.mp4`. A prompts file is plain text with one prompt a line, or JSONL with `caption` or `prompt`.
+A captions file is a table with one row per clip: JSONL (`{"file": "dog.mp4", "caption": "a dog runs over wet sand"}`),
+CSV, TSV or Parquet; other columns are allowed and ignored. Captions may also stand beside the videos, `dog.txt` or
+`dog.json` for `dog.mp4`. A prompts file is plain text with one prompt per line, or JSONL with `caption` or `prompt`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from avd.data.tables import Record, json_lines, read_records
 from avd.files import as_text, read_text, write_json_lines
 from avd.types import UserError
 
+CAPTIONS_FILE = "captions.jsonl"
 FILE_COLUMNS = ("file", "path", "video", "video_path", "file_path", "filename", "file_name")
 CAPTION_COLUMNS = ("caption", "text", "prompt", "description")
 
@@ -69,7 +70,7 @@ def caption_beside(name: str, data: bytes) -> str:
         found = [record[key] for key in CAPTION_COLUMNS if key in record] if isinstance(record, dict) else []
         if not found or not isinstance(found[0], str):
             raise UserError(f"{name}: an object with a text 'caption' is needed")
-        text = _whole_text(name, found[0])
+        text = _checked_text(name, found[0])
     return " ".join(text.split())
 
 
@@ -79,7 +80,7 @@ def write_captions(path: str | Path, entries: Iterable[CaptionedFile]) -> None:
 
 
 def read_prompts(path: str | Path, *, keys: Sequence[str] = ("caption", "prompt")) -> list[str]:
-    """The prompts of a text file (one a line, blank lines skipped) or of a JSONL file (the first of `keys` it has).
+    """The prompts of a text file (one per line, blank lines skipped) or of a JSONL file (the first of `keys` it has).
 
     The file is taken as JSONL when its first character that is not blank opens a JSON object, whatever it is called.
     Raises `UserError` if it is unreadable, binary or empty, or a JSONL line is broken.
@@ -94,7 +95,7 @@ def read_prompts(path: str | Path, *, keys: Sequence[str] = ("caption", "prompt"
     else:
         prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
-        raise UserError(f"{path} holds no prompts: write one a line")
+        raise UserError(f"{path} holds no prompts: write one per line")
     return prompts
 
 
@@ -111,10 +112,10 @@ def _field(where: str, record: Record, key: str) -> str:
     value = record[key]
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: {key!r} is {value!r}, a text that is not empty is needed")
-    return _whole_text(where, value)
+    return _checked_text(where, value)
 
 
-def _whole_text(where: str, text: str) -> str:
+def _checked_text(where: str, text: str) -> str:
     """JSON can escape half of a character, which no file and no tokenizer takes."""
     try:
         text.encode()

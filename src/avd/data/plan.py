@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avd.data.cache import Skip
-from avd.data.captions import caption_beside, read_captions
+from avd.data.captions import CAPTIONS_FILE, caption_beside, read_captions
 from avd.data.video.shards import SUFFIX
-from avd.data.video.sources import VIDEO_SUFFIXES, Found, Source, find, locate
+from avd.data.video.sources import VIDEO_SUFFIXES, Found, VideoSource, find, locate_video
 from avd.types import UserError
 
-CAPTIONS_FILE = "captions.jsonl"
 _LONGEST = 1 << 20
 """Bytes of a text beside a video; a longer one is no caption."""
 
@@ -21,7 +20,7 @@ _LONGEST = 1 << 20
 class Captioned:
     """A video and what it shows."""
 
-    source: Source
+    source: VideoSource
     caption: str
 
 
@@ -32,7 +31,7 @@ def plan(videos: Path, captions: Path | None, file_column: str | None, caption_c
     """The captioned videos of a folder or tar, in the order of their table or else of their names, and what is skipped.
 
     Raises `UserError` if there is no such place, for a table that cannot be read, and if no video has a caption. A few
-    hundred bytes a video are held in memory, and no video is opened.
+    hundred bytes per video are held in memory, and no video is opened.
     """
     if not videos.is_dir() and not (videos.is_file() and videos.suffix.lower() == SUFFIX):
         what = f"it is no {SUFFIX} file" if videos.is_file() else "there is no such folder"
@@ -41,7 +40,7 @@ def plan(videos: Path, captions: Path | None, file_column: str | None, caption_c
     table = captions or (videos / CAPTIONS_FILE if (videos / CAPTIONS_FILE).is_file() else None)
     if table is not None:
         entries = read_captions(table, file_column=file_column, caption_column=caption_column)
-        planned: list[Planned] = [Captioned(locate(folder, entry.file), entry.caption) for entry in entries]
+        planned: list[Planned] = [Captioned(locate_video(folder, entry.file), entry.caption) for entry in entries]
         return planned + list(_unnamed(videos, {entry.file for entry in entries}))
     planned = [found if isinstance(found, Skip) else _with_sidecar(found) for found in find(videos)]
     if not planned:

@@ -18,10 +18,8 @@ from avd.data.overlap import read_heldout, shared_prompts
 from avd.data.plan import Captioned, Planned, plan
 from avd.data.video.mp4 import exact_rate
 from avd.data.video.reading import VideoError, Window
-from avd.data.video.workers import Job, Reading, decoded
-from avd.types import Conditions, UserError
-
-Progress = Callable[[int, int], None]
+from avd.data.video.workers import Job, ReadOptions, decoded
+from avd.types import Conditions, CountProgress, UserError
 
 
 class Encoder(Protocol):
@@ -77,7 +75,7 @@ def prepare(
     dtype: Dtype = "float16",
     heldout: Sequence[Path] = (),
     warn: Callable[[str], None] | None = None,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> Summary:
     """Encode the captioned videos of the folder or tar `videos` into a latent cache at `output`.
 
@@ -87,20 +85,19 @@ def prepare(
     used are skipped. `warn` is called with a line for each list of prompts in `heldout` that the captions overlap,
     `progress` with the number of captioned videos done and of all.
 
-    An interrupted run, repeated, goes on after the last complete shard and writes the same bytes as a run at a stretch
+    An interrupted run, repeated, resumes after the last complete shard and writes the same bytes as a run at a stretch
     (on devices that repeat their results), whatever `workers` is. A finished cache is left as it is.
 
     Raises `UserError` for captions or a `heldout` that cannot be read, a missing folder, an output folder in use by
     anything else, captions that have changed since the cache was begun, and if no file can be used at all.
     """
     if min(batch_size, windows) < 1 or workers < 0:
-        raise UserError(
-            f"{windows} windows, batch size {batch_size}, {workers} workers: at least 1, 1 and 0 are needed"
-        )
-    rates = [fps, fps if picture_fps is None else picture_fps]
-    for rate in rates:
+        least = "at least 1, 1 and 0 are needed"
+        raise UserError(f"{windows} windows, batch size {batch_size}, {workers} workers: {least}")
+    picture_fps = fps if picture_fps is None else picture_fps
+    for rate in (fps, picture_fps):
         exact_rate(rate)  # now, and not at the first file
-    reading = Reading(frames, float(fps), (height, width), windows, float(rates[1]))
+    reading = ReadOptions(frames, float(fps), (height, width), windows, float(picture_fps))
     planned = plan(videos, captions, file_column, caption_column)
     _warn_of_overlap(planned, heldout, warn or (lambda text: None))
     writer = CacheWriter(
@@ -161,10 +158,10 @@ class _Batch:
 def _fill(
     writer: CacheWriter,
     planned: list[Planned],
-    reading: Reading,
+    reading: ReadOptions,
     workers: int,
     batch: _Batch,
-    progress: Progress | None,
+    progress: CountProgress | None,
 ) -> None:
     written = Counter(item.file for item in writer.items)
     # An interruption may have come between two windows of the last file written, and of that one only.
@@ -180,19 +177,19 @@ def _fill(
             if isinstance(each, Skip):
                 writer.skip(each.file, each.reason, each.detail)
             elif each.source.name not in settled:
-                kept = written[each.source.name]
+                clips = written[each.source.name]
                 for outcome in next(results):
-                    kept += _take(outcome, each, kept, writer, batch)
+                    clips += _add(outcome, each, clips, writer, batch)
                 done += 1
                 tell(done, len(captioned))
     batch.encode()
 
 
-def _take(outcome: Window | VideoError, of: Captioned, kept: int, writer: CacheWriter, batch: _Batch) -> int:
+def _add(outcome: Window | VideoError, of: Captioned, clips: int, writer: CacheWriter, batch: _Batch) -> int:
     """Add a window to the batch, or note why there is none; the number of windows that is."""
     name = of.source.name
     if isinstance(outcome, VideoError):
-        writer.skip(name, outcome.reason, outcome.detail, kept)
+        writer.skip(name, outcome.reason, outcome.detail, clips)
         return 0
     batch.add(Item(of.caption, name, outcome.start, outcome.source_seconds), outcome.frames)
     return 1

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors in safetensors, the rest in JSON, written whole or not at all.
+"""Checkpoints: tensors in safetensors, the rest in JSON, written atomically.
 
 A checkpoint is a folder `step-0000120` with a `state.json` and a `tensors-<rank>-of-<ranks>.safetensors` of each rank.
 A rank writes its own shards of sharded tensors, with their places in the header; the first rank also writes what all
@@ -34,7 +34,7 @@ _PARTS = re.compile(r"tensors-(\d{5})-of-(\d{5})\.safetensors")
 
 @dataclass(frozen=True)
 class Piece:
-    """What one rank writes of a tensor: a copy in memory of its own, on the CPU, and its place in the whole."""
+    """What one rank writes of a tensor: a copy in memory of its own, on the CPU, and its place in the full tensor."""
 
     values: Tensor
     shape: tuple[int, ...]
@@ -172,7 +172,7 @@ def load_checkpoint(path: Path) -> tuple[SavedTensors, dict[str, Any]]:
 
 
 def check_newest(folder: Path, updates: int) -> None:
-    """Refuse, before any work, a run of `updates` that could not go on from the newest checkpoint under `folder`.
+    """Refuse, before any work, a run of `updates` that could not resume from the newest checkpoint under `folder`.
 
     Raises UserError if it is past `updates`, or damaged as far as can be seen without reading its tensors.
     """
@@ -190,7 +190,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
-            f"checkpoint {path} is damaged ({error}): move it away and resume again to go on from the one before it"
+            f"checkpoint {path} is damaged ({error}): move it away and resume again, from the one before it"
         ) from error
 
 
@@ -214,5 +214,5 @@ def _own_shard(tensor: DTensor) -> Piece | None:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """In memory of its own: training goes on while it is written, and safetensors refuses tied weights."""
+    """A copy in memory of its own: training continues while it is written, and safetensors refuses tied weights."""
     return tensor.detach().to("cpu", copy=True).contiguous()

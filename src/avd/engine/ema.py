@@ -16,17 +16,17 @@ class Weighted(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-M = TypeVar("M", bound=Weighted)
+WeightedT = TypeVar("WeightedT", bound=Weighted)
 
 
-class EMA(Generic[M]):
+class EMA(Generic[WeightedT]):
     """Keeps `average <- decay * average + (1 - decay) * weights`, with a warm-up that forgets the first weights.
 
     The decay of update n (from 0) is min(decay, (1 + n) / (10 + n)), so a short run is not dominated by where it began.
     The average is kept in `module`: a frozen copy of the module given, or `into`, of the same weights.
     """
 
-    def __init__(self, module: M, decay: float, into: M | None = None) -> None:
+    def __init__(self, module: WeightedT, decay: float, into: WeightedT | None = None) -> None:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"EMA decay is {decay}: it must lie in [0, 1)")
         self.module = copy.deepcopy(module) if into is None else into
@@ -37,7 +37,7 @@ class EMA(Generic[M]):
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, module: M, n: int) -> None:
+    def update(self, module: WeightedT, n: int) -> None:
         decay = min(self.decay, (1 + n) / (10 + n))
         average: list[Tensor] = list(self.module.parameters())
         weights: list[Tensor] = list(module.parameters())

@@ -80,12 +80,12 @@ STOPPED_BY_WATCH = 3
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to become of a run: by default it goes on."""
+    """What is to become of a run: by default it continues."""
 
     stop: str | None = None
     """Save the state and end the run, for this reason."""
     roll_back: bool = False
-    """Go on from the newest checkpoint, as a resumed run does."""
+    """Restart from the newest checkpoint, as a resumed run does."""
 
 
 CONTINUE = Decision()
@@ -98,21 +98,21 @@ class Measurement(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
 
 
-M = TypeVar("M", bound=Measurement)
+MeasurementT = TypeVar("MeasurementT", bound=Measurement)
 
 
-class Watch(Protocol[M]):
+class Watch(Protocol[MeasurementT]):
     """Looks on while a task is trained."""
 
     def begin(self, updates: int) -> None:
         """The run begins, or resumes from a checkpoint, after `updates` updates."""
         ...
 
-    def measure(self, updates: int, result: UpdateResult) -> M | None:
+    def measure(self, updates: int, result: UpdateResult) -> MeasurementT | None:
         """After each update, before it is logged: what is measured now, if anything is; its metrics are logged too."""
         ...
 
-    def after_update(self, updates: int, metrics: Mapping[str, float], measurement: M | None) -> Decision:
+    def after_update(self, updates: int, metrics: Mapping[str, float], measurement: MeasurementT | None) -> Decision:
         """After each update: its metrics are logged, its samples written, its checkpoint is not yet."""
         ...
 
@@ -136,13 +136,13 @@ def run(
     folder: RunFolder,
     schedule: Schedule,
     progress: Progress,
-    watch: Watch[M] | None = None,
+    watch: Watch[MeasurementT] | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> None:
     """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export.
 
     Every rank runs it, on a folder that all see; the first one writes. Raises Stopped, with a checkpoint saved, if
-    `watch` ends the run or any rank is asked to end by SIGTERM or Ctrl-C.
+    `watch` ends the run or any rank is stopping to end by SIGTERM or Ctrl-C.
     """
     folder.lock()
     try:
@@ -159,11 +159,11 @@ def _train(
     folder: RunFolder,
     schedule: Schedule,
     progress: Progress,
-    watch: Watch[M] | None,
+    watch: Watch[MeasurementT] | None,
     ranks: Ranks,
     stop: StopRequest,
 ) -> bool:
-    """False if the run was sent back, to go on from the newest checkpoint."""
+    """False if the run was sent back, to restart from the newest checkpoint."""
     done = _restore(task, folder, watch)
     folder.rewind_metrics(done)
     if watch is not None:
@@ -189,8 +189,8 @@ def _train(
             saver.finish()
             watch.roll_back(n + 1)
             return False
-        asked = ranks.any_rank(bool(stop))
-        if asked or decision.stop or due(n + 1, schedule.checkpoint_every, schedule.updates):
+        stopping = ranks.any_rank(bool(stop))
+        if stopping or decision.stop or due(n + 1, schedule.checkpoint_every, schedule.updates):
             saver.save(n + 1, task.tensors(), task.state() | ({} if watch is None else watch.state()))
         saver.poll()
         pace.add(seconds)
@@ -198,16 +198,16 @@ def _train(
         if decision.stop:
             saver.finish()
             raise Stopped(decision.stop, STOPPED_BY_WATCH)
-        if asked:
+        if stopping:
             saver.finish()
             number = stop.signal or SIGTERM
-            reason = f"stopped by {number.name} after update {n + 1}, which is saved: go on with --resume"
+            reason = f"stopped by {number.name} after update {n + 1}, which is saved: continue with --resume"
             raise Stopped(reason, 128 + number)
     saver.finish()
     return True
 
 
-def _restore(task: Task, folder: RunFolder, watch: Watch[M] | None) -> int:
+def _restore(task: Task, folder: RunFolder, watch: Watch[MeasurementT] | None) -> int:
     saved = list_checkpoints(folder.checkpoints)
     if not saved:
         return 0

@@ -13,7 +13,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from avd.engine.checkpoint import SavedTensors
 
 
-class Weights(Protocol):
+class HasParameters(Protocol):
     """A module, or anything else that names its parameters."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
@@ -29,13 +29,13 @@ def unpack_module(prefix: str, module: nn.Module, tensors: Mapping[str, Tensor])
     module.load_state_dict({k: tensors[f"{prefix}.{k}"] for k in _under(prefix, tensors)})
 
 
-def pack_weights(prefix: str, network: Weights) -> dict[str, Tensor]:
+def pack_weights(prefix: str, network: HasParameters) -> dict[str, Tensor]:
     """Parameters, sharded or not."""
     return {f"{prefix}.{name}": p for name, p in network.named_parameters()}
 
 
 @torch.no_grad()
-def unpack_weights(prefix: str, network: Weights, tensors: Mapping[str, Tensor]) -> None:
+def unpack_weights(prefix: str, network: HasParameters, tensors: Mapping[str, Tensor]) -> None:
     """Each rank reads its own shards. Raises KeyError or RuntimeError if they are not the network's."""
     parameters = dict(network.named_parameters())
     if parameters.keys() != set(_under(prefix, tensors)):
@@ -47,7 +47,7 @@ def unpack_weights(prefix: str, network: Weights, tensors: Mapping[str, Tensor])
 def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The per-parameter state, flat, named by the parameter's index. Learning rates belong to the recipe, not here.
 
-    Moments of 8 bits are packed as the numbers they stand for, to be quantised anew: blocks end where shards do.
+    Moments of 8 bits are packed as the numbers they stand for, to be quantised again: blocks end where shards do.
     """
     state = optimizer.state_dict()["state"]
     return {f"{prefix}.{i}.{k}": _numbers(v) for i, slots in state.items() for k, v in slots.items()}

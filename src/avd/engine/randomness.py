@@ -55,7 +55,7 @@ class UpdateRandom:
         return torch.stack([torch.randint(high, (), generator=g) for g in self._each(what)]).to(self.device)
 
     def shared_integer(self, *what: int | str, high: int) -> int:
-        """One integer in [0, high) for the whole batch, whichever of its samples these are."""
+        """One integer in [0, high) for the full batch, whichever of its samples these are."""
         return int(torch.randint(high, (), generator=generator_for(self.seed, self.update, *what)))
 
     def _each(self, what: tuple[int | str, ...]) -> list[torch.Generator]:

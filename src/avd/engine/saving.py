@@ -1,4 +1,4 @@
-"""Saving a run while it goes on: checkpoints in the background, and a last one when somebody asks it to stop."""
+"""Saving a run while it trains: checkpoints in the background, and a last one when somebody asks it to stop."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Saver:
             why = write.error or "another process could not write its part"
             raise UserError(
                 f"checkpoint of update {write.step} cannot be written to {self._folder} ({why}); {last}: "
-                "make room and go on with --resume"
+                "make room and continue with --resume"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from avd.data import LatentCache, LatentSource, MemoryLatents
 from avd.models.family import TextToVideo
-from avd.types import Conditions, UserError
+from avd.types import Conditions, CountProgress, UserError
 from avd.world import Split, World
 
-Progress = Callable[[int, int], None]
+Progress = CountProgress
 _BATCH = 16
 
 
@@ -44,7 +44,7 @@ def world_of(model: TextToVideo, level: int) -> World:
 
 
 def encode_world(
-    model: TextToVideo, world: World, count: int, split: Split = "train", progress: Progress | None = None
+    model: TextToVideo, world: World, count: int, split: Split = "train", progress: CountProgress | None = None
 ) -> MemoryLatents:
     """The first `count` clips of a split of the world, encoded, with their captions' conditions."""
     latents, prompts, captions = [], [], []
@@ -58,7 +58,7 @@ def encode_world(
     return MemoryLatents(torch.cat(latents), Conditions.cat(prompts), captions)
 
 
-class Window:
+class SourceSlice:
     """Consecutive items of another source, as a source."""
 
     def __init__(self, source: LatentSource, start: int, stop: int) -> None:

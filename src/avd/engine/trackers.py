@@ -1,6 +1,6 @@
 """Trackers: TensorBoard and Weights & Biases, beside the JSONL that every run writes.
 
-Their packages are optional. What is asked for and not installed is said before any work. Once the run is going, no
+Their packages are optional. What is asked for and not installed is reported before any work. Once the run is going, no
 tracker can stop it: one that fails is named once and then left out.
 """
 
@@ -69,7 +69,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One W&B run a run folder, gone on with when that is resumed. WANDB_MODE, WANDB_PROJECT and the like hold."""
+    """One W&B run per run folder, resumed with it. WANDB_MODE, WANDB_PROJECT and the like apply."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self._wandb = importlib.import_module(_MODULES["wandb"])
@@ -101,7 +101,7 @@ _KINDS: dict[TrackerName, Callable[[Path, Recipe], Tracker]] = {"tensorboard": T
 
 
 class Trackers:
-    """All trackers of a run as one. A failure of any is told once; that tracker is left alone from then on."""
+    """All trackers of a run as one. A failure of any is reported once; that tracker is left alone from then on."""
 
     def __init__(self, trackers: Mapping[str, Tracker], tell: Callable[[str], None]) -> None:
         self._trackers, self._tell = dict(trackers), tell
@@ -162,7 +162,7 @@ def _start(name: TrackerName, folder: Path, recipe: Recipe) -> Tracker:
     try:
         return _KINDS[name](folder, recipe)
     except Exception as error:
-        hint = "log in with `wandb login`, set WANDB_MODE=offline" if name == "wandb" else "mend that"
+        hint = "log in with `wandb login`, set WANDB_MODE=offline" if name == "wandb" else "fix that"
         raise UserError(
             f"tracker {name} does not start ({_short(error)}): {hint}, or leave it out of trackers"
         ) from error

@@ -15,7 +15,7 @@ from avd.objectives.temporal import frame_variance, temporal_regularization
 
 @dataclass(frozen=True)
 class CacheReport:
-    """Metrics of the latents are over `sampled` clips, evenly spread over the cache."""
+    """Metrics of the latents are over `sampled` clips, evenly spaced over the cache."""
 
     clips: int
     files: int
@@ -41,7 +41,7 @@ class CacheReport:
 
 def report_on(cache: LatentCache, sample: int = 256) -> CacheReport:
     """Read `sample` clips of a cache, or all if it has fewer, and describe it."""
-    latents = cache.latents(spread(len(cache), sample))
+    latents = cache.latents(evenly_spaced(len(cache), sample))
     variance = frame_variance(latents)
     per_file = Counter(item.file for item in cache.items)
     words = [len(caption.split()) for caption in cache.captions]
@@ -77,7 +77,7 @@ class PixelReport:
 
 def decode_some(cache: LatentCache, model: TextToVideo, count: int) -> tuple[np.ndarray, list[str]]:
     """`count` clips spread over the cache, decoded to uint8 videos (B, F, H, W, 3), and their captions."""
-    indices = spread(len(cache), count)
+    indices = evenly_spaced(len(cache), count)
     return model.decode_video(cache.latents(indices)), [cache.captions[i] for i in indices]
 
 
@@ -92,6 +92,6 @@ def report_on_pixels(videos: np.ndarray) -> PixelReport:
     )
 
 
-def spread(count: int, sample: int) -> list[int]:
+def evenly_spaced(count: int, sample: int) -> list[int]:
     """`sample` indices below `count`, evenly spaced, or all of them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(sample, count))})

@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from avd.data import read_captions, read_video
+from avd.data.captions import CAPTIONS_FILE
 from avd.evaluation.suite import Clip, Prompt
 from avd.types import UserError
-
-CAPTIONS_FILE = "captions.jsonl"
 
 
 class VideoFolder:

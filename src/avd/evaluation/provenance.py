@@ -16,8 +16,8 @@ from avd.engine.run_folder import RECIPE_FILE
 
 def code_version() -> str:
     """The package's version, and the commit where it runs from a checkout ("-dirty" with uncommitted changes)."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*"]
+    package = Path(__file__).parent
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,7 @@ from avd.evaluation.suite import Clip, Prompt
 from avd.files import read_text, write_atomically
 from avd.models.family import TextToVideo
 from avd.sampling.samplers import Sampler
-from avd.types import UserError
-
-Progress = Callable[[int, int], None]
-"""Called with (clips done, clips in all)."""
+from avd.types import CountProgress, UserError
 
 _LARGEST_BATCH = 16
 _POSITIONS = 2**15
@@ -135,7 +132,7 @@ def sample_clips(
     batch: int | None = None,
     rank: int = 0,
     size: int = 1,
-    progress: Progress = lambda done, total: None,
+    progress: CountProgress = lambda done, total: None,
 ) -> Samples:
     """Sample what is missing in `folder`, of the batches of process `rank` of `size`; `batch` None is `batch_size`.
 

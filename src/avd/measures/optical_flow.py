@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 CELL = 4
-"""Windows are of 2 x 2 cells of as many pixels a side, and overlap by half."""
+"""Windows are of 2 x 2 cells of as many pixels per side, and overlap by half."""
 DAMPING = 0.02
 """Added to the diagonal of a window's structure tensor, so that noise on an even background is not motion. For colours
 in the unit range."""

@@ -1,7 +1,7 @@
 """`wan-mini`: the classes of Wan2.1 with small configs, so that a laptop walks every path a cluster walks.
 
 Geometry: 17 frames of 48 x 48 at 8 fps; latents 12 x 5 x 6 x 6 (compressed 4x in time, 8x in space like Wan2.1);
-patches of 1 x 2 x 2, 45 tokens a clip.
+patches of 1 x 2 x 2, 45 tokens per clip.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def build_transformer() -> WanTransformer3DModel:
 
 
 def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Lower-case whole words; a word outside `words` becomes <unk>. Prompts end with </s>, as with UMT5."""
+    """Lower-case words; a word outside `words` becomes <unk>. Prompts end with </s>, as with UMT5."""
     special = ["<pad>", "</s>", "<unk>"]
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()

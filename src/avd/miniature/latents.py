@@ -10,9 +10,8 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from avd.engine.sources import Progress
 from avd.models.wan.codec import encode_video
-from avd.types import UserError
+from avd.types import CountProgress, UserError
 from avd.world import World
 
 _BATCH = 16
@@ -30,11 +29,11 @@ def load_vae(folder: Path) -> AutoencoderKLWan:
 
 
 def world_latents_on_disk(
-    folder: Path, vae: AutoencoderKLWan, world: World, count: int, progress: Progress | None = None
+    folder: Path, vae: AutoencoderKLWan, world: World, count: int, progress: CountProgress | None = None
 ) -> Tensor:
     """Whitened latents (N, C, F, H, W) in half precision of the world's first `count` training clips.
 
-    Encoded in parts kept in `folder`, so that a run killed meanwhile goes on from the last whole part.
+    Encoded in parts kept in `folder`, so that a killed run resumes after the last complete part.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []

@@ -20,8 +20,8 @@ from avd.types import Conditions, UserError
 if TYPE_CHECKING:
     from avd.models.backbone import Backbone
 
-Whole = Callable[[Tensor], Tensor]
-"""A tensor that may be sharded, gathered on the CPU."""
+Gather = Callable[[Tensor], Tensor]
+"""Gathers a tensor that may be sharded on the CPU."""
 
 
 class AdapterVelocity:
@@ -100,25 +100,25 @@ def switched_as_now(transformer: nn.Module) -> Callable[[], AbstractContextManag
     return lambda: switched(transformer, adapter)
 
 
-def merged_weights(transformer: nn.Module, adapter: str, whole: Whole) -> dict[str, Tensor]:
+def merged_weights(transformer: nn.Module, adapter: str, gather: Gather) -> dict[str, Tensor]:
     """The state dict of a plain transformer that is the base with the adapter in it: W + (alpha / rank) B A."""
     merged = {
-        name.replace(".base_layer", ""): whole(p).clone()
+        name.replace(".base_layer", ""): gather(p).clone()
         for name, p in transformer.named_parameters()
         if "lora_" not in name
     }
     for name, layer in _named_layers(transformer):
         weight = merged[f"{name}.weight"]
-        down, up = whole(layer.lora_A[adapter].weight), whole(layer.lora_B[adapter].weight)
+        down, up = gather(layer.lora_A[adapter].weight), gather(layer.lora_B[adapter].weight)
         weight += (layer.scaling[adapter] * (up.float() @ down.float())).to(weight.dtype)
     return merged
 
 
-def adapter_weights(transformer: nn.Module, adapter: str, whole: Whole) -> dict[str, Tensor]:
+def adapter_weights(transformer: nn.Module, adapter: str, gather: Gather) -> dict[str, Tensor]:
     """The adapter by itself, by the names that diffusers gives a LoRA of a transformer, alpha / rank multiplied in."""
     scaling = {name: layer.scaling[adapter] for name, layer in _named_layers(transformer)}
     tensors = get_peft_model_state_dict(transformer, adapter_name=adapter)
-    weights = {name: whole(tensor).float() for name, tensor in tensors.items()}
+    weights = {name: gather(tensor).float() for name, tensor in tensors.items()}
     for name in weights:
         layer, _, matrix = name.partition(".lora_")
         if matrix.startswith("B"):

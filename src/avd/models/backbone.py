@@ -42,7 +42,7 @@ class Backbone(nn.Module):
         self.transformer = transformer
         """The module whose weights are trained, exported and adapted; it knows nothing of the flow."""
         self.compute_dtype: torch.dtype | None = None
-        """Of its arithmetic; None is that of its weights."""
+        """Precision of its arithmetic; None is that of its weights."""
 
     def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
         raise NotImplementedError
@@ -75,7 +75,7 @@ class Backbone(nn.Module):
             raise UserError(f"compute.attention is {backend!r}, and this family has no choice: set it to null")
 
     def share_sequences(self, mesh: DeviceMesh) -> None:
-        """Split each sequence over the ranks of the mesh's last dimension: each is given whole inputs, makes whole
+        """Split each sequence over the ranks of the mesh's last dimension: each is given full inputs, makes full
         outputs and has a part of the gradient. Raises UserError where that cannot be."""
         raise UserError(f"compute.context is {mesh.size(-1)}, and this family cannot share sequences: set it to 1")
 

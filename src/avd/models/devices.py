@@ -17,6 +17,6 @@ def pick_device(name: str, local: int = 0) -> torch.device:
         return torch.device("cpu")
     if local >= gpus:
         raise UserError(
-            f"process {local} of this machine finds {gpus} GPUs: start one process a GPU, or set compute.device=cpu"
+            f"process {local} of this machine finds {gpus} GPUs: start one process per GPU, or set compute.device=cpu"
         )
     return torch.device("cuda", local)

@@ -59,7 +59,7 @@ class TextToVideo(Protocol):
 
     @property
     def sizes(self) -> Sizes:
-        """Of the network, of one clip of the settings' size and of one prompt, without loading anything."""
+        """Sizes of the network, of one clip of the settings' size and of one prompt, without loading anything."""
         ...
 
     @property
@@ -137,7 +137,7 @@ class Family:
     """What `_class_name` may be in a folder's `model_index.json`."""
     load: Load
     read_sizes: Callable[[str, ModelSource | None], Sizes]
-    """Of a folder, from its configs alone, or of one of `hub_ids`."""
+    """Sizes of a folder, from its configs alone, or of one of `hub_ids`."""
     shipped: Mapping[str, Path] = field(default_factory=dict)
     """Folders of models that come with the package, by name."""
     hub_ids: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from avd.models.weights import Weights, stored_names
+from avd.models.weights import WeightFiles, stored_names
 
 _VALUES = 64
 Entry = tuple[str, bytes]
@@ -24,8 +24,8 @@ def entries_in_memory(network: nn.Module) -> Iterator[Entry]:
         yield f"{name}{tuple(tensor.shape)}", values.tobytes()
 
 
-def entries_on_disk(skeleton: nn.Module, weights: Weights) -> Iterator[Entry]:
-    """Of the weights that fill `skeleton`; the same as those of the network they make, loaded in float32."""
+def entries_on_disk(skeleton: nn.Module, weights: WeightFiles) -> Iterator[Entry]:
+    """Entries of the weights that fill `skeleton`; the same as those of the network they make, loaded in float32."""
     stored = stored_names(skeleton, weights.shapes)
     for name, tensor in sorted(skeleton.state_dict().items()):
         alias = stored[name]

@@ -1,7 +1,7 @@
 """The latent frame between two others, by a small U-Net.
 
-A rollout that runs its noisiest stages at every second latent frame needs the others before it goes on (AVD, Sec.
-"half frame rate"). For neighbours a and b of the half-rate video the missing frame is
+A rollout that runs its noisiest stages at every second latent frame needs the others before its full-rate stages
+(AVD, Sec. "half frame rate"). For neighbours a and b of the half-rate video the missing frame is
 
     m = (a + b) / 2 + r(a, b)
 
@@ -55,7 +55,7 @@ class FrameInterpolator(nn.Module):
     the frames that happen to share its batch, and differ between training and evaluation mode; a student trained
     through the network needs one function with one gradient.
 
-    The network is told which pair begins at the first frame of the clip. A causal video VAE encodes one picture into
+    The network is given which pair begins at the first frame of the clip. A causal video VAE encodes one picture into
     that frame and four into every other, so frame 1 lies nearer to frame 0 (2.5 pictures) than to frame 2 (4), where
     all later missing frames lie half-way. For the same reason it is not made symmetric in time by averaging over both
     orders of a pair: a latent frame depends on what came before it, and latents played backwards are nobody's video.
@@ -112,7 +112,7 @@ class FrameInterpolator(nn.Module):
         return self.leave(x)[..., :height, :width]
 
     def save(self, folder: Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, each whole or not at all."""
+        """Write `config.json` and `model.safetensors` into `folder`, each atomically."""
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_atomically(folder / WEIGHTS_FILE, to_safetensors(weights))
         write_json(folder / CONFIG_FILE, asdict(self.config))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 _NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
 
-class Weights:
+class WeightFiles:
     """The tensors of some safetensors files. Raises SafetensorError if a file is damaged or cut short."""
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -26,8 +26,8 @@ class Weights:
                     self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
     @classmethod
-    def of_part(cls, folder: Path) -> Weights:
-        """Of one part of a diffusers folder, in one file or sharded. Raises OSError if it has none."""
+    def of_part(cls, folder: Path) -> WeightFiles:
+        """The files of one part of a diffusers folder, in one file or sharded. Raises OSError if it has none."""
         for name in _NAMES:
             index = folder / f"{name}.index.json"
             if index.exists():

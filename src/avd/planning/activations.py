@@ -34,7 +34,7 @@ _CLIPS = (1, 2)
 
 
 @dataclass(frozen=True)
-class Pass:
+class MeasuredPass:
     """One forward and, with `gradient`, its backward, of a microbatch of `clips`."""
 
     clips: int
@@ -64,13 +64,13 @@ class PassMeter:
     sizes: Sizes
     _known: dict[str, PassMemory] = field(default_factory=dict)
 
-    def __call__(self, which: Pass) -> PassMemory:
+    def __call__(self, which: MeasuredPass) -> PassMemory:
         key = repr(which)
         if key not in self._known:
             self._known[key] = self._measure(which)
         return self._known[key]
 
-    def _measure(self, which: Pass) -> PassMemory:
+    def _measure(self, which: MeasuredPass) -> PassMemory:
         if which.clips > _CLIPS[1]:
             return _extend(_CLIPS, [self(replace(which, clips=clips)) for clips in _CLIPS], which.clips)
         layers = self.sizes.layers
@@ -88,7 +88,7 @@ def _extend(measured: tuple[int, int], found: Sequence[PassMemory], wanted: int)
     return PassMemory(a.saved + steps * (b.saved - a.saved), a.peak + steps * (b.peak - a.peak))
 
 
-def run_fake(sizes: Sizes, layers: int, which: Pass) -> PassMemory:
+def run_fake(sizes: Sizes, layers: int, which: MeasuredPass) -> PassMemory:
     """`which` through a network of `layers` blocks, on fake tensors."""
     # What backends keep does not differ, but for the scores.
     attention = sdpa_kernel(SDPBackend.MATH) if sizes.keeps_scores(which.attention) else nullcontext()

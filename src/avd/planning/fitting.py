@@ -4,10 +4,10 @@ Changes are tried in tiers, of which the first that holds one that fits ends the
 
 1. how the run is computed, which only rounds differently: `compute.shard`, `microbatch`, `checkpointing`, `dtype`;
 2. with optimizer moments of 8 bits;
-3. with adapters, which learn less than whole models do;
+3. with adapters, which learn less than full models do;
 4. with more GPUs, their number doubled as often as the batch can be spread over them.
 
-Within a tier the cheapest takes the least time an update; among equals, the fewest changes.
+Within a tier the cheapest takes the least time per update; among equals, the fewest changes.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def _computed(recipe: Recipe, gpus: int) -> Iterator[dict[str, Any]]:
     part = min(compute.microbatch or clips, clips)
     divisors = [n for n in range(part - 1, 0, -1) if clips % n == 0]
     parts = divisors if clips % part else [None, *divisors]
-    kept = ["none", "selective", "full"]
-    again = kept[kept.index(compute.checkpointing) + 1 :]
+    modes = ["none", "selective", "full"]
+    again = modes[modes.index(compute.checkpointing) + 1 :]
     shard = [{"compute.shard": None}] if compute.shard not in (None, gpus) else []
     dtype = [{"compute.dtype": "bfloat16"}] if compute.dtype == "float32" and compute.device != "cpu" else []
     for a, b, n, c in product([{}, *shard], [{}, *dtype], parts, [None, *again]):

@@ -14,7 +14,7 @@ from avd.models.sizes import Sizes
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one clip's forward, by what their backward takes."""
+    """Operations of one clip's forward, by what their backward takes."""
 
     weights: int
     """Products with the model's own weights."""
@@ -32,7 +32,7 @@ class Flops:
 
 
 def flops_of(sizes: Sizes, stride: int = 1, adapters: AdaptersRecipe | None = None) -> Flops:
-    """Of one clip at every `stride`-th latent frame, with `adapters` on or, without, as the bare model."""
+    """Operations of one clip at every `stride`-th latent frame, with `adapters` on or, without, as the bare model."""
     layers, added = list(sizes.linear_layers(stride)), 0
     if adapters is not None:
         targets = adapters.targets or sizes.adapter_targets

@@ -17,7 +17,7 @@ from avd.config import AdaptersRecipe, OptimizerRecipe, Recipe
 from avd.methods.method import Method
 from avd.models.sizes import Sizes
 from avd.objectives.source import DataSource
-from avd.planning.activations import Pass, PassMemory, PassMeter, build_hollow
+from avd.planning.activations import MeasuredPass, PassMemory, PassMeter, build_hollow
 
 _FLOAT32 = 4
 _LATENTS_ALIVE = 10
@@ -52,9 +52,9 @@ class Moment:
     activations: float
     gradients: float = 0.0
     gathered: float = 0.0
-    """Weights of the blocks at work, whole, with their gradients before these are spread over the ranks."""
+    """Full weights of the blocks at work, with their gradients before these are sharded."""
     temporaries: float = 0.0
-    """Of the optimizer's step."""
+    """Made by the optimizer's step."""
 
     @property
     def total(self) -> float:
@@ -107,7 +107,7 @@ class Account:
         self._context = recipe.compute.context
         self._clips = recipe.training.batch * self._context // gpus
         self._part = min(recipe.compute.microbatch or self._clips, self._clips)
-        self._whole = self._part == self._clips
+        self._one_part = self._part == self._clips
         self._trained = parameters.adapter if recipe.roles == "adapters" else parameters.network
         self._gradients = _FLOAT32 * self._trained / self._shard
 
@@ -124,7 +124,7 @@ class Account:
 
     @property
     def _optimizers(self) -> list[OptimizerRecipe]:
-        """Of all networks that learn."""
+        """The optimizers of all networks that learn."""
         return [self._recipe.student.optimizer, *(each.optimizer for each in self._method.updates.values())]
 
     def moments(self) -> list[Moment]:
@@ -132,8 +132,8 @@ class Account:
         where no graph of the student waits for its gradient meanwhile."""
         learning = self._measure(self._part, gradient=True)
         found: list[Moment] = []
-        had = 0.0 if self._whole else self._gradients
-        waiting = learning.saved if self._whole else 0.0  # the student's graph, until its gradient is known
+        had = 0.0 if self._one_part else self._gradients
+        waiting = learning.saved if self._one_part else 0.0  # the student's graph, until its gradient is known
         for source in self._method.sources:
             judges = [each for term in self._method.judging(source) for each in term.term.passes(term.section)]
             for network, count in {each.network: each.count for each in judges if not each.learns}.items():
@@ -143,7 +143,7 @@ class Account:
             title = source.name if isinstance(source, DataSource) else "student"
             found.append(self._backward(f"{title}'s backward", learning, had))
             had = self._gradients
-        had = 0.0 if self._whole else self._gradients
+        had = 0.0 if self._one_part else self._gradients
         found += [self._backward(f"{_title(each.name)}'s backward", learning, had) for each in self._method.learned]
         return [*found, Moment("optimizer's step", 0.0, self._gradients, temporaries=self._temporaries())]
 
@@ -162,8 +162,8 @@ class Account:
 
     def _measure(self, clips: int, *, gradient: bool, adapted: bool = True) -> PassMemory:
         compute, adapters = self._recipe.compute, self._recipe.roles == "adapters" and adapted
-        whole = self._meter(
-            Pass(
+        memory = self._meter(
+            MeasuredPass(
                 clips,
                 gradient,
                 self._dtype,
@@ -173,7 +173,7 @@ class Account:
                 self._on_gpu,
             )
         )
-        return replace(whole, saved=whole.saved / self._context, peak=whole.peak / self._context)
+        return replace(memory, saved=memory.saved / self._context, peak=memory.peak / self._context)
 
     def _gathered(self, *, learning: bool) -> float:
         """FSDP's: the block at work and the next with the buffer it arrives in, and what stands outside the blocks.
@@ -190,7 +190,7 @@ class Account:
         return weights + (trained * (self._dtype.itemsize + _FLOAT32) if learning else 0)
 
     def _temporaries(self) -> float:
-        """Of AdamW: all tensors at once on a GPU; with 8 bits and on a CPU one after the other."""
+        """AdamW's: all tensors at once on a GPU; with 8 bits and on a CPU one after the other."""
         at_once = self._on_gpu and any(optimizer.bits == 32 for optimizer in self._optimizers)
         return _FLOAT32 * (self._trained if at_once else 2 * self._parameters.largest) / self._shard
 

@@ -2,8 +2,8 @@
 
 Exits are uniform over the stages, so stage i of S runs before the exit in (S - 1 - i) / S of the rollouts and is the
 exit in 1 / S. A backward counts as two forwards, blocks that are computed again as the share of one that they are, and
-a half-rate stage as a whole one; operations are counted for what each really is. The interpolator is left out: it takes
-less than a thousandth of a large network.
+a half-rate stage as a full-rate one; operations are counted for what each really is. The interpolator is left out: it
+takes less than a thousandth of a large network.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Costs:
 
 
 def work_of(recipe: Recipe, sizes: Sizes, *, in_parts: bool) -> list[Work]:
-    """Of a cycle, for each clip of the batch. `in_parts`: a rank's clips go through the networks in several."""
+    """The passes of a cycle, per clip of the batch. `in_parts`: a rank's clips go through the networks in several."""
     costs, stages = _costs(recipe, sizes), len(recipe.rollout.timesteps)
     found = []
     for each in Method.of(recipe).passes(in_parts=in_parts):

@@ -50,11 +50,11 @@ def _data_uri(mp4: bytes | None) -> str | None:
 
 def _recipes(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(names of the rows that share it, recipe as YAML), each recipe once."""
-    sharers: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for row in rows:
         if row.recipe is not None:
-            sharers.setdefault(_yaml(row.recipe), []).append(row.name)
-    return [(" · ".join(names), text) for text, names in sharers.items()]
+            names_of.setdefault(_yaml(row.recipe), []).append(row.name)
+    return [(" · ".join(names), text) for text, names in names_of.items()]
 
 
 def _yaml(value: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ class Stage:
 
 
 def make_stages(sigmas: tuple[float, ...], half_rate_stages: int = 0) -> tuple[Stage, ...]:
-    """One stage a noise level, the first `half_rate_stages` at every second frame.
+    """One stage per noise level, the first `half_rate_stages` at every second frame.
 
     Raises ValueError unless at least the last stage is at full rate.
     """
@@ -73,20 +73,20 @@ class Rollout:
             raise ValueError(f"{frames} latent frames: half-rate stages need an odd number")
         x = noise_BCFHW.float()[:, :, :: self.stages[0].frame_stride]
         for i in range(1, stage + 1):
-            before, here = self.stages[i - 1], self.stages[i]
+            before, current = self.stages[i - 1], self.stages[i]
             x0 = self._predict(student, x, before, prompt, gradient=False)
-            if before.frame_stride > here.frame_stride:
+            if before.frame_stride > current.frame_stride:
                 x0 = self._fill(x0, gradient=False)
-            x = add_noise(x0, renoise(i)[:, :, :: here.frame_stride], here.sigma)
+            x = add_noise(x0, renoise(i)[:, :, :: current.frame_stride], current.sigma)
         return x
 
     def predict(
         self, student: Velocity, x_BCFHW: Tensor, prompt: Conditions, stage: int, *, gradient: bool = False
     ) -> Tensor:
         """The clean video, at full rate, that `stage` makes of its noisy one; with `gradient`, it carries it."""
-        here = self.stages[stage]
-        x0 = self._predict(student, x_BCFHW, here, prompt, gradient)
-        return x0 if here.frame_stride == 1 else self._fill(x0, gradient)
+        exit_stage = self.stages[stage]
+        x0 = self._predict(student, x_BCFHW, exit_stage, prompt, gradient)
+        return x0 if exit_stage.frame_stride == 1 else self._fill(x0, gradient)
 
     def _predict(self, student: Velocity, x: Tensor, stage: Stage, prompt: Conditions, gradient: bool) -> Tensor:
         with torch.set_grad_enabled(gradient):

@@ -36,7 +36,7 @@ class Sampler(Protocol):
         ...
 
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
-        """Whitened latents (B, C, F, H, W), one clip a prompt."""
+        """Whitened latents (B, C, F, H, W), one clip per prompt."""
         ...
 
 

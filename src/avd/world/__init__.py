@@ -14,7 +14,6 @@ from avd.world.scene import LEVELS, Level, Scene, Split, Thing, sample_scene, sc
 __all__ = [
     "LEVELS",
     "Caption",
-    "Clip",
     "Level",
     "Promises",
     "Scene",
@@ -22,6 +21,7 @@ __all__ = [
     "Thing",
     "ThingPromise",
     "World",
+    "WorldClip",
     "read_promises",
     "render",
     "unknown_words",
@@ -30,7 +30,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Clip:
+class WorldClip:
     """A rendered clip: uint8 video (F, H, W, 3), the scene that made it, and its caption."""
 
     video: np.ndarray
@@ -64,7 +64,7 @@ class World:
             rng = scene_rng(self.seed, split, index, caption)
         return scene, write_caption(rng, scene)
 
-    def clip(self, index: int, split: Split = "train") -> Clip:
+    def clip(self, index: int, split: Split = "train") -> WorldClip:
         """Clip number `index` of a split."""
         scene, caption = self.describe(index, split)
-        return Clip(render(scene, self.size), scene, caption)
+        return WorldClip(render(scene, self.size), scene, caption)

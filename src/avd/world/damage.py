@@ -37,8 +37,8 @@ def jitter_brightness(video: np.ndarray, amplitude: float, seed: int) -> np.ndar
 
 def drop(scene: Scene, size: int, start: int, frames: int, which: int = 0) -> np.ndarray:
     """Draw `scene` with one object missing for `frames` frames."""
-    kept = tuple(thing for i, thing in enumerate(scene.things) if i != which)
-    return _replace_frames(scene, replace(scene, things=kept), size, start, frames)
+    things = tuple(thing for i, thing in enumerate(scene.things) if i != which)
+    return _replace_frames(scene, replace(scene, things=things), size, start, frames)
 
 
 def duplicate(scene: Scene, size: int, start: int, frames: int, which: int = 0) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Captions: a small grammar that often leaves things open, and what each caption promises.
 
-A caption is one clause an object ("a red ball drifting left and a blue box at rest"), or a bare count ("two objects").
-Whatever is not said is open: many clips are right, and a model that always answers with one of them has collapsed.
+A caption is one clause per object ("a red ball drifting left and a blue box at rest"), or a bare count ("two objects").
+Whatever is left out is open: many clips are right, and a model that always answers with one of them has collapsed.
 `read_promises` reads the promises back from the text alone, so clips that come from elsewhere can be judged too.
 """
 
@@ -145,8 +145,8 @@ def _read_clause(words: list[str]) -> ThingPromise:
     colour = next((w for w in words if w in COLOURS), None)
     shape = next((_SHAPE_OF[w] for w in words if w in _SHAPE_OF), None)
     assert shape is None or shape in SHAPES
-    said = {_SPEED_OF[w] for w in words if w in _SPEED_OF}
-    speed = next((s for s in _SPEED_RANK if s in said), None)
+    speeds = {_SPEED_OF[w] for w in words if w in _SPEED_OF}
+    speed = next((s for s in _SPEED_RANK if s in speeds), None)
     direction = next((w for w in words if w in DIRECTIONS), None)
     return ThingPromise(colour, shape, speed, direction)
 

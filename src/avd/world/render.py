@@ -17,7 +17,7 @@ _SQRT3 = 3.0**0.5
 def render(scene: Scene, size: int = 48) -> np.ndarray:
     """Draw all frames of `scene` as uint8 sRGB of shape (frames, size, size, 3)."""
     if size < 16:
-        raise UserError(f"size is {size}: a clip needs at least 16 pixels a side")
+        raise UserError(f"size is {size}: a clip needs at least 16 pixels per side")
     axis = (np.arange(size) + 0.5) / size
     x_HW, y_HW = np.meshgrid(axis, axis)
     still_HW3 = _background(scene, x_HW, y_HW) if scene.pan == (0.0, 0.0) else None

@@ -126,8 +126,8 @@ def sample_scene(rng: np.random.Generator, level: Level, frames: int = 17) -> Sc
     """Draw a scene. All objects that move in a clip share its speed class, so a clip is still, slow or fast."""
     count = 1 + int(rng.random() * level.max_objects)
     speed = _choose_weighted(rng, SPEED_SHARE)
-    looks = _sample_looks(rng, level, count)
-    things = _place(rng, level, looks, speed, frames)
+    appearances = _sample_appearances(rng, level, count)
+    things = _place(rng, level, appearances, speed, frames)
     pan = (0.0, 0.0)
     if level.pan and rng.random() < 0.5:
         pan = (_uniform(rng, -level.pan, level.pan), _uniform(rng, -level.pan, level.pan))
@@ -136,7 +136,7 @@ def sample_scene(rng: np.random.Generator, level: Level, frames: int = 17) -> Sc
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Appearance:
     shape: str
     colour: str
     rgb: tuple[float, float, float]
@@ -144,37 +144,47 @@ class _Look:
     texture: float
 
 
-def _sample_looks(rng: np.random.Generator, level: Level, count: int) -> list[_Look]:
+def _sample_appearances(rng: np.random.Generator, level: Level, count: int) -> list[_Appearance]:
     """Shapes may repeat within a clip, colours may not: a name then points at one object."""
     left = list(level.colours)
-    looks = []
+    appearances = []
     for _ in range(count):
         colour = left.pop(int(rng.random() * len(left)))
         shape = level.shapes[int(rng.random() * len(level.shapes))]
         radius = _uniform(rng, *RADII[int(rng.random() * len(RADII))])
         texture = 0.12 if level.textures and rng.random() < 0.5 else 0.0
-        looks.append(_Look(shape, colour, _jitter(rng, COLOURS[colour], COLOUR_JITTER), radius, texture))
-    return looks
+        appearances.append(_Appearance(shape, colour, _jitter(rng, COLOURS[colour], COLOUR_JITTER), radius, texture))
+    return appearances
 
 
-def _place(rng: np.random.Generator, level: Level, looks: list[_Look], speed: Speed, frames: int) -> tuple[Thing, ...]:
+def _place(
+    rng: np.random.Generator, level: Level, appearances: list[_Appearance], speed: Speed, frames: int
+) -> tuple[Thing, ...]:
     """Draw positions and directions until no two objects touch (or, with crossings, until they start apart)."""
     checked = range(1) if level.crossings else range(frames)
     while True:
-        things = tuple(_throw(rng, level, look, speed, first=i == 0) for i, look in enumerate(looks))
+        things = tuple(_throw(rng, level, appearance, speed, first=i == 0) for i, appearance in enumerate(appearances))
         if all(_apart(a, b, checked) for i, a in enumerate(things) for b in things[:i]):
             return things
 
 
-def _throw(rng: np.random.Generator, level: Level, look: _Look, speed: Speed, first: bool) -> Thing:
+def _throw(rng: np.random.Generator, level: Level, appearance: _Appearance, speed: Speed, first: bool) -> Thing:
     mine: Speed = speed if first or rng.random() < 0.6 else "still"
     pace = _uniform(rng, *SPEEDS[mine])
     direction = level.directions[int(rng.random() * len(level.directions))]
     dx, dy = DIRECTIONS[direction]
-    low, high = look.radius + 0.01, 1.0 - look.radius - 0.01
+    low, high = appearance.radius + 0.01, 1.0 - appearance.radius - 0.01
     position = (_uniform(rng, low, high), _uniform(rng, low, high))
     return Thing(
-        look.shape, look.colour, look.rgb, look.radius, position, mine, direction, (dx * pace, dy * pace), look.texture
+        appearance.shape,
+        appearance.colour,
+        appearance.rgb,
+        appearance.radius,
+        position,
+        mine,
+        direction,
+        (dx * pace, dy * pace),
+        appearance.texture,
     )
 
 

@@ -18,13 +18,13 @@ from PIL import Image
 
 from avd.data import VideoError, read_video, video_bytes, write_video
 from avd.data.video.reading import read_windows
-from avd.data.video.sources import Source
+from avd.data.video.sources import VideoSource
 from avd.types import UserError
 from helpers.odd_videos import encode
 
 
 def shades(count: int, height: int = 16, width: int = 16) -> np.ndarray:
-    """Frames of flat grey, each 8 levels brighter than the one before, so that a frame can be told from its mean."""
+    """Frames of flat grey, each 8 levels brighter than the one before, so that a frame is known by its mean."""
     levels = np.arange(count, dtype=np.uint8) * 8 + 16
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
 
@@ -253,11 +253,13 @@ def test_interlaced_frames_lose_their_comb(tmp_path: Path) -> None:
     fields = np.zeros((8, 32, 32, 3), np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None] * 20 + 40
     fields[:, 1::2] += 10
     options = {"crf": "1", "threads": "1"}
-    for name, parameters in (("whole", {}), ("fields", {"x264-params": "interlaced=1:tff=1"})):
+    for name, parameters in (("progressive", {}), ("fields", {"x264-params": "interlaced=1:tff=1"})):
         encode(tmp_path / f"{name}.mp4", fields, options=options | parameters)
-    whole, deinterlaced = (read_video(tmp_path / f"{name}.mp4").frames.astype(int) for name in ("whole", "fields"))
-    assert whole.shape == deinterlaced.shape
-    assert np.abs(np.diff(whole, axis=1)).mean() > 8  # lines of a frame that is not marked are left alone
+    progressive, deinterlaced = (
+        read_video(tmp_path / f"{name}.mp4").frames.astype(int) for name in ("progressive", "fields")
+    )
+    assert progressive.shape == deinterlaced.shape
+    assert np.abs(np.diff(progressive, axis=1)).mean() > 8  # lines of a frame that is not marked are left alone
     assert np.abs(np.diff(deinterlaced, axis=1)).mean() < 1
     assert np.diff(deinterlaced.mean(axis=(1, 2, 3))) == pytest.approx([20] * 7, abs=1)
 
@@ -278,7 +280,7 @@ def test_windows_follow_one_another(tmp_path: Path) -> None:
     how = {"frames": 4, "fps": 8, "size": (16, 16)}
 
     def windows(**more: int) -> list[tuple[float, list[int]]]:
-        found = read_windows(Source("a", tmp_path / "a.mp4"), **how, **more)  # type: ignore[arg-type]
+        found = read_windows(VideoSource("a", tmp_path / "a.mp4"), **how, **more)  # type: ignore[arg-type]
         return [(window.start, numbers(window.frames)) for window in found]
 
     every = [(0.0, [0, 1, 2, 3]), (0.5, [4, 5, 6, 7]), (1.0, [8, 9, 10, 11])]  # what is left is no window
@@ -292,7 +294,7 @@ def test_one_window_of_a_long_video_is_in_memory(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", shades(1).repeat(400, axis=0), 8)
     tracemalloc.start()
     peaks = []
-    for _ in read_windows(Source("a", tmp_path / "a.mp4"), frames=4, fps=8, size=(64, 64), windows=100):
+    for _ in read_windows(VideoSource("a", tmp_path / "a.mp4"), frames=4, fps=8, size=(64, 64), windows=100):
         peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
     assert len(peaks) == 100
@@ -303,7 +305,7 @@ def test_pictures_are_shown_in_the_order_of_their_numbers(tmp_path: Path) -> Non
     for number, pixels in zip([2, 10, 9, 100], shades(4), strict=True):
         Image.fromarray(pixels).save(tmp_path / f"frame{number}.png")
     (tmp_path / "cover.png").write_bytes(b"not numbered")
-    source = Source("a", tmp_path)
+    source = VideoSource("a", tmp_path)
     (window,) = read_windows(source, frames=8, fps=8, size=(16, 16), windows=1, picture_fps=4)
     assert numbers(window.frames) == [0, 0, 2, 2, 1, 1, 3, 3]
     assert window.source_seconds == 1.0
@@ -335,7 +337,7 @@ def noisy_video() -> bytes:
 
 
 def overwritten(path: Path) -> None:
-    """A file whose index is whole and of whose pictures a sixth is zeros."""
+    """A file whose index is intact and of whose pictures a sixth is zeros."""
     data = noisy_video()
     third, half = len(data) // 3, len(data) // 2
     path.write_bytes(data[:third] + bytes(half - third) + data[half:])

@@ -110,13 +110,13 @@ def test_a_damaged_header_costs_one_member(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
-def test_of_a_cut_archive_the_whole_members_are_read(tmp_path: Path, share: float) -> None:
+def test_of_a_cut_archive_the_full_members_are_read(tmp_path: Path, share: float) -> None:
     make_tar(tmp_path / "whole.tar", clips(4))
     data = (tmp_path / "whole.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(data[: int(header_of(data, "3.txt") * share) // 512 * 512 + 700])
     prepare(tmp_path / "a.tar", None, Pooling(), tmp_path / "cache", **SETTINGS)  # type: ignore[arg-type]
-    kept = LatentCache(tmp_path / "cache").captions
-    assert kept == [str(i) for i in range(len(kept))] and 1 <= len(kept) <= 3
+    captions = LatentCache(tmp_path / "cache").captions
+    assert captions == [str(i) for i in range(len(captions))] and 1 <= len(captions) <= 3
     assert skipped(tmp_path / "cache")["a.tar"] == "damaged tar"
 
 

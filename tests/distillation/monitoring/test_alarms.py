@@ -1,4 +1,4 @@
-"""Alarms: said once when crossed, once when recovered, in words with numbers."""
+"""Alarms: reported once when crossed, once when recovered, in words with numbers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_alarm_follows_its_figure(values: list[float], patience: int) -> None
         judge.load_state_dict(state)
 
 
-def test_what_lasts_is_said_together() -> None:
+def test_what_lasts_is_reported_together() -> None:
     judge, metrics = alarms(), {"saturation_to_real": 2.0, "motion_to_teacher": 0.1}
     judge.judge(metrics)
     assert judge.lasting(metrics, 2) is None

@@ -18,7 +18,7 @@ import torch
 from avd.data import MemoryLatents
 from avd.distillation import sampler
 from avd.distillation.monitoring import watch
-from avd.distillation.monitoring.monitor import Measurement, Monitor, score
+from avd.distillation.monitoring.monitor import Monitor, MonitorResult, score
 from avd.distillation.task import DistillTask
 from avd.engine import saving
 from avd.engine.checkpoint import list_checkpoints, load_checkpoint
@@ -57,16 +57,16 @@ def outcome(path: Path) -> dict[str, Any]:
 # -- what is measured ---------------------------------------------------------------------------------------------
 
 
-def test_figures_are_those_of_the_averaged_students_videos_and_of_the_references(tmp_path: Path) -> None:
+def test_metrics_are_those_of_the_averaged_students_videos_and_of_the_references(tmp_path: Path) -> None:
     task = watched(tmp_path / "run", 1)
     line = lines(tmp_path / "run" / "metrics.jsonl")[0]
-    kept = json.loads((tmp_path / "run" / "references.json").read_text())
-    real = [measure_pixels(video) for video in task.model.decode_video(task.source.latents(kept["clips"]))]
-    assert kept["real"]["saturation"] == pytest.approx(np.mean([look.saturation for look in real]))
-    assert kept["real"]["motion"] == pytest.approx(np.mean([look.motion for look in real]), rel=1e-3)
+    references = json.loads((tmp_path / "run" / "references.json").read_text())
+    real = [measure_pixels(video) for video in task.model.decode_video(task.source.latents(references["clips"]))]
+    assert references["real"]["saturation"] == pytest.approx(np.mean([stats.saturation for stats in real]))
+    assert references["real"]["motion"] == pytest.approx(np.mean([stats.motion for stats in real]), rel=1e-3)
     for name in ("saturation", "contrast", "motion"):
         for reference in ("real", "teacher"):
-            assert line[f"{name}_to_{reference}"] == pytest.approx(line[name] / kept[reference][name])
+            assert line[f"{name}_to_{reference}"] == pytest.approx(line[name] / references[reference][name])
     logs = [abs(math.log(line[key])) for key in ("saturation_to_real", "contrast_to_real", "motion_to_teacher")]
     assert line["score"] == pytest.approx(sum(logs))
     assert line["weight_mean_1000"] <= 1 and line["fake_score_level"] == line["fake_score"]
@@ -114,14 +114,14 @@ def test_there_are_no_more_clips_than_data() -> None:
 
 
 def test_grey_data_have_no_ratio_and_warn_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, said = watched_task(watched_recipe(*COLLAPSING)), []
+    task, messages = watched_task(watched_recipe(*COLLAPSING)), []
     monkeypatch.setattr(
         task.model, "decode_video", lambda latents: np.full((len(latents), 17, 16, 16, 3), 90, np.uint8)
     )
-    watched(tmp_path / "run", 2, *COLLAPSING, task=task, said=said)
+    watched(tmp_path / "run", 2, *COLLAPSING, task=task, messages=messages)
     line = lines(tmp_path / "run" / "metrics.jsonl")[1]
     assert line["saturation_to_real"] is line["motion_to_teacher"] is line["score"] is None
-    assert line["warnings"] == 0 and not any("warning" in text for text in said)
+    assert line["warnings"] == 0 and not any("warning" in text for text in messages)
 
 
 def test_score() -> None:
@@ -157,10 +157,10 @@ def test_monitors_may_change_on_resume(tmp_path: Path) -> None:
 
 
 def test_a_warning_is_shown_once_and_kept(tmp_path: Path) -> None:
-    said: list[str] = []
-    watched(tmp_path / "run", 4, "monitors.limits.motion=1000", said=said)
+    messages: list[str] = []
+    watched(tmp_path / "run", 4, "monitors.limits.motion=1000", messages=messages)
     warnings = lines(tmp_path / "run" / "warnings.jsonl")
-    assert len(said) == 2 and said[1] == f"update 1: warning: {warnings[0]['text']}"
+    assert len(messages) == 2 and messages[1] == f"update 1: warning: {warnings[0]['text']}"
     assert [(line["updates"], line["event"], line["about"]) for line in warnings] == [
         (1, "crossed", "motion_to_teacher")
     ]
@@ -168,7 +168,7 @@ def test_a_warning_is_shown_once_and_kept(tmp_path: Path) -> None:
     assert [line["warnings"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 1, 1, 1]
 
 
-def test_a_stopped_run_has_saved_its_state_and_goes_on_when_asked(tmp_path: Path) -> None:
+def test_a_stopped_run_has_saved_its_state_and_resumes_when_asked(tmp_path: Path) -> None:
     path, stop = tmp_path / "run", (*COLLAPSING, "monitors.action=stop", "monitors.patience=3")
     with pytest.raises(Stopped, match=r"after 3 updates: motion at .* temporal collapse, for 3 measurements in a row"):
         watched(path, 6, *stop)
@@ -186,7 +186,7 @@ def test_the_best_student_is_the_one_that_was_measured(tmp_path: Path, monkeypat
     metrics = iter([{"saturation_to_real": ratio} for ratio in (1.5, 0.9, 1.3)])
     original = Monitor.measure
 
-    def measure(self: Monitor) -> Measurement:
+    def measure(self: Monitor) -> MonitorResult:
         averages.append({k: v.clone() for k, v in task.roles.average.network.transformer.state_dict().items()})
         return original(self)
 
@@ -195,25 +195,25 @@ def test_the_best_student_is_the_one_that_was_measured(tmp_path: Path, monkeypat
         "avd.distillation.monitoring.monitor.score", lambda _: {"score": 0.0, **score(RIGHT | next(metrics))}
     )
     watched(tmp_path / "run", 3, "monitors.keep_best=saturation", task=task)
-    told = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
-    assert (told["updates"], told["by"]) == (2, "saturation")
-    kept = load_model(str(tmp_path / "run" / "best" / "student")).transformer.state_dict()
-    assert all(torch.equal(value, averages[1][key]) for key, value in kept.items())
+    best = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
+    assert (best["updates"], best["by"]) == (2, "saturation")
+    student = load_model(str(tmp_path / "run" / "best" / "student")).transformer.state_dict()
+    assert all(torch.equal(value, averages[1][key]) for key, value in student.items())
     assert not (tmp_path / "run" / "best-checkpoint").exists()
 
 
 RIGHT = {"saturation_to_real": 1.0, "contrast_to_real": 1.0, "motion_to_teacher": 1.0}
 
 
-def test_a_roll_back_goes_on_from_the_best_with_other_noise(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_roll_back_resumes_from_the_best_with_other_noise(tmp_path: Path) -> None:
+    messages: list[str] = []
     with pytest.raises(Stopped, match="temporal collapse"):
-        watched(tmp_path / "back", UPDATES, *ROLLING_BACK, said=said)
+        watched(tmp_path / "back", UPDATES, *ROLLING_BACK, messages=messages)
     with pytest.raises(Stopped):
         watched(tmp_path / "stopped", UPDATES, *ROLLING_BACK, "monitors.action=stop", "monitors.patience=5")
     pattern = re.compile(r"update (\d): rolled back to update (\d), with other noise \(number (\d)\)")
     (first, best, one), (second, best_then, two) = (
-        map(int, found.groups()) for text in said if (found := pattern.match(text))
+        map(int, found.groups()) for text in messages if (found := pattern.match(text))
     )
     patience = 4
     assert (one, two) == (1, 2) and first == patience

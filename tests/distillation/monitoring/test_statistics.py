@@ -28,14 +28,16 @@ def test_weights_by_timestep(batches: list[list[tuple[float, int]]], saved: int)
         statistics.add(torch.tensor(weights, dtype=torch.float64), torch.tensor(timesteps))
     metrics = statistics.pop_metrics()
     for i, name in enumerate(("1000", "757.5", "522")):
-        here = [weight for batch in batches for weight, timestep in batch if timestep == i]
-        assert (f"weight_mean_{name}" in metrics) == bool(here)
-        if here:
-            assert metrics[f"weight_mean_{name}"] == pytest.approx(sum(here) / len(here))
-            assert metrics[f"weight_least_{name}"] == pytest.approx(min(here), abs=1e-12)
-        assert (f"weight_low_{name}" in metrics) == (len(here) >= 10)
-        if len(here) >= 10:
-            assert metrics[f"weight_low_{name}"] == pytest.approx(sum(weight < 0.1 for weight in here) / len(here))
+        weights = [weight for batch in batches for weight, timestep in batch if timestep == i]
+        assert (f"weight_mean_{name}" in metrics) == bool(weights)
+        if weights:
+            assert metrics[f"weight_mean_{name}"] == pytest.approx(sum(weights) / len(weights))
+            assert metrics[f"weight_least_{name}"] == pytest.approx(min(weights), abs=1e-12)
+        assert (f"weight_low_{name}" in metrics) == (len(weights) >= 10)
+        if len(weights) >= 10:
+            assert metrics[f"weight_low_{name}"] == pytest.approx(
+                sum(weight < 0.1 for weight in weights) / len(weights)
+            )
     assert statistics.pop_metrics() == {}
 
 

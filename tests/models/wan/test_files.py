@@ -85,9 +85,9 @@ def test_the_sampler_takes_the_models_own_solver(small: Path) -> None:
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_a_single_file_in_original_names_is_the_folders_transformer(small: Path, tmp_path: Path, prefix: str) -> None:
     file = write_original(small, tmp_path / "single.safetensors", prefix=prefix)
-    single, whole = load_model(str(small), transformer=str(file)), load_model(str(small))
-    assert single.identity == whole.identity
-    ours, theirs = single.transformer.state_dict(), whole.transformer.state_dict()
+    single, original = load_model(str(small), transformer=str(file)), load_model(str(small))
+    assert single.identity == original.identity
+    ours, theirs = single.transformer.state_dict(), original.transformer.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
@@ -99,11 +99,11 @@ def test_a_single_file_may_have_diffusers_names(small: Path) -> None:
 
 
 def test_sharded_weights_are_one_model(small: Path, copied: Path) -> None:
-    whole = load_model(str(small))
+    original = load_model(str(small))
     for part in ("transformer", "text_encoder"):
         for file in (copied / part).glob("*.safetensors"):
             file.unlink()
-        getattr(whole, part).bfloat16().save_pretrained(copied / part, max_shard_size="10KB")
+        getattr(original, part).bfloat16().save_pretrained(copied / part, max_shard_size="10KB")
         assert len(list((copied / part).glob("*.safetensors"))) > 1
     sharded, again = load_model(str(copied)), load_model(str(small))
     assert sharded.identity == again.identity
@@ -182,7 +182,7 @@ def test_another_kind_of_model_is_one_line(copied: Path, file: str, values: dict
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
-def test_missing_weights_are_told_before_anything_is_read(copied: Path, part: str) -> None:
+def test_missing_weights_are_reported_before_anything_is_read(copied: Path, part: str) -> None:
     (file,) = (copied / part).glob("*.safetensors")
     weights = load_file(file)
     missing = max(weights)

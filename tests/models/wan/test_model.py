@@ -23,7 +23,7 @@ PROMPTS = ["a red circle moves left", "a blue square is still"]
 
 
 class UniformGrid(FlowMatchEulerDiscreteScheduler):
-    """Diffusers' own steps on the grid of Wan's own code, which ends at 0 a whole step below the last noise level."""
+    """Diffusers' own steps on the grid of Wan's own code, which ends at 0 one step below the last noise level."""
 
     def set_timesteps(self, num_inference_steps: int, device: str | None = None) -> None:
         super().set_timesteps(sigmas=torch.linspace(1, 0, num_inference_steps + 1)[:-1].tolist(), device=device)

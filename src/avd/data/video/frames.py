@@ -1,4 +1,4 @@
-"""Decoded frames to pictures: whole, opaque, upright, with square pixels, covering a size."""
+"""Decoded frames to pictures: complete, opaque, upright, with square pixels, covering a size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BACKGROUND = 255
 """Level of the three colours behind transparent parts: white, as on a page."""
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 _HDR_TRANSFERS = {16, 18}  # AVCOL_TRC_SMPTE2084 (PQ) and AVCOL_TRC_ARIB_STD_B67 (HLG)
-_SMALLEST_INTERLACED = 16  # pixels a side; bwdif takes none much smaller
+_SMALLEST_INTERLACED = 16  # pixels per side; bwdif takes none much smaller
 
 
 def is_hdr(frame: av.VideoFrame) -> bool:
@@ -59,7 +59,7 @@ def picture(frame: av.VideoFrame, size: tuple[int, int] | None, pixel_aspect: Fr
 
 
 def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """Frames stored as two fields made whole, one picture for both fields; other frames as they are.
+    """Frames stored as two fields joined, one picture for both fields; other frames as they are.
 
     The filter (bwdif) looks at neighbouring frames, so it begins with the first interlaced frame and then sees all,
     until the size or format changes.
@@ -76,7 +76,7 @@ def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
             yield frame
         else:
             graph.vpush(frame)
-            yield from _pulled(graph)
+            yield from _filtered(graph)
     if graph is not None:
         yield from _drained(graph)
 
@@ -120,7 +120,7 @@ def _deinterlacer(frame: av.VideoFrame) -> Graph:
     return graph
 
 
-def _pulled(graph: Graph) -> Iterator[av.VideoFrame]:
+def _filtered(graph: Graph) -> Iterator[av.VideoFrame]:
     while True:
         try:
             yield graph.vpull()
@@ -130,4 +130,4 @@ def _pulled(graph: Graph) -> Iterator[av.VideoFrame]:
 
 def _drained(graph: Graph) -> Iterator[av.VideoFrame]:
     graph.vpush(None)
-    yield from _pulled(graph)
+    yield from _filtered(graph)

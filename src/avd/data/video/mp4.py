@@ -16,7 +16,7 @@ from avd.types import UserError
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
-    """Write `frames`, uint8 (F, H, W, 3), as an MP4 file, whole or not at all; see `video_bytes`."""
+    """Write `frames`, uint8 (F, H, W, 3), as an MP4 file, atomically; see `video_bytes`."""
     write_atomically(Path(path), video_bytes(frames, fps))
 
 

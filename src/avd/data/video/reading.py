@@ -22,11 +22,11 @@ from av.stream import Disposition
 from avd.data.video.frames import deinterlaced, is_hdr, kept_share, picture
 from avd.data.video.images import numbered_pictures
 from avd.data.video.mp4 import exact_rate
-from avd.data.video.sources import Source
+from avd.data.video.sources import VideoSource
 from avd.types import UserError
 
 MIN_KEPT_SHARE = 1 / 8
-"""Of a picture that is cropped; beyond that a caption no longer says what is left of it."""
+"""Least share of a picture left by cropping; below it a caption no longer says what is left."""
 
 # FFmpeg tells formats by content, whatever a file is called. Only containers may be opened, and no protocol: a playlist
 # disguised as a video then fetches nothing from anywhere.
@@ -93,7 +93,7 @@ def read_video(
     Raises `VideoError`, a `UserError` of one line, if the file is missing, empty, damaged, has no video in it, or is
     shorter than `frames`.
     """
-    source = Source(str(path), Path(path))
+    source = VideoSource(str(path), Path(path))
     rate = None if fps is None else exact_rate(fps)
     with _opened(source, rate) as footage:
         chosen = (each.frame for each in footage.timed) if rate is None else _resample(footage.timed, rate)
@@ -104,7 +104,7 @@ def read_video(
 
 
 def read_windows(
-    source: Source,
+    source: VideoSource,
     *,
     frames: int,
     fps: float,
@@ -115,7 +115,7 @@ def read_windows(
 ) -> Iterator[Window]:
     """The windows of `frames` frames that follow one another in a video, from number `first` up to `windows`.
 
-    Frames are read as `read_video` reads them, and what is left after the last whole window is dropped. One window is
+    Frames are read as `read_video` reads them, and what is left after the last full window is dropped. One window is
     in memory at a time. `picture_fps` is the rate of a folder of pictures; None is `fps`.
 
     Raises `VideoError` as `read_video` does, also between windows where the video turns out to be damaged.
@@ -134,7 +134,7 @@ def read_windows(
             yield Window(start, np.stack(window), footage.seconds or end)
 
 
-def _check_length(source: Source, found: int, needed: int, fps: float) -> None:
+def _check_length(source: VideoSource, found: int, needed: int, fps: float) -> None:
     if found == 0:
         raise VideoError(source.name, "no frames", "the video stream holds no frames")
     if found < needed:
@@ -142,7 +142,7 @@ def _check_length(source: Source, found: int, needed: int, fps: float) -> None:
 
 
 @contextmanager
-def _opened(source: Source, picture_rate: Fraction | None) -> Iterator[_Footage]:
+def _opened(source: VideoSource, picture_rate: Fraction | None) -> Iterator[_Footage]:
     """A video to read from inside the block. Whatever goes wrong with it there is a `VideoError`."""
     try:
         if source.is_folder:
@@ -168,7 +168,7 @@ def _container(file: Any, formats: str) -> Any:
     return av.open(file, options=options, metadata_errors="replace")
 
 
-def _footage(source: Source, container: Any) -> _Footage:
+def _footage(source: VideoSource, container: Any) -> _Footage:
     streams = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
     stream = next(streams, None)
     if stream is None:
@@ -178,7 +178,7 @@ def _footage(source: Source, container: Any) -> _Footage:
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         raise VideoError(source.name, "no frames", "the video stream holds no frames")
-    frames = deinterlaced(_whole(source, _decoded(container, stream)))
+    frames = deinterlaced(_intact(source, _decoded(container, stream)))
     if stream.duration is not None:
         seconds = float(stream.duration * stream.time_base)
     else:
@@ -197,7 +197,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
         yield from decoder.decode(packet)
 
 
-def _whole(source: Source, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+def _intact(source: VideoSource, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     for index, frame in enumerate(frames):
         if frame.is_corrupt:
             raise VideoError(source.name, "damaged", f"frame {index} is damaged")
@@ -223,7 +223,7 @@ def _in_time(frames: Iterable[av.VideoFrame], rate: Fraction) -> Iterator[_Timed
             yield _TimedFrame(start, start + (frame.duration * tick or 1 / rate), frame)
 
 
-def _pictures_in_time(source: Source, rate: Fraction) -> _Footage:
+def _pictures_in_time(source: VideoSource, rate: Fraction) -> _Footage:
     try:
         names = numbered_pictures(os.listdir(source.path))
     except ValueError as error:
@@ -263,7 +263,7 @@ def _resample(timed: Iterable[_TimedFrame], rate: Fraction) -> Iterator[av.Video
 
 
 def _pictures(
-    source: Source, frames: Iterable[av.VideoFrame], size: tuple[int, int] | None, pixel_aspect: Fraction
+    source: VideoSource, frames: Iterable[av.VideoFrame], size: tuple[int, int] | None, pixel_aspect: Fraction
 ) -> Iterator[np.ndarray]:
     """RGB pictures of `size`, or else of the first one's own size, should later ones differ."""
     last: av.VideoFrame | None = None

@@ -29,7 +29,7 @@ class TarIndex:
 
 
 def index_tar(path: Path) -> TarIndex:
-    """Where the files of an archive are. Never raises: what is damaged is told in `troubles`, the rest is indexed.
+    """Where the files of an archive are. Never raises: what is damaged is listed in `troubles`, the rest is indexed.
 
     Of two members of one name the later counts, as if they had been unpacked.
     """
@@ -39,7 +39,7 @@ def index_tar(path: Path) -> TarIndex:
         if not path.is_file():
             raise OSError("it is a pipe or a device")
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            tar.ignore_zeros = True  # after a damaged header look for the next whole one
+            tar.ignore_zeros = True  # after a damaged header look for the next intact one
             for member in tar:
                 _note_gap(index, file, end, member.offset)
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK if member.isreg() else member.offset_data

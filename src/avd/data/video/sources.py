@@ -20,7 +20,7 @@ SIDECAR_SUFFIXES = (".txt", ".json")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class VideoSource:
     """A video, or a text beside one: a file, a folder of pictures, or the member of a tar that is at `span` in it.
 
     `name` is relative to what was searched, with forward slashes; a tar counts as a folder.
@@ -45,8 +45,8 @@ class Source:
 class Found:
     """A video, and the text beside it that may be its caption."""
 
-    video: Source
-    sidecar: Source | None
+    video: VideoSource
+    sidecar: VideoSource | None
 
 
 def find(place: Path) -> Iterator[Found | Skip]:
@@ -61,14 +61,14 @@ def find(place: Path) -> Iterator[Found | Skip]:
         yield from _in_tar(place, place.name)
 
 
-def locate(folder: Path, name: str) -> Source:
+def locate_video(folder: Path, name: str) -> VideoSource:
     """The video that a table calls `name`; it need not exist."""
     for archive in PurePosixPath(name).parents:
         if archive.suffix.lower() == SUFFIX and (folder / archive).is_file():
             path, member = folder / archive, PurePosixPath(name).relative_to(archive)
             span = _cached_index(path, path.stat().st_mtime_ns).members.get(str(member))
-            return Source(name, folder / name if span is None else path, span)
-    return Source(name, folder / name)
+            return VideoSource(name, folder / name if span is None else path, span)
+    return VideoSource(name, folder / name)
 
 
 def _in_folder(folder: Path, prefix: str, entered: set[tuple[int, int]]) -> Iterator[Found | Skip]:
@@ -87,14 +87,14 @@ def _in_folder(folder: Path, prefix: str, entered: set[tuple[int, int]]) -> Iter
             yield Skip(_shown(prefix + name), "unreadable name", "its name is not UTF-8")
         elif os.path.isdir(path):
             if _holds_pictures_only(path):
-                yield Found(Source(prefix + name, path), _beside(folder, prefix, name, names))
+                yield Found(VideoSource(prefix + name, path), _beside(folder, prefix, name, names))
             yield from _in_folder(path, f"{prefix}{name}/", entered)
         elif suffix == SUFFIX:
             yield from _in_tar(path, prefix + name)
         elif name.lower().endswith(COMPRESSED):
             yield Skip(prefix + name, "compressed tar", "its members cannot be reached: unpack it to .tar")
         elif suffix in VIDEO_SUFFIXES:
-            yield Found(Source(prefix + name, path), _beside(folder, prefix, PurePosixPath(name).stem, names))
+            yield Found(VideoSource(prefix + name, path), _beside(folder, prefix, PurePosixPath(name).stem, names))
 
 
 def _in_tar(path: Path, name: str) -> Iterator[Found | Skip]:
@@ -107,8 +107,8 @@ def _in_tar(path: Path, name: str) -> Iterator[Found | Skip]:
             texts = (str(inner.with_suffix(suffix)) for suffix in SIDECAR_SUFFIXES)
             sidecar = next((text for text in texts if text in index.members), None)
             yield Found(
-                Source(f"{name}/{member}", path, span),
-                None if sidecar is None else Source(f"{name}/{sidecar}", path, index.members[sidecar]),
+                VideoSource(f"{name}/{member}", path, span),
+                None if sidecar is None else VideoSource(f"{name}/{sidecar}", path, index.members[sidecar]),
             )
     for trouble in index.troubles:
         yield Skip(name, "damaged tar", trouble)
@@ -119,9 +119,9 @@ def _cached_index(path: Path, changed: int) -> TarIndex:
     return index_tar(path)
 
 
-def _beside(folder: Path, prefix: str, stem: str, names: Set[str]) -> Source | None:
+def _beside(folder: Path, prefix: str, stem: str, names: Set[str]) -> VideoSource | None:
     text = next((stem + suffix for suffix in SIDECAR_SUFFIXES if stem + suffix in names), None)
-    return None if text is None else Source(prefix + text, folder / text)
+    return None if text is None else VideoSource(prefix + text, folder / text)
 
 
 def _holds_pictures_only(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 Job i goes to process i mod N, which sends its windows down a pipe. The pipe holds one window at most, so a process that
 is ahead waits, and memory does not grow with the set. What arrives, and in which order, does not depend on N.
 
-A decoder that crashes takes its process with it; the file it was at is refused and a new process goes on.
+A decoder that crashes takes its process with it; the file it was at is refused and a new process continues.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from avd.data.video.reading import VideoError, Window, read_windows
-from avd.data.video.sources import Source
+from avd.data.video.sources import VideoSource
 
 _START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
@@ -30,7 +30,7 @@ Outcomes = Iterator[Outcome]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How clips are cut from videos: see `read_windows`."""
 
     frames: int
@@ -44,11 +44,11 @@ class Reading:
 class Job:
     """A video to read from its window number `first` on."""
 
-    source: Source
+    source: VideoSource
     first: int = 0
 
 
-def decoded(jobs: Sequence[Job], reading: Reading, workers: int) -> Generator[Outcomes, None, None]:
+def decoded(jobs: Sequence[Job], reading: ReadOptions, workers: int) -> Generator[Outcomes, None, None]:
     """The outcomes of each job, in order, read by `workers` processes, or by this one if that is 0.
 
     Each job's outcomes must be taken to their end before the next job's. Closing the iterator ends the processes.
@@ -72,7 +72,7 @@ def decoded(jobs: Sequence[Job], reading: Reading, workers: int) -> Generator[Ou
             worker.stop()
 
 
-def _outcomes(job: Job, reading: Reading) -> Outcomes:
+def _outcomes(job: Job, reading: ReadOptions) -> Outcomes:
     try:
         yield from read_windows(
             job.source,
@@ -99,7 +99,7 @@ class _Announced:
 class _Worker:
     """A process that reads videos, and the jobs it has been given and has not finished."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: ReadOptions) -> None:
         self._reading = reading
         self._given: deque[Job] = deque()
         self._start()
@@ -152,7 +152,7 @@ class _Worker:
             self._connection.send(job)
 
 
-def _serve(connection: Connection, reading: Reading) -> None:
+def _serve(connection: Connection, reading: ReadOptions) -> None:
     """Read one job after the other until the parent is gone."""
     try:
         while True:

@@ -1,4 +1,4 @@
-"""Limits on what a run measures of itself, and the words in which it warns."""
+"""Limits on what a run measures of itself, and the words of its warnings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from avd.distillation.monitoring.statistics import LOW_WEIGHT
 
 @dataclass(frozen=True)
 class Rule:
-    """When a metric is over its limit, and how that is said."""
+    """When a metric is over its limit, and how that is reported."""
 
     metric: str
     crossed: Callable[[float], bool]
@@ -21,7 +21,7 @@ class Rule:
     fault: str
     """What the metric is then a sign of."""
     relief: str
-    """What is said when it is no longer."""
+    """What is reported when it is no longer."""
 
     def warning(self, value: float) -> str:
         return f"{self.words(value)}: {self.fault}"
@@ -37,7 +37,7 @@ class Event:
 
 
 def rules_of(limits: LimitsRecipe, timesteps: Sequence[float]) -> list[Rule]:
-    """The rules that are not switched off; `training.monitors` says what the metrics are."""
+    """The rules that are not switched off; docs/monitors.md says what the metrics are."""
     rules = []
     if limits.saturation is not None:
         rules.append(_excess("saturation", limits.saturation, "oversaturation"))

@@ -40,7 +40,7 @@ _SMALLEST = 1e-4
 """References below this are as good as nothing, and a ratio to them means nothing: grey videos, videos at rest."""
 
 
-class Sampler(Protocol):
+class VideoSampler(Protocol):
     """What makes the videos. `noise` is (B, C, F, H, W), `prompts` one row per clip, all on the CPU."""
 
     def student(self, noise: Tensor, prompts: Conditions, renoise: Renoise) -> Tensor:
@@ -61,7 +61,7 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
-class Measurement:
+class MonitorResult:
     """What one measurement gave. `lasting` says what has been crossed for long enough to act, in words."""
 
     metrics: dict[str, float]
@@ -74,7 +74,9 @@ class Measurement:
 class Monitor:
     """Watches one run. Call `find_references` before the first `measure`: without them there are no ratios."""
 
-    def __init__(self, recipe: Recipe, source: LatentSource, sampler: Sampler, ranks: Ranks = SINGLE_PROCESS) -> None:
+    def __init__(
+        self, recipe: Recipe, source: LatentSource, sampler: VideoSampler, ranks: Ranks = SINGLE_PROCESS
+    ) -> None:
         self.recipe, self._source, self._sampler, self._ranks = recipe.monitors, source, sampler, ranks
         self._seed, self._batch = recipe.seed, recipe.compute.microbatch
         count = min(self.recipe.clips, len(source))
@@ -91,18 +93,18 @@ class Monitor:
     def find_references(self, folder: Path, tell: Callable[[str], None]) -> None:
         """Measure teacher and real clips, or read what an earlier process of the run measured."""
         path = folder / REFERENCES_FILE
-        asked = {"clips": self._indices, "teacher_steps": self.recipe.teacher_steps}
-        kept = _read_references(path, asked)
-        if kept is None:
+        key = {"clips": self._indices, "teacher_steps": self.recipe.teacher_steps}
+        references = _read_references(path, key)
+        if references is None:
             tell(f"monitors: sampling the teacher on {len(self._indices)} prompts, once")
             steps, sampler = self.recipe.teacher_steps, self._sampler
             teacher = self._measure(lambda noise, prompts, _: sampler.teacher(noise, prompts, steps))
             clips = (self._source.latents([i]) for i in self._own)
             real = self._mean([measure_pixels(video) for clip in clips for video in sampler.decode(clip)])
-            kept = {"teacher": asdict(teacher), "real": asdict(real)}
+            references = {"teacher": asdict(teacher), "real": asdict(real)}
             if self._ranks.is_main:
-                write_json(path, {**asked, **kept})
-        self._teacher, self._real = PixelStats(**kept["teacher"]), PixelStats(**kept["real"])
+                write_json(path, {**key, **references})
+        self._teacher, self._real = PixelStats(**references["teacher"]), PixelStats(**references["real"])
 
     def observe(self, result: UpdateResult) -> None:
         """Take note of one update: the fake score's loss and the regression's weights, if the method has them."""
@@ -112,13 +114,13 @@ class Monitor:
         if "weight" in regression:
             self.weights.add(regression["weight"], regression["timestep"])
 
-    def measure(self) -> Measurement:
+    def measure(self) -> MonitorResult:
         """Measure the student as it is, and judge."""
-        look = self._measure(self._sampler.student)
-        metrics: dict[str, float] = asdict(look)
-        for name in asdict(look):
-            metrics[f"{name}_to_real"] = _ratio(getattr(look, name), getattr(self._real, name))
-            metrics[f"{name}_to_teacher"] = _ratio(getattr(look, name), getattr(self._teacher, name))
+        stats = self._measure(self._sampler.student)
+        metrics: dict[str, float] = asdict(stats)
+        for name in asdict(stats):
+            metrics[f"{name}_to_real"] = _ratio(getattr(stats, name), getattr(self._real, name))
+            metrics[f"{name}_to_teacher"] = _ratio(getattr(stats, name), getattr(self._teacher, name))
         distances = score(metrics)
         metrics |= {"score": distances["score"], **self.weights.pop_metrics(), **self.fake_score.pop_metrics()}
         events = self._alarms.judge(metrics)
@@ -129,7 +131,7 @@ class Monitor:
             self._best = own
         lasting = self._alarms.lasting(metrics, self.recipe.patience)
         self._sampler.rest()
-        return Measurement(metrics, events, lasting, best)
+        return MonitorResult(metrics, events, lasting, best)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -148,7 +150,7 @@ class Monitor:
 
     def _measure(self, make: Callable[[Tensor, Conditions, Renoise], Tensor]) -> PixelStats:
         """Mean metrics of what `make` makes of the fixed prompts and noise."""
-        looks, shape = [], self._source.latents([0]).shape[1:]
+        stats, shape = [], self._source.latents([0]).shape[1:]
         size = self._batch or len(self._own)
         for start in range(0, len(self._own), size):
             indices = self._own[start : start + size]
@@ -158,13 +160,13 @@ class Monitor:
                 return torch.stack([torch.randn(*shape, generator=generator) for generator in each])
 
             latents = make(noise("start"), self._source.prompts(indices), noise)
-            looks += [measure_pixels(video) for latent in latents.split(1) for video in self._sampler.decode(latent)]
-        return self._mean(looks)
+            stats += [measure_pixels(video) for latent in latents.split(1) for video in self._sampler.decode(latent)]
+        return self._mean(stats)
 
-    def _mean(self, looks: list[PixelStats]) -> PixelStats:
+    def _mean(self, stats: list[PixelStats]) -> PixelStats:
         """Over the clips of all ranks."""
-        columns = zip(*(asdict(look).values() for look in looks), strict=True)
-        own = {name: float(np.mean(column)) for name, column in zip(asdict(looks[0]), columns, strict=True)}
+        columns = zip(*(asdict(each).values() for each in stats), strict=True)
+        own = {name: float(np.mean(column)) for name, column in zip(asdict(stats[0]), columns, strict=True)}
         return PixelStats(**self._ranks.mean_metrics(own))
 
 
@@ -187,11 +189,11 @@ def _ratio(value: float, reference: float) -> float:
     return value / reference if reference >= _SMALLEST else math.nan
 
 
-def _read_references(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the file holds, if it answers what is asked now; a recipe's monitors may change between processes."""
+def _read_references(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the file holds, if it answers `key`; a recipe's monitors may change between processes."""
     try:
-        kept = json.loads(read_text(path))
-        fits = all(kept[key] == value for key, value in asked.items())
-        return kept if fits and PixelStats(**kept["teacher"]) and PixelStats(**kept["real"]) else None
+        found: dict[str, Any] = json.loads(read_text(path))
+        fits = all(found[name] == value for name, value in key.items())
+        return found if fits and PixelStats(**found["teacher"]) and PixelStats(**found["real"]) else None
     except (ValueError, KeyError, TypeError):
         return None

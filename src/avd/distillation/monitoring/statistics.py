@@ -12,13 +12,13 @@ from torch import Tensor
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 
 _ENOUGH = 10
-"""Of fewer samples a share says nothing."""
+"""Least number of samples of which a share is meaningful."""
 LOW_WEIGHT = 0.1
 """A regression sample with a smaller weight counts for next to nothing."""
 
 
 class WeightStatistics:
-    """The adaptive regression's weights, one set of metrics a student timestep (of 1000)."""
+    """The adaptive regression's weights, one set of metrics per student timestep (of 1000)."""
 
     def __init__(self, timesteps: Sequence[float], ranks: Ranks = SINGLE_PROCESS) -> None:
         self._names, self._ranks = [f"{timestep:g}" for timestep in timesteps], ranks

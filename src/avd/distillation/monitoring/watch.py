@@ -1,7 +1,7 @@
 """What a run does about what its monitors see: it warns, keeps its best, stops, or goes back and tries other noise.
 
 Rolling back is a resume. The best checkpoint is written as the run's newest, with the number of roll-backs raised in
-its state, and the loop goes on from there as a new process would: so a run that is killed after a roll-back, or in the
+its state, and the loop restarts from there as a new process would: so a run that is killed after a roll-back, or in the
 middle of one, is resumed exactly too. Updates are counted from the best checkpoint again. They see the same data; their
 noise is drawn with a seed derived from the recipe's and the number of roll-backs.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from avd.config import MonitorsRecipe
 from avd.distillation.monitoring.alarms import Alarms
-from avd.distillation.monitoring.monitor import Measurement, Monitor
+from avd.distillation.monitoring.monitor import Monitor, MonitorResult
 from avd.distillation.task import DistillTask
 from avd.engine.checkpoint import list_checkpoints, restore_checkpoint
 from avd.engine.loop import CONTINUE, Decision, UpdateResult, due
@@ -44,11 +44,11 @@ class RunWatch:
         """Drop warnings that the run has not come to yet: they will come again."""
         if not (self._task.ranks.is_main and self._warnings.exists()):
             return
-        here = (self._task.roll_backs, updates)
-        kept = [line for line in read_json_lines(self._warnings) if (line["roll_backs"], line["updates"]) <= here]
-        write_json_lines(self._warnings, kept)
+        reached = (self._task.roll_backs, updates)
+        lines = [line for line in read_json_lines(self._warnings) if (line["roll_backs"], line["updates"]) <= reached]
+        write_json_lines(self._warnings, lines)
 
-    def measure(self, updates: int, result: UpdateResult) -> Measurement | None:
+    def measure(self, updates: int, result: UpdateResult) -> MonitorResult | None:
         if self._monitor is None:
             return None
         self._monitor.observe(result)
@@ -63,7 +63,7 @@ class RunWatch:
         if self._monitor is not None and state["monitors"] is not None:  # it may have been switched on since
             self._monitor.load_state_dict(state["monitors"])
 
-    def after_update(self, updates: int, metrics: Mapping[str, float], measurement: Measurement | None) -> Decision:
+    def after_update(self, updates: int, metrics: Mapping[str, float], measurement: MonitorResult | None) -> Decision:
         self._trackers.metrics(updates, metrics)
         sample = self._folder.samples / f"update-{updates:06d}.mp4"
         if sample.exists():
@@ -83,11 +83,11 @@ class RunWatch:
     def _stop(self, updates: int, reason: str) -> Decision:
         self._note(updates, "stopped", "run", reason, shown=False)  # it is shown as the command ends
         best = self._folder.path / BEST / "student"
-        kept = f"; the best student is in {best}" if best.exists() else ""
+        note = f"; the best student is in {best}" if best.exists() else ""
         path = self._folder.path
         return Decision(
-            stop=f"stopped after {updates} updates: {reason}; the state is saved in {path}{kept}; "
-            "to go on nevertheless, add --resume --set monitors.action=warn"
+            stop=f"stopped after {updates} updates: {reason}; the state is saved in {path}{note}; "
+            "to continue nevertheless, add --resume --set monitors.action=warn"
         )
 
     def roll_back(self, updates: int) -> None:
@@ -111,7 +111,7 @@ class RunWatch:
         )
         return Decision(roll_back=True)
 
-    def _keep_best(self, updates: int, measurement: Measurement) -> None:
+    def _keep_best(self, updates: int, measurement: MonitorResult) -> None:
         path, ranks = self._folder.path / BEST, self._task.ranks
         if ranks.is_main:
             with atomic_folder(path) as best:
@@ -141,22 +141,22 @@ class RunWatch:
             "text": text,
         }
         append_json_line(self._warnings, line)
-        said = f"update {updates}: {'' if event in ('recovered', 'rolled back') else 'warning: '}{text}"
-        self._trackers.text(updates, said)
+        message = f"update {updates}: {'' if event in ('recovered', 'rolled back') else 'warning: '}{text}"
+        self._trackers.text(updates, message)
         if shown:
-            self._tell(said)
+            self._tell(message)
 
 
 def _sent_back(state: dict[str, Any], number: int) -> None:
     """Turn the state of a best checkpoint into that of a run sent back to it, for the `number`-th time."""
     state["roll_backs"] = number
-    state["monitors"]["alarms"] = Alarms([]).state_dict()  # what was crossed is judged anew
+    state["monitors"]["alarms"] = Alarms([]).state_dict()  # what was crossed is judged again
 
 
 def _forget_after(folder: Path, step: int) -> None:
     """Remove checkpoints past `step`.
 
-    The newest goes first: killed in between, a run goes on from one of the others, comes to the same roll-back, and
+    The newest goes first: killed in between, a run resumes from one of the others, comes to the same roll-back, and
     does it again.
     """
     for path in reversed(list_checkpoints(folder)):

@@ -91,7 +91,7 @@ class WorldSuite:
             "instance_preservation",
             "Instance preservation",
             "high",
-            "Videos in which every object stays whole: none vanishes, fuses with another, splits or doubles.",
+            "Videos in which every object stays intact: none vanishes, fuses with another, splits or doubles.",
         ),
         share(
             "caption_accuracy",

@@ -33,7 +33,7 @@ from avd.models.wan.configs import (
     read_vae,
     settings_of,
 )
-from avd.models.weights import Weights, check_depth, check_fits
+from avd.models.weights import WeightFiles, check_depth, check_fits
 from avd.types import UserError
 
 _PART_CLASSES = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel}
@@ -79,9 +79,9 @@ class ModelFiles:
         network = WanTransformer3DModel.from_single_file(  # which asks the hub for nothing, given a local config
             str(file), config=str(self.folder), subfolder="transformer", dtype=dtype, local_files_only=True
         )
-        kept = set(WanTransformer3DModel._keep_in_fp32_modules)  # it would not, as `from_pretrained` does
+        float32_modules = set(WanTransformer3DModel._keep_in_fp32_modules)  # it would not, as `from_pretrained` does
         for name, parameter in network.named_parameters():
-            if kept.intersection(name.split(".")):
+            if float32_modules.intersection(name.split(".")):
                 parameter.data = parameter.data.float()
         return network
 
@@ -104,10 +104,10 @@ class ModelFiles:
             )
         write_json(folder / INDEX_FILE, index, sort_keys=True)
 
-    def _find_weights(self, part: str, config: Mapping[str, Any]) -> Weights:
+    def _find_weights(self, part: str, config: Mapping[str, Any]) -> WeightFiles:
         """A part's weights by their headers, which tell how many blocks there are before any is built."""
         file = self.transformer_file if part == "transformer" else None
-        weights = Weights.of_part(self.folder / part) if file is None else Weights([file])
+        weights = WeightFiles.of_part(self.folder / part) if file is None else WeightFiles([file])
         try:
             if part in _BLOCKS and file is None:
                 check_depth(weights.shapes, _BLOCKS[part], config["num_layers"])

@@ -34,7 +34,7 @@ UMT5_XXL: Config = {
     "num_heads": 64,
     "feed_forward_proj": "gated-gelu",
 }
-"""Of transformers' `UMT5EncoderModel`; the text encoder of all Wan models, with prompts of up to 512 tokens."""
+"""Config of transformers' `UMT5EncoderModel`, the text encoder of all Wan models, with prompts of up to 512 tokens."""
 
 # whose latents' mean and standard deviation are the defaults of the class
 _WAN21_VAE: Config = {

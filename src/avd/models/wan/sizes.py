@@ -96,7 +96,7 @@ def make_sizes(transformer: Mapping[str, Any], latent_CFHW: tuple[int, int, int,
 
 
 def known_sizes(hub_id: str) -> WanSizes:
-    """Of a published model, which need not be there."""
+    """Sizes of a published model, which need not be there."""
     known = next(model for model in KNOWN.values() if model.hub_id == hub_id)
     return _at_settings(known.transformer, known.vae, known.settings, TEXT_TOKENS)
 

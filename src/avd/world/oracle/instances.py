@@ -20,7 +20,7 @@ from avd.world.scene import LEVELS
 Fault = Literal["empty", "missing", "vanished", "appeared", "duplicated", "fused", "recoloured", "resized"]
 
 AREA_RANGE = (0.55, 1.8)
-"""An object whose area leaves this range, relative to its median where it is seen whole, is resized."""
+"""An object whose area leaves this range, relative to its median where it is not covered, is resized."""
 LARGEST_AREA = 0.15
 """Share of the frame above which nothing is an object of this world: twice the largest."""
 HIDDEN_REACH = 1.1
@@ -67,7 +67,7 @@ def _faults_of(reading: Reading, track: Track, clear: np.ndarray, hidden: np.nda
 
 
 def clear_of_others(reading: Reading) -> np.ndarray:
-    """Whether each track is seen, and seen whole, in each frame, bool (tracks, F)."""
+    """Whether each track is seen, and not covered, in each frame, bool (tracks, F)."""
     present = np.array([track.present for track in reading.tracks], dtype=bool).reshape(-1, reading.frames)
     return present & ~_crossed(reading, CROSSING_REACH)
 

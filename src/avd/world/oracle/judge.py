@@ -25,7 +25,7 @@ class ClipScores:
     clipped_share: float
     """Share of pixels with a channel at an end of its range."""
     speed: float
-    """Of the main object, in sides per frame; 0 without objects."""
+    """Speed of the main object, in sides per frame; 0 without objects."""
     dynamic: bool
     """The main object's path over the clip is longer than an eighth of a side."""
     flow: float

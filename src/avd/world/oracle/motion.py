@@ -38,7 +38,7 @@ class Motion:
     speed: float
     """Sides per frame."""
     direction: str | None
-    """Of the first movement; None when still."""
+    """Direction of the first movement; None when still."""
 
     @property
     def pace(self) -> str:

@@ -20,7 +20,7 @@ class ObjectReading:
     speed: str
     """still, slow or fast."""
     direction: str | None
-    """Of the first movement; None when still."""
+    """Direction of the first movement; None when still."""
     pace: float
     """Sides per frame."""
 
@@ -38,7 +38,7 @@ class KeptPromises:
     def accuracy(self) -> float | None:
         """Share of the promises that are kept, in [0, 1]; None where nothing is promised."""
         made = sum(made for _, made in self.kept.values())
-        return sum(kept for kept, _ in self.kept.values()) / made if made else None
+        return sum(good for good, _ in self.kept.values()) / made if made else None
 
 
 def check_promises(promises: Promises, objects: Sequence[ObjectReading]) -> KeptPromises:
@@ -55,14 +55,14 @@ def check_promises(promises: Promises, objects: Sequence[ObjectReading]) -> Kept
         )
 
     match = max(permutations(seats, len(things)), key=count_kept)
-    kept: dict[str, tuple[int, int]] = {}
+    counts: dict[str, tuple[int, int]] = {}
     if promises.count is not None:
-        kept["count"] = (int(promises.count == len(objects)), 1)
+        counts["count"] = (int(promises.count == len(objects)), 1)
     for thing, seat in zip(things, match, strict=True):
         for attribute in _promised(thing):
-            good, made = kept.get(attribute, (0, 0))
-            kept[attribute] = (good + (seat is not None and _keeps(thing, attribute, objects[seat])), made + 1)
-    return KeptPromises(kept, match)
+            good, made = counts.get(attribute, (0, 0))
+            counts[attribute] = (good + (seat is not None and _keeps(thing, attribute, objects[seat])), made + 1)
+    return KeptPromises(counts, match)
 
 
 def _promised(thing: ThingPromise) -> list[str]:

@@ -45,7 +45,7 @@ def read_clip(video: np.ndarray, level: int) -> Reading:
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
         raise ValueError(f"video is {video.dtype} of shape {video.shape}: give uint8 (frames, height, width, 3)")
     if video.shape[0] < 3 or min(video.shape[1:3]) < 16:
-        raise ValueError(f"video has shape {video.shape}: give at least 3 frames of 16 pixels a side")
+        raise ValueError(f"video has shape {video.shape}: give at least 3 frames of 16 pixels per side")
     if not 0 <= level < len(LEVELS):
         raise ValueError(f"world level is {level}: choose 0 to {len(LEVELS) - 1}")
     pixels = video.astype(np.float32) / 255.0

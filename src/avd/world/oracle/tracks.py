@@ -46,7 +46,7 @@ class Track:
 
     @property
     def radius(self) -> float:
-        """Of the disk of the median area, in sides."""
+        """Radius of the disk of the median area, in sides."""
         return float(np.sqrt(self.median_area / np.pi))
 
 
@@ -78,7 +78,7 @@ def _match(regions: Regions, chains: list[list[int]], found: np.ndarray, frame: 
 
 
 def _expect(regions: Regions, chain: list[int], frame: int) -> np.ndarray:
-    """Position if the object goes on as over its last four sightings."""
+    """Position if the object moves on as over its last four sightings."""
     last, before = chain[-1], chain[max(len(chain) - 4, 0)]
     elapsed = regions.frame[last] - regions.frame[before]
     velocity = (regions.centre[last] - regions.centre[before]) / max(elapsed, 1)
@@ -96,7 +96,7 @@ def _measure(regions: Regions, chain: np.ndarray, frames: int, level: Level) -> 
     present = np.zeros(frames, dtype=bool)
     present[seen] = True
     area, rgb = float(np.median(regions.area[chain])), np.median(regions.rgb[chain], axis=0)
-    whole = regions.area[chain] >= 0.9 * area  # an object half hidden has another shape
+    uncovered = regions.area[chain] >= 0.9 * area  # an object half hidden has another shape
     return Track(
         present,
         over_time(regions.centre),
@@ -105,7 +105,7 @@ def _measure(regions: Regions, chain: np.ndarray, frames: int, level: Level) -> 
         area,
         rgb,
         level.colours[int(name_colours(rgb, level.colours))],
-        _name_shape(np.median(regions.moments[chain][whole], axis=0), level.shapes),
+        _name_shape(np.median(regions.moments[chain][uncovered], axis=0), level.shapes),
         fit_motion(seen, regions.centre[chain], frames, level.directions),
     )
 
