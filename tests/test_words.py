@@ -27,7 +27,8 @@ _COUNTED = (
     "clips|tokens|frames|forwards|calls|pixels|bytes|seconds|s|ms|GB|MB|TFLOP/s|steps|updates|rows|processes|videos"
 )
 _UNITS = (
-    "rank|clip|update|cycle|step|run|layer|token|GPU|process|video|prompt|side|line|file|timestep|stage|noise level|shard"
+    "rank|clip|update|cycle|step|run|layer|token|GPU|process|video|prompt|side|line|file|timestep|stage"
+    "|noise level|shard"
 )
 
 PROSE = {

@@ -78,8 +78,8 @@ def test_stock_code_reads_back_what_is_written(
 @each_format
 def test_settings_and_interpolator_lie_beside_the_weights(name: str, base: Path, tmp_path: Path) -> None:
     format, student = accepted(name, base)
-    whole = replace(student, interpolator=make_student(base, adapters=False, interpolator=True).interpolator)
-    student = student if format.refusal(whole) else whole
+    complete = replace(student, interpolator=make_student(base, adapters=False, interpolator=True).interpolator)
+    student = student if format.refusal(complete) else complete
     write(format, tmp_path / "out", student)
     settings = read_settings(tmp_path / "out")
     assert settings == student.settings and settings != student.model.settings
@@ -123,9 +123,9 @@ def test_a_killed_write_leaves_the_old_folder_or_none(
 @each_format
 def test_all_ranks_gather_the_same_and_one_writes(name: str, base: Path, tmp_path: Path) -> None:
     format, student = accepted(name, base)
-    asked: dict[bool, list[str]] = {}
+    gathered: dict[bool, list[str]] = {}
     for main in (False, True):
-        calls = asked[main] = []
+        calls = gathered[main] = []
 
         def counted(kind: str, gather: Callable[[], dict[str, Tensor]], calls: list[str] = calls) -> dict[str, Tensor]:
             calls.append(kind)
@@ -138,7 +138,7 @@ def test_all_ranks_gather_the_same_and_one_writes(name: str, base: Path, tmp_pat
         )
         write(format, tmp_path / "out", watched, main=main)
         assert (tmp_path / "out").exists() == main
-    assert asked[True] == asked[False] and len(asked[True]) == 1  # one copy of the weights at a time
+    assert gathered[True] == gathered[False] and len(gathered[True]) == 1  # one copy of the weights at a time
 
 
 def test_an_unknown_format_is_refused_with_those_there_are() -> None:

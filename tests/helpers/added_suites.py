@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from avd.evaluation.suite import Format, Measure, Prompt, Scores, share
+from avd.evaluation.suite import NumberFormat, Measure, Prompt, Scores, share
 from avd.types import UserError
 
 
@@ -31,7 +31,7 @@ class Toy:
     name: ClassVar[str] = "toy"
     measures: ClassVar = (
         share("brightness", "Brightness", "as you like", "Mean of all pixels."),
-        Measure("clips", "Clips", "many", "How many there were.", Format(), detail=True),
+        Measure("clips", "Clips", "many", "How many there were.", NumberFormat(), detail=True),
     )
 
     def unavailable(self):

@@ -21,7 +21,7 @@ Values = dict[str, float | None]
 
 
 @dataclass(frozen=True)
-class Format:
+class NumberFormat:
     """How a value is shown: multiplied by `scale`, with `digits` decimals, and its unit."""
 
     digits: int = 0
@@ -56,7 +56,7 @@ class Measure:
     """Where a good value lies, in two or three words; empty where there is no better or worse."""
     help: str
     """What it says, in a sentence of plain language."""
-    format: Format
+    format: NumberFormat
     least: float | None = None
     most: float | None = None
     detail: bool = False
@@ -69,7 +69,7 @@ class Measure:
 
 def share(key: str, title: str, goal: str, help: str) -> Measure:
     """A measure in [0, 1], shown in per cent."""
-    return Measure(key, title, goal, help, Format(digits=1, scale=100.0, unit=" %"), least=0.0, most=1.0)
+    return Measure(key, title, goal, help, NumberFormat(digits=1, scale=100.0, unit=" %"), least=0.0, most=1.0)
 
 
 @dataclass(frozen=True)

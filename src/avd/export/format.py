@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # listing the formats loads no torch
     from avd.models.interpolator import FrameInterpolator
     from avd.models.settings import Settings
 
-Gather = Callable[[], "dict[str, Tensor]"]
+Weights = Callable[[], "dict[str, Tensor]"]
 """Tensors by name, on the CPU. Shards are gathered from all ranks when they are asked for, so all must ask."""
 
 
@@ -29,9 +29,9 @@ class Student:
 
     model: TextToVideo
     """What it is a student of; everything but the transformer's weights is this model's."""
-    weights: Gather
+    weights: Weights
     """The transformer's full state dict, adapters merged, in the names of the model's own transformer."""
-    adapter: Gather | None = None
+    adapter: Weights | None = None
     """The adapter by itself, as `models.adapters.adapter_weights` gives it; None if the student has none."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Settings in which it differs from the model: its timesteps and half-rate stages."""

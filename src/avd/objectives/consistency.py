@@ -28,7 +28,7 @@ from avd.objectives.term import Auxiliary, Averaged, GuidedSection, Sample, Sett
 from avd.types import LossTerm
 
 Distance = Literal["huber", "square"]
-Network = Callable[[Tensor, Tensor], Tensor]
+Predict = Callable[[Tensor, Tensor], Tensor]
 """Velocity of (x_BCFHW, sigma_B), with prompts and guidance already bound."""
 
 _HUBER = 1e-3
@@ -41,8 +41,8 @@ def consistency(
     x_BCFHW: Tensor,
     sigma_B: Tensor,
     below_B: Tensor,
-    teacher: Network,
-    target: Network,
+    teacher: Predict,
+    target: Predict,
     distance: Distance = "huber",
 ) -> LossTerm:
     """The loss of the student's velocity at `x_BCFHW`, of noise level `sigma_B`; gradient reaches only the velocity.

@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from avd.evaluation.rows import Row
-from avd.evaluation.suite import Format, Measure
+from avd.evaluation.suite import NumberFormat, Measure
 from avd.evaluation.suites import declared_measures
 
 _COMMON = (
-    Measure("steps", "Steps", "", "Sampling steps from noise to video.", Format()),
+    Measure("steps", "Steps", "", "Sampling steps from noise to video.", NumberFormat()),
     Measure(
         "network_calls",
         "Network calls",
         "fewer",
         "How often the large network runs for one video. Guidance doubles the calls of a step.",
-        Format(),
+        NumberFormat(),
     ),
     Measure(
         "seconds_per_video",
         "Time per video",
         "less",
         "Wall time of sampling one video on this machine, a clip's share of a batch, without text encoder and VAE.",
-        Format(digits=2, unit=" s"),
+        NumberFormat(digits=2, unit=" s"),
     ),
 )
 

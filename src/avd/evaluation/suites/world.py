@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
-from avd.evaluation.suite import Clip, Format, Measure, Prompt, Scores, Shape, Values, share
+from avd.evaluation.suite import Clip, NumberFormat, Measure, Prompt, Scores, Shape, Values, share
 from avd.types import UserError
 from avd.world import World, read_promises, unknown_words
 from avd.world.oracle import OPEN_ATTRIBUTES, ClipScores, diversity, judge_clip, summarise
@@ -36,7 +36,7 @@ def _diversity(attribute: str) -> Measure:
         f"Diversity of {attribute}",
         "as rendered",
         f"How much the {attribute} varies from seed to seed where the prompt leaves it open.",
-        Format(digits=2),
+        NumberFormat(digits=2),
         detail=True,
     )
 
@@ -62,7 +62,7 @@ class WorldSuite:
             "Saturation error",
             "near 0",
             "How far the colours stray from the true ones, too strong and too pale alike.",
-            Format(digits=3),
+            NumberFormat(digits=3),
             least=0.0,
         ),
         Measure(
@@ -70,7 +70,7 @@ class WorldSuite:
             "Saturation drift",
             "near 0",
             "Which way they stray: above 0 looks fried, below 0 washed out.",
-            Format(digits=3, signed=True),
+            NumberFormat(digits=3, signed=True),
         ),
         share("clipped_share", "Clipped pixels", "low", "Pixels burnt out to the end of a colour channel."),
         share(
@@ -84,7 +84,7 @@ class WorldSuite:
             "Speed ratio",
             "near 1",
             "Measured speed over the speed it should be: below 1 is sluggish, above 1 hasty.",
-            Format(digits=2),
+            NumberFormat(digits=2),
             least=0.0,
         ),
         share(
@@ -104,7 +104,7 @@ class WorldSuite:
             "Flicker",
             "low",
             "Change from frame to frame that motion does not explain.",
-            Format(digits=4),
+            NumberFormat(digits=4),
             least=0.0,
         ),
         *map(_diversity, OPEN_ATTRIBUTES),

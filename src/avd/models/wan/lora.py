@@ -13,7 +13,7 @@ from torch import Tensor
 from avd.types import UserError
 
 _PREFIX = "transformer."
-"""Of the names in a LoRA's file that belong to the transformer."""
+"""The start of the names in a LoRA's file that belong to the transformer."""
 
 
 def save_adapter(folder: Path, weights: Mapping[str, Tensor]) -> None:
