@@ -144,8 +144,12 @@ def _read(name: str) -> str:
 def _parse_yaml(text: str, what: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(_one_line(f"{what} is not YAML: {error}")) from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # numbers of thousands of digits, dates like 2024-99-99
+        raise UserError(_one_line(f"{what[:200]} is not YAML: {error}")) from error
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from avd.objectives.source import RolloutSource
 from avd.objectives.term import Sample, Setting, Stateless, Term, TermSection
+from avd.section import MOST_WEIGHT
 from avd.types import LossTerm
 
 _REAL_LATENTS = 256
@@ -50,7 +51,7 @@ def temporal_regularization(
 class TemporalRecipe(TermSection):
     """Temporal regularization; weight 0 leaves it out."""
 
-    weight: float = Field(0.05, ge=0)
+    weight: float = Field(0.05, ge=0, le=MOST_WEIGHT)
     truncation: float | Literal["data", "never"] = 0.6
     """Loss at which it stops acting: a number (paper: 0.6), or the loss of the real latents themselves ("data")."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import SolverName
@@ -11,8 +13,14 @@ from avd.types import UserError
 
 def load_interpolator(model: TextToVideo) -> FrameInterpolator | None:
     """The interpolator shipped in the model's folder, if there is one."""
+    folder = find_interpolator(model)
+    return None if folder is None else FrameInterpolator.load(folder)
+
+
+def find_interpolator(model: TextToVideo) -> Path | None:
+    """The folder of that interpolator, if there is one."""
     folder = None if model.folder is None else model.folder / "interpolator"
-    return FrameInterpolator.load(folder) if folder is not None and folder.is_dir() else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def make_sampler(
