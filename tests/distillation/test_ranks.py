@@ -22,6 +22,7 @@ from avd.engine.ranks import SINGLE_PROCESS, Ranks, clips_per_rank
 from avd.models.devices import pick_device
 from avd.types import UserError
 from helpers.distill_run import distill, small_recipe
+from helpers.tiny import tiny_model
 
 UPDATES = 4
 RUNS = {
