@@ -24,7 +24,7 @@ _UNITS = {"GB": 1e9, "GIB": 2.0**30}
 
 def plan(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
-    gpus: Annotated[int, typer.Option("--gpus", help="GPUs, one process each.", min=1)] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", help="GPUs, one process each.", min=1, max=65_536)] = 1,
     memory: Annotated[str, typer.Option("--memory", help="Memory of each, in GB or GiB.")] = "80GB",
     model: Annotated[
         str | None, typer.Option("--model", help="A model folder or a known hub id; default: the recipe's.")

@@ -179,7 +179,8 @@ def _explain(model: type[Section], error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"{where} is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where or 'recipe'} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    text = f"{message[0].lower()}{message[1:]}"
+    return f"{where} is {problem['input']!r}: {text}" if where else text
 
 
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

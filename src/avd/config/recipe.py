@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from avd.flow import few_step_sigmas
 from avd.objectives.registry import terms
@@ -186,6 +186,7 @@ class Recipe(Section):
     """Everything that decides a run."""
 
     name: str
+    """Of the run, and of its folder unless another is named: no path."""
     model: str = "wan-mini"
     transformer: str | None = None
     """A safetensors file to take the transformer's weights from; None: the model's own."""
@@ -203,6 +204,13 @@ class Recipe(Section):
     monitors: MonitorsRecipe = MonitorsRecipe()
     trackers: tuple[TrackerName, ...] = ()
     """Where metrics, samples and warnings go besides the run's folder."""
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not name.strip(". ") or any(letter in name for letter in "/\\\0"):
+            raise ValueError("it names the run's folder, so it must be a word, not a path")
+        return name
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -158,12 +158,10 @@ def clips_per_rank(compute: ComputeRecipe, batch: int, size: int) -> int:
     Raises UserError for a number of ranks that the batch, `compute.shard` or `compute.context` do not go with.
     """
     processes = "1 process" if size == 1 else f"{size} processes"
+    remedy = "start more with torchrun, or set it to 1" if size == 1 else f"choose a divisor of {size}"
     for key, value in (("shard", compute.shard or size), ("context", compute.context)):
         if size % value:
-            raise UserError(
-                f"compute.{key} is {value}, with {processes}: choose a divisor of {size}, or another number of "
-                "processes, one per GPU (torchrun)"
-            )
+            raise UserError(f"compute.{key} is {value}, with {processes}: {remedy}")
     shares = size // compute.context
     if batch % shares:
         over = processes if compute.context == 1 else f"{shares} groups of processes"

@@ -21,6 +21,8 @@ from avd.objectives.term import Sample, Setting, Stateless, Term, TermSection
 from avd.section import MOST_WEIGHT
 from avd.types import LossTerm
 
+_LARGEST = 1000.0
+"""Truncation past any loss: float32 holds no variance with a larger logarithm."""
 _REAL_LATENTS = 256
 """Real latents whose loss is the threshold that `truncation: data` stands for."""
 
@@ -59,9 +61,12 @@ class TemporalRecipe(TermSection):
     @classmethod
     def _check(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
         try:
-            return validate(value)
+            found = validate(value)
         except ValidationError:  # a union's own errors are one per kind
             raise ValueError('must be a number, "data" or "never"') from None
+        if isinstance(found, float) and abs(found) > _LARGEST:
+            raise ValueError(f'must be a number from -{_LARGEST:g} to {_LARGEST:g}, "data" or "never"')
+        return found
 
 
 def _threshold(section: TemporalRecipe, setting: Setting) -> float:

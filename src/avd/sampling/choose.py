@@ -10,6 +10,8 @@ from avd.models.settings import SolverName
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
 from avd.types import UserError
 
+_MOST_STEPS, _MOST_GUIDANCE = 10_000, 1000
+
 
 def load_interpolator(model: TextToVideo) -> FrameInterpolator | None:
     """The interpolator shipped in the model's folder, if there is one."""
@@ -39,6 +41,10 @@ def make_sampler(
     if settings.student_timesteps is None or steps is not None:
         if half_rate:
             raise UserError("half rate is for students: distil one first, or leave --half-rate out")
+        if guidance is not None and not abs(guidance) <= _MOST_GUIDANCE:  # nan neither
+            raise UserError(f"guidance is {guidance:g}: it must be a number from -{_MOST_GUIDANCE} to {_MOST_GUIDANCE}")
+        if steps is not None and steps > _MOST_STEPS:
+            raise UserError(f"steps is {steps}: at most {_MOST_STEPS} are taken")
         scale = settings.guidance if guidance is None else guidance
         return ManySteps(model, settings.steps if steps is None else steps, scale, solver)
     if guidance is not None:
