@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for roles in options.roles:
         changes = [f"roles={roles}", "training.batch=1", f"compute.device={device.type}", *options.set]
         recipe = load_recipe("avd-wan2.1-1.3b", [f"model={hub_id}", f"compute.dtype={options.dtype}", *changes])
-        plan = Planner(recipe, sizes).plan(recipe, Machine(1))
+        plan = Planner(sizes).plan(recipe, Machine(1))
         with process_group(recipe.compute) as ranks:
             costs = measure_training(sizes, recipe, ranks, options.cycles)
         print(f"\n## Training, roles {roles}\n")

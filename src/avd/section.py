@@ -9,6 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
+# What no run can need: past these bounds a value is a slip of the keyboard, and some would hang or run out of memory.
+MOST_CLIPS = 65_536
+"""Clips of a batch, in memory at once."""
+MOST_UPDATES = 1_000_000_000
+MOST_RANKS = 65_536
+MOST_SEED = 2**63 - 1
+MOST_WEIGHT = 1e6
+"""Weight of a term of the loss; past this, float32 keeps little of the other terms."""
+MOST_WORLD_CLIPS = 1_000_000
+"""Clips of the built-in world that are encoded before a run and held in memory."""
+
 
 class Section(BaseModel):
     """Unknown keys are refused, and numbers must be finite."""

@@ -62,8 +62,13 @@ MISTAKES = {
     "damaged tokenizer": (f"generate cut-tokenizer {PROMPT} -o new.mp4", "cut-tokenizer cannot be loaded"),
     "weights of another size": (f"generate mixed {PROMPT} -o new.mp4", "mixed cannot be loaded"),
     "a hub id that is not here": (
+        "distill small.yaml -o new --set model=nobody/nothing",
+        "nobody/nothing cannot be loaded",
+    ),
+    "a hub model whose clips the world cannot draw": (
         "distill avd-wan2.1-1.3b -o new",
-        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers cannot be loaded",
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers makes clips of 480 x 832",
+        "--data CACHE",
     ),
     "no transformer file": (
         "distill small.yaml -o new --set transformer=nowhere.safetensors",
@@ -146,18 +151,13 @@ MISTAKES = {
     "no memory": ("plan small.yaml --memory 0GB", "--memory is '0GB'"),
     "more than all of the peak": ("plan small.yaml --mfu 1.5", "--mfu is 1.5"),
     "no peak": ("plan small.yaml --peak-tflops 0", "--peak-tflops is 0"),
-    "batch over too many GPUs": ("plan small.yaml --gpus 3", "training.batch is 2, over 3 GPUs"),
-    "microbatch that does not divide": (
-        "plan small.yaml --set training.batch=6 --set compute.microbatch=4",
-        "compute.microbatch is 4",
-        "choose a divisor of 6",
-    ),
+    "batch over too many GPUs": ("plan small.yaml --gpus 3", "training.batch is 2, over 3 processes"),
     "shard that does not divide": (
         "plan small.yaml --gpus 2 --set compute.shard=3",
-        "compute.shard is 3, with 2 GPUs",
+        "compute.shard is 3, with 2 processes",
     ),
     "adapters of no layer": (
-        "plan small.yaml --set roles=adapters --set adapters.targets=[to_z]",
+        "plan small.yaml --set roles=adapters --set adapters.rank=4 --set adapters.targets=[to_z]",
         "adapters.targets names 'to_z'",
     ),
     "plan there already": ("plan small.yaml --json row.json", "row.json exists already"),

@@ -135,7 +135,7 @@ def test_a_cache_is_close_to_what_is_encoded_in_memory(place: Path) -> None:
     assert avd("world", "render", "--output", "large", "--count", 3) == 0
     assert avd("prepare", "large", "--model", "wan-mini", "--output", "mini", "--workers", 0) == 0
     model = load_model("wan-mini")
-    expected, held = encode_world(model, world_of(model, 0), 3), LatentCache("mini")
+    expected, held = encode_world(model, world_of(model.settings, 0, "wan-mini"), 3), LatentCache("mini")
     assert held.captions == list(expected.captions)
     ours, theirs = (source.prompts(range(3))["embedding"] for source in (held, expected))
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)

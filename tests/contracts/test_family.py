@@ -168,7 +168,7 @@ def test_operations_are_those_that_are_counted(
 
 def test_a_plan_counts_the_parameters_that_there_are(folder: Path, model: TextToVideo) -> None:
     recipe = distil(f"model={folder}", "compute.device=cpu")
-    plan = Planner(recipe).plan(recipe, Machine(1))
+    plan = Planner(read_sizes(recipe.model)).plan(recipe, Machine(1))
     assert plan.parameters.network == sum(p.numel() for p in model.velocity().parameters())
     assert plan.peak > plan.resident.total > 0 and plan.flops > 0
 
@@ -191,7 +191,9 @@ def test_what_cannot_be_computed_is_one_line(model: TextToVideo) -> None:
     network: Backbone = model.fresh_velocity()
     network.use_attention(None)
     with pytest.raises(UserError, match=r"compute\.attention is 'magic'"):
-        network.use_attention("magic")
+        model.sizes.check_attention("magic")
+    with pytest.raises(UserError, match=r"compute\.context is 7"):
+        model.sizes.check_context(7)
 
 
 def test_adapters_go_into_the_declared_targets(model: TextToVideo) -> None:

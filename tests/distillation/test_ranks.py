@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from avd.distillation.task import check_sequences
 from avd.engine.checkpoint import list_checkpoints
-from avd.engine.ranks import SINGLE_PROCESS, Ranks, process_group
+from avd.engine.ranks import SINGLE_PROCESS, Ranks, clips_per_rank
 from avd.models.devices import pick_device
 from avd.types import UserError
 from helpers.distill_run import distill, small_recipe
@@ -179,26 +177,21 @@ def test_asked_to_end_two_processes_save_and_stop(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
-    assert Ranks(1, 2).samples(6) == range(3, 6)
-    with pytest.raises(UserError, match=r"training.batch is 5, in 2 shares"):
-        Ranks(1, 2).samples(5)
+    compute = small_recipe().compute
+    assert Ranks(1, 2).samples(6) == range(3, 6) and clips_per_rank(compute, 6, 2) == 3
+    with pytest.raises(UserError, match=r"training.batch is 5, over 2 processes"):
+        clips_per_rank(compute, 5, 2)
+    shared = small_recipe("compute.context=2").compute
+    assert clips_per_rank(shared, 5, 2) == 5
+    with pytest.raises(UserError, match=r"training.batch is 5, over 2 groups of processes"):
+        clips_per_rank(shared, 5, 4)
 
 
 @pytest.mark.parametrize("key", ["shard", "context"])
-def test_a_group_of_ranks_needs_its_processes(key: str) -> None:
-    with (
-        pytest.raises(UserError, match=rf"compute.{key} is 2, with 1 process"),
-        process_group(small_recipe(f"compute.{key}=2").compute),
-    ):
-        pass
-
-
-def test_clips_that_ranks_cannot_share_are_refused() -> None:
-    sizes = replace(tiny_model().sizes, latent_CFHW=(12, 5, 4, 2))
-    assert {sizes.tokens(stride) for stride in (1, 2)} == {10, 6}
-    with pytest.raises(UserError, match=r"sequences of 5 and 3 tokens.*compute.context=2"):
-        check_sequences({3, 5}, 2)
-    check_sequences({10, 6}, 2)
+@pytest.mark.parametrize(("size", "processes"), [(1, "1 process"), (3, "3 processes")])
+def test_a_group_of_ranks_needs_its_processes(key: str, size: int, processes: str) -> None:
+    with pytest.raises(UserError, match=rf"compute.{key} is 2, with {processes}"):
+        clips_per_rank(small_recipe(f"compute.{key}=2").compute, 6, size)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

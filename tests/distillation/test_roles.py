@@ -239,11 +239,6 @@ def test_an_unknown_target_is_refused() -> None:
         make_roles(*ADAPTERS, "adapters.targets=[to_q, to_z]")
 
 
-def test_an_unknown_attention_is_refused() -> None:
-    with pytest.raises(UserError, match=r"compute.attention is 'flish'.*native"):
-        make_roles("compute.attention=flish")
-
-
 def test_a_chosen_attention_computes_the_same_and_is_chosen_for_that_network_alone() -> None:
     before = _AttentionBackendRegistry.get_active_backend()
     plain, chosen = (make_cycle(*o) for o in ((), ("compute.attention=_native_math",)))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from avd.data import MemoryLatents, read_video
+from avd.data import read_video
 from avd.distillation.task import DistillTask, falls_in_share
 from avd.engine.loop import UpdateResult
 from avd.engine.saving import Saver
@@ -24,7 +24,7 @@ from avd.objectives.temporal import temporal_regularization
 from avd.objectives.term import Sample
 from avd.types import UserError
 from helpers.distill_run import distill, small_recipe, small_task
-from helpers.tiny import LATENT_SHAPE, tiny_interpolator, tiny_model, tiny_source
+from helpers.tiny import LATENT_SHAPE, tiny_model, tiny_source
 
 UPDATES = 4
 
@@ -205,21 +205,6 @@ def test_the_truncation_may_be_the_datas_own() -> None:
     assert least("data") == temporal_regularization(source.latents(range(len(source)))).per_sample_B[0].item()
     assert least("0.6") == pytest.approx(0.6)
     assert least("never") < -10
-
-
-def test_half_rate_stages_need_an_interpolator() -> None:
-    model = tiny_model()
-    with pytest.raises(UserError, match=r"ships no interpolator.*avd train interpolator"):
-        DistillTask(small_recipe(), model, tiny_source(model), None)
-    DistillTask(small_recipe("rollout.half_rate_stages=0"), model, tiny_source(model), None)
-
-
-def test_half_rate_stages_need_an_odd_number_of_latent_frames() -> None:
-    model = tiny_model()
-    source = tiny_source(model)
-    even = MemoryLatents(source.latents([0, 1])[:, :, :4], source.prompts([0, 1]), source.captions[:2])
-    with pytest.raises(UserError, match="4 latent frames"):
-        DistillTask(small_recipe(), model, even, tiny_interpolator())
 
 
 def test_fresh_rollouts_read_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from subprocess import PIPE
 
 import pytest
 
-from avd.engine.run_folder import RECIPE_FILE, RunFolder
+from avd.config import load_recipe
+from avd.engine.run_folder import RECIPE_FILE, RunFolder, check_same_recipe
 from avd.types import UserError
 
 
@@ -114,11 +115,11 @@ def test_there_may_be_no_metrics_yet(tmp_path: Path) -> None:
     assert not folder.metrics.exists()
 
 
-@pytest.mark.parametrize("text", ["a: [", "- a", "\xff"])
+@pytest.mark.parametrize("text", ["a: [", "- a", "\xff", "", "4", "seed: [1]"])
 def test_somebody_elses_recipe_is_refused_and_unchanged(tmp_path: Path, text: str) -> None:
     (tmp_path / RECIPE_FILE).write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="name another output folder"):
-        RunFolder(tmp_path, resume=True, recipe_text="seed: 1\n")
+        check_same_recipe(tmp_path, load_recipe("avd"))
     assert snapshot(tmp_path) == {RECIPE_FILE: text.encode("latin-1")}
 
 

@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 
 from avd.config import Recipe, load_recipe
+from avd.models.family import read_sizes
 from avd.planning.fitting import find_remedy
 from avd.planning.plan import Machine, Planner
 
@@ -17,7 +18,7 @@ SETTINGS = [f"model={WAN}", "training.batch=8", "compute.dtype=bfloat16"]
 
 @pytest.fixture(scope="module")
 def planner() -> Planner:
-    return Planner(recipe())
+    return Planner(read_sizes(WAN))
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -66,5 +67,5 @@ def test_a_narrow_shard_is_widened(planner: Planner) -> None:
 
 @pytest.mark.parametrize("overrides", [[], ["training.batch=24", "compute.microbatch=2"]], ids=str)
 def test_there_may_be_no_remedy(planner: Planner, overrides: list[str]) -> None:
-    """The second batch is 3 clips on each of 8 GPUs, which do not go by twos."""
+    """The second batch is 3 clips on each of 8 GPUs, the last of which goes by itself."""
     assert find_remedy(planner, recipe(*overrides), Machine(4, 4e9)) is None

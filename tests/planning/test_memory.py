@@ -6,7 +6,7 @@ import pytest
 from torch.profiler import ProfilerActivity, profile
 
 from avd.config import Recipe, load_recipe
-from avd.models.family import load_model
+from avd.models.family import load_model, read_sizes
 from avd.models.wan.model import VideoModel
 from avd.planning.plan import Machine, Plan, Planner
 from helpers.real_cycles import make_task, recipe_for
@@ -46,7 +46,7 @@ def recorded_peak(recipe: Recipe) -> int:
 
 
 def plan_for(recipe: Recipe, gpus: int = 1) -> Plan:
-    return Planner(recipe).plan(recipe, Machine(gpus))
+    return Planner(read_sizes(recipe.model)).plan(recipe, Machine(gpus))
 
 
 @pytest.mark.parametrize(

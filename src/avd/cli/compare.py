@@ -13,14 +13,21 @@ from avd import ui
 def compare(
     recipes: Annotated[list[str], typer.Argument(help="Recipes, by name or file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; run again, what is there is not done again.")],
-    seeds: Annotated[int, typer.Option("--seeds", help="Seeds 0, 1, ... of each recipe.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", help="Seeds 0, 1, ... of each recipe.", min=1, max=1000)] = 3,
     updates: Annotated[int | None, typer.Option("--updates", help="Student updates of each run.", min=1)] = None,
     forwards: Annotated[
         int | None,
-        typer.Option("--forwards", help="Network forwards per clip of each run, from which its updates follow.", min=1),
+        typer.Option(
+            "--forwards",
+            help="Network forwards per clip of each run, from which its updates follow.",
+            min=1,
+            max=1_000_000_000,
+        ),
     ] = None,
-    clips: Annotated[int, typer.Option("--clips", help="Held-out captions to sample.", min=1)] = 128,
-    repeats: Annotated[int, typer.Option("--repeats", help="Seeds of each open caption, for diversity.", min=0)] = 8,
+    clips: Annotated[int, typer.Option("--clips", help="Held-out captions to sample.", min=1, max=100_000)] = 128,
+    repeats: Annotated[
+        int, typer.Option("--repeats", help="Seeds of each open caption, for diversity.", min=0, max=10_000)
+    ] = 8,
     half_rate: Annotated[bool, typer.Option("--half-rate", help="Sample each student at half rate too.")] = False,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of every recipe; repeatable.")

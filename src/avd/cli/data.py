@@ -60,7 +60,10 @@ def prepare(
     windows: Annotated[
         int,
         typer.Option(
-            "--windows", min=1, help="Clips per file at most, one after the other; its caption goes with each."
+            "--windows",
+            min=1,
+            max=1_000_000,
+            help="Clips per file at most, one after the other; its caption goes with each.",
         ),
     ] = 1,
     picture_fps: Annotated[
@@ -68,7 +71,7 @@ def prepare(
     ] = None,
     dtype: Annotated[Precision, typer.Option("--dtype", help="How numbers are stored.")] = Precision.float16,
     workers: Annotated[
-        int, typer.Option("--workers", min=0, help="Processes that decode videos; 0: this one does it all.")
+        int, typer.Option("--workers", min=0, max=1024, help="Processes that decode videos; 0: this one does it all.")
     ] = 1,
     heldout: Annotated[
         list[Path] | None,
@@ -88,7 +91,11 @@ def prepare(
 
     encoder = open_model(model)
     own = encoder.settings
-    encoder.check_clip(frames or own.frames, height or own.height, width or own.width)
+    frames, height, width = (
+        its_own if value is None else value
+        for value, its_own in ((frames, own.frames), (height, own.height), (width, own.width))
+    )
+    encoder.check_clip(frames, height, width)
     with interruptible(), ui.bars() as bar:
         summary = prepare_cache(
             videos,
@@ -97,10 +104,10 @@ def prepare(
             output,
             file_column=file_column,
             caption_column=caption_column,
-            frames=frames or own.frames,
-            fps=fps or own.fps,
-            height=height or own.height,
-            width=width or own.width,
+            frames=frames,
+            fps=own.fps if fps is None else fps,
+            height=height,
+            width=width,
             windows=windows,
             picture_fps=picture_fps,
             workers=workers,
@@ -151,10 +158,10 @@ def _tell(summary: Summary, output: Path) -> None:
 @world_app.command()
 def render(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files; must not hold any.")],
-    count: Annotated[int, typer.Option("--count", "-n", help="How many clips.", min=1)] = 64,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many clips.", min=1, max=10_000_000)] = 64,
     level: Annotated[int, typer.Option("--level", help="0 is the plainest.", min=0)] = 0,
-    size: Annotated[int, typer.Option("--size", help="Pixels per side.", min=16)] = 48,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the world.", min=0)] = 0,
+    size: Annotated[int, typer.Option("--size", help="Pixels per side.", min=16, max=4096)] = 48,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the world.", min=0, max=2**63 - 1)] = 0,
     heldout: Annotated[bool, typer.Option("--heldout", help="Clips of the held-out split.")] = False,
 ) -> None:
     """Write clips of the built-in world as MP4 files with captions.jsonl, as your own data would be.

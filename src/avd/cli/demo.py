@@ -31,10 +31,12 @@ def demo(
     """
     from avd.evaluation.rows import read_results
     from avd.experiments.demo import RUN, SMOKE, STANDARD, run_demo
+    from avd.files import check_can_make
     from avd.report import terminal_table
     from avd.types import UserError
 
     page = output / "report.html"
+    check_can_make(page)
     if page.exists():
         ui.say(f"{output} holds a finished demonstration; remove it or name another --output to run it again")
         ui.out.print(terminal_table(read_results(output / "results.json").rows))

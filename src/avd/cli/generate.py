@@ -18,8 +18,10 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="MP4 file; several get -0, -1 ... before the suffix.")],
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="What to show; repeatable.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="A file with one prompt per line.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the first video; the next counts on.", min=0)] = 0,
-    count: Annotated[int, typer.Option("--count", help="Videos per prompt.", min=1)] = 1,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed of the first video; the next counts on.", min=0, max=2**62)
+    ] = 0,
+    count: Annotated[int, typer.Option("--count", help="Videos per prompt.", min=1, max=100_000)] = 1,
     half_rate: Annotated[
         bool | None, typer.Option("--half-rate/--full-rate", help="High-noise steps at half frame rate.")
     ] = None,

@@ -24,7 +24,7 @@ _UNITS = {"GB": 1e9, "GIB": 2.0**30}
 
 def plan(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
-    gpus: Annotated[int, typer.Option("--gpus", help="GPUs, one process each.", min=1)] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", help="GPUs, one process each.", min=1, max=65_536)] = 1,
     memory: Annotated[str, typer.Option("--memory", help="Memory of each, in GB or GiB.")] = "80GB",
     model: Annotated[
         str | None, typer.Option("--model", help="A model folder or a known hub id; default: the recipe's.")
@@ -52,6 +52,7 @@ def plan(
     if peak_tflops is not None and not 0 < peak_tflops < float("inf"):
         raise UserError(f"--peak-tflops is {peak_tflops:g}: it must be positive")
 
+    from avd.distillation.preflight import resolve_workload
     from avd.files import check_can_make, write_json
     from avd.planning.fitting import find_remedy
     from avd.planning.plan import Machine, Planner
@@ -60,7 +61,7 @@ def plan(
         if json.exists():
             raise UserError(f"output {json} exists already: name another file")
         check_can_make(json)
-    planner, machine = Planner(resolved), Machine(gpus, size, mfu, peak_tflops)
+    planner, machine = Planner(resolve_workload(resolved, gpus).sizes), Machine(gpus, size, mfu, peak_tflops)
     made = planner.plan(resolved, machine)
     remedy = None if made.fits else find_remedy(planner, resolved, machine)
     _show(made, remedy)
@@ -83,7 +84,7 @@ def _for_json(plan: Plan, remedy: Remedy | None) -> dict[str, Any]:
 
 def _show(plan: Plan, remedy: Remedy | None) -> None:
     recipe, sizes, machine = plan.recipe, plan.sizes, plan.machine
-    compute, clips = recipe.compute, recipe.training.batch // machine.gpus
+    compute, clips = recipe.compute, recipe.training.batch * recipe.compute.context // machine.gpus
     millions = plan.parameters.network / 1e6
     _say(f"{recipe.name} on {recipe.model}: {millions:,.1f} M parameters, roles {recipe.roles}")
     _say(f"latents {' x '.join(map(str, sizes.latent_CFHW))}, {sizes.tokens():,} tokens per clip")

@@ -10,7 +10,6 @@ import typer
 from avd import ui
 
 if TYPE_CHECKING:
-    from avd.config import InterpolatorRecipe, TeacherRecipe, VAERecipe
     from avd.engine.loop import Task
     from avd.engine.run_folder import RunFolder
 
@@ -46,11 +45,12 @@ def vae(
     options = {"updates": updates, "seed": seed, "level": level}
     resolved = load(VAERecipe, recipe, changes or (), options)
 
+    from avd.distillation.preflight import open_run
     from avd.miniature.vae import VAETask
     from avd.world import World
 
     world = World(resolved.level)
-    folder = _open(output, resolved, resume)
+    folder = open_run(output, resolved, resolved.updates, resume=resume)
     _train("VAE", VAETask(resolved, world), folder, resolved.updates)
 
 
@@ -83,14 +83,15 @@ def teacher(
     if resolved.vae is None:
         raise UserError("a teacher needs a VAE: give --vae FOLDER, as written by `avd train vae`")
 
+    from avd.distillation.preflight import open_run
     from avd.miniature.latents import load_vae, world_latents_on_disk
-    from avd.miniature.teacher import TeacherTask
-    from avd.models.family import load_model
+    from avd.miniature.teacher import TeacherTask, open_start
     from avd.world import World
 
-    network, world = load_vae(Path(resolved.vae)), World(resolved.level)
-    began = None if resolved.start is None else load_model(resolved.start)
-    folder = _open(output, resolved, resume)
+    world = World(resolved.level)
+    folder = open_run(output, resolved, resolved.updates, resume=resume)
+    network = load_vae(Path(resolved.vae))
+    began = None if resolved.start is None else open_start(resolved.start)
     folder.lock()
     with ui.bars() as bar:
         latents = world_latents_on_disk(output / "latents", network, world, resolved.clips, bar("encoding clips"))
@@ -121,20 +122,22 @@ def interpolator(
     options = {"updates": updates, "seed": seed, "level": level, "model": model, "data": _text(data), "clips": clips}
     resolved = load(InterpolatorRecipe, recipe, changes or (), options)
 
+    from avd.data import LatentSource
+    from avd.distillation.preflight import open_run
     from avd.engine.sources import SourceSlice, encode_world, open_cache, world_of
-    from avd.miniature.interpolator import InterpolatorTask
+    from avd.miniature.interpolator import InterpolatorTask, check_clips
     from avd.models.family import open_model
 
+    folder = open_run(output, resolved, resolved.updates, resume=resume)
     video_model = open_model(resolved.model)
-    cache = None if resolved.data is None else open_cache(Path(resolved.data), video_model)
-    if cache is None:  # refused now, before there is a folder
-        world_of(video_model, resolved.level)
-    folder = _open(output, resolved, resume)
-    with ui.bars() as bar:
-        encoding = bar("encoding clips")
-        source = cache or encode_world(
-            video_model, world_of(video_model, resolved.level), resolved.clips, progress=encoding
-        )
+    if resolved.data is not None:
+        source: LatentSource = open_cache(Path(resolved.data), video_model)
+        check_clips(len(source), source.latents([]).shape[2])
+    else:
+        world = world_of(video_model.settings, resolved.level, resolved.model)
+        check_clips(resolved.clips, video_model.latent_shape()[1])
+        with ui.bars() as bar:
+            source = encode_world(video_model, world, resolved.clips, progress=bar("encoding clips"))
     training = len(source) - max(len(source) // 20, 1)  # the last clips are held out
     heldout = source.latents(range(training, len(source)))
     task = InterpolatorTask(resolved, SourceSlice(source, 0, training), heldout, video_model.device)
@@ -167,15 +170,6 @@ def pack(
         if between is not None:
             between.half().save(writing / "interpolator")
     ui.say(f"the model is in {output}")
-
-
-def _open(output: Path, recipe: VAERecipe | TeacherRecipe | InterpolatorRecipe, resume: bool) -> RunFolder:
-    from avd.engine.checkpoint import check_newest
-    from avd.engine.run_folder import RunFolder
-
-    folder = RunFolder(output, resume=resume, recipe_text=recipe.to_yaml())
-    check_newest(folder.checkpoints, recipe.updates)
-    return folder
 
 
 def _train(title: str, task: Task, folder: RunFolder, updates: int) -> None:

@@ -144,8 +144,12 @@ def _read(name: str) -> str:
 def _parse_yaml(text: str, what: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(_one_line(f"{what} is not YAML: {error}")) from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # numbers of thousands of digits, dates like 2024-99-99
+        raise UserError(_one_line(f"{what[:200]} is not YAML: {error}")) from error
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +179,8 @@ def _explain(model: type[Section], error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"{where} is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where or 'recipe'} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    text = f"{message[0].lower()}{message[1:]}"
+    return f"{where} is {problem['input']!r}: {text}" if where else text
 
 
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

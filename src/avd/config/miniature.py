@@ -9,10 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from avd.section import Section
-
-_BATCH = 65_536
-"""Clips that any machine can hold in memory; a larger batch is a slip of the keyboard."""
+from avd.section import MOST_CLIPS, MOST_SEED, MOST_UPDATES, MOST_WORLD_CLIPS, Section
 
 
 class VAERecipe(Section):
@@ -23,20 +20,20 @@ class VAERecipe(Section):
     """
 
     kind: Literal["vae"] = "vae"
-    updates: int = Field(1000, ge=1)
-    batch: int = Field(4, ge=2, le=_BATCH)
+    updates: int = Field(1000, ge=1, le=MOST_UPDATES)
+    batch: int = Field(4, ge=2, le=MOST_CLIPS)
     """Training clips of an update; every fourth update takes half as many, at full length."""
     frames: int = Field(9, ge=1)
     """Frames of a training clip, 4 n + 1."""
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup: int = Field(20, ge=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    warmup: int = Field(20, ge=0, le=MOST_UPDATES)
     """Updates over which the learning rate rises to its value."""
-    chroma: float = Field(4.0, ge=0)
-    sharpness: float = Field(0.1, ge=0)
-    edges: float = Field(1.0, ge=0)
-    kl: float = Field(1e-5, ge=0)
+    chroma: float = Field(4.0, ge=0, le=1e6)
+    sharpness: float = Field(0.1, ge=0, le=1e6)
+    edges: float = Field(1.0, ge=0, le=1e6)
+    kl: float = Field(1e-5, ge=0, le=1e6)
     ema: float = Field(0.99, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     level: int = Field(0, ge=0)
     """Level of the built-in world."""
 
@@ -52,24 +49,24 @@ class TeacherRecipe(Section):
     """Flow matching of transformer and text encoder together, on clips of the built-in world."""
 
     kind: Literal["teacher"] = "teacher"
-    updates: int = Field(9_000, ge=1)
-    batch: int = Field(32, ge=1, le=_BATCH)
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup: int = Field(200, ge=0)
+    updates: int = Field(9_000, ge=1, le=MOST_UPDATES)
+    batch: int = Field(32, ge=1, le=MOST_CLIPS)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    warmup: int = Field(200, ge=0, le=MOST_UPDATES)
     cooldown: float = Field(0.3, ge=0, le=1)
     """Share of the updates, at the end, over which the learning rate falls to zero."""
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """Share of the samples trained on the empty prompt, for classifier-free guidance."""
-    sigma_mean: float = 1.5
-    sigma_std: float = Field(1.0, ge=0)
+    sigma_mean: float = Field(1.5, ge=-100, le=100)
+    sigma_std: float = Field(1.0, ge=0, le=100)
     """Training noise levels are sigmoid(N(mean, std)), logit-normal as in SD3 (arXiv 2403.03206) ..."""
     sigma_uniform: float = Field(0.15, ge=0, le=1)
     """... except for this share, drawn uniformly from (0, 1], so that sigma = 1 is learnt too."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=100)
     ema: float = Field(0.999, ge=0, lt=1)
-    clips: int = Field(16_384, ge=1)
+    clips: int = Field(16_384, ge=1, le=MOST_WORLD_CLIPS)
     """Clips of the built-in world to encode."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     level: int = Field(0, ge=0)
     """Level of the built-in world."""
     vae: str | None = None
@@ -82,27 +79,29 @@ class InterpolatorRecipe(Section):
     """Every second latent frame in, the missing ones out."""
 
     kind: Literal["interpolator"] = "interpolator"
-    updates: int = Field(2000, ge=1)
-    batch: int = Field(64, ge=1, le=_BATCH)
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup: int = Field(100, ge=0)
+    updates: int = Field(2000, ge=1, le=MOST_UPDATES)
+    batch: int = Field(64, ge=1, le=MOST_CLIPS)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    warmup: int = Field(100, ge=0, le=MOST_UPDATES)
     cooldown: float = Field(0.3, ge=0, le=1)
     """Share of the updates, at the end, over which the learning rate falls to zero."""
-    widths: tuple[Annotated[int, Field(ge=8, le=8192, multiple_of=8)], ...] = Field((32, 64, 128), min_length=1)
+    widths: tuple[Annotated[int, Field(ge=8, le=8192, multiple_of=8)], ...] = Field(
+        (32, 64, 128), min_length=1, max_length=8
+    )
     """Channels of the U-Net, finest level first."""
     ema: float = Field(0.999, ge=0, lt=1)
-    noise: float = Field(0.0, ge=0)
+    noise: float = Field(0.0, ge=0, le=100)
     """Standard deviation of Gaussian noise on the frames that go in, against clean ones to come out.
 
     For a student whose predictions, which are what the network meets in a rollout, are grainy. Zero is the method's
     plain training: early predictions tend to be too smooth, not grainy, and noise costs accuracy on clean input.
     """
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     level: int = Field(0, ge=0)
     """Level of the built-in world."""
     model: str = "wan-mini"
     """Model whose latents are interpolated."""
     data: str | None = None
     """A cache written by `avd prepare`; None: the built-in world."""
-    clips: int = Field(4096, ge=16)
+    clips: int = Field(4096, ge=16, le=MOST_WORLD_CLIPS)
     """Clips of the built-in world to encode when there is no cache."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from avd.flow import few_step_sigmas
 from avd.objectives.registry import terms
 from avd.objectives.term import ActiveTerm, TermSection
-from avd.section import Beta, Section
+from avd.section import MOST_CLIPS, MOST_RANKS, MOST_SEED, MOST_UPDATES, MOST_WORLD_CLIPS, Beta, Section
 
 
 class DataRecipe(Section):
@@ -17,7 +17,7 @@ class DataRecipe(Section):
 
     cache: str | None = None
     """A folder written by `avd prepare`; without one, clips of the built-in world."""
-    world_clips: int = Field(512, ge=1)
+    world_clips: int = Field(512, ge=1, le=MOST_WORLD_CLIPS)
     """Clips of the built-in world to encode when no cache is given."""
     world_level: int = Field(0, ge=0)
 
@@ -25,7 +25,7 @@ class DataRecipe(Section):
 class RolloutRecipe(Section):
     """The student's stages."""
 
-    timesteps: tuple[float, ...] = (1000, 900, 757, 522)
+    timesteps: tuple[float, ...] = Field((1000, 900, 757, 522), max_length=1000)
     """Student timesteps, of 1000 (paper, Settings)."""
     half_rate_stages: int = Field(0, ge=0)
     """Stages at half frame rate that training's rollout includes."""
@@ -70,10 +70,10 @@ else:
 class AdaptersRecipe(Section):
     """LoRA of the student and of the fake score, used with `roles: adapters`."""
 
-    rank: int = Field(64, ge=1)
-    alpha: float = Field(64.0, gt=0)
+    rank: int = Field(64, ge=1, le=65_536)
+    alpha: float = Field(64.0, gt=0, le=1e6)
     """The adapter's output is scaled by alpha / rank."""
-    targets: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = Field(None, min_length=1)
     """Endings of the names of the linear layers that get an adapter. None: those that the model's family names."""
     merge: bool = True
     """Export the student as a full model; false: as a LoRA file beside it for its base."""
@@ -85,17 +85,17 @@ class OptimizerRecipe(Section):
     bits: Literal[32, 8] = 32
     """8: block-wise quantised moments, from torchao (extra `8bit`); a resumed run quantises them again."""
 
-    learning_rate: float = Field(2e-6, gt=0)
+    learning_rate: float = Field(2e-6, gt=0, le=1)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=100)
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(0, ge=0, le=MOST_UPDATES)
     """Updates over which the learning rate rises to its value."""
 
 
 class FakeScoreRecipe(Section):
-    updates: int = Field(5, ge=1)
+    updates: int = Field(5, ge=1, le=1000)
     """Updates of the fake score for each of the student's."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
 
@@ -112,7 +112,7 @@ class ComputeRecipe(Section):
     """auto: a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The networks' arithmetic. Trained weights, their optimizers and all maths on the flow stay in float32."""
-    microbatch: int | None = Field(None, ge=1)
+    microbatch: int | None = Field(None, ge=1, le=MOST_CLIPS)
     """Clips that go through a network at once on a rank; gradients of several are gathered. None: all of them."""
     checkpointing: Literal["none", "selective", "full"] = "none"
     """Blocks whose activations are computed again in the backward pass: none, every second one, all."""
@@ -120,9 +120,9 @@ class ComputeRecipe(Section):
     """Compile each block with torch.compile."""
     attention: str | None = None
     """Attention backend by its name in diffusers, such as flash or _native_cudnn; None is diffusers' own choice."""
-    shard: int | None = Field(None, ge=1)
+    shard: int | None = Field(None, ge=1, le=MOST_RANKS)
     """Ranks that share one copy of the weights (FSDP); the groups replicate it (HSDP). None: all ranks."""
-    context: int = Field(1, ge=1)
+    context: int = Field(1, ge=1, le=MOST_RANKS)
     """Ranks that share each clip, splitting its sequence between them (Ulysses, through diffusers)."""
 
 
@@ -144,17 +144,17 @@ class LimitsRecipe(Section):
 class MonitorsRecipe(Section):
     """What a run watches of itself, and what it does about it. Watching changes nothing that is learnt."""
 
-    every: int = Field(100, ge=0)
+    every: int = Field(100, ge=0, le=MOST_UPDATES)
     """Student updates between measurements; 0 is never."""
-    clips: int = Field(16, ge=1)
+    clips: int = Field(16, ge=1, le=MOST_CLIPS)
     """Prompts, from the run's data, on which student and teacher are sampled."""
-    teacher_steps: int | None = Field(None, ge=1)
+    teacher_steps: int | None = Field(None, ge=1, le=10_000)
     """Steps of the teacher's videos. None: as its model's settings say."""
     limits: LimitsRecipe = LimitsRecipe()
     action: Literal["warn", "stop", "roll_back"] = "warn"
     """What follows when a limit is crossed for `patience` measurements in a row, besides a warning."""
-    patience: int = Field(3, ge=1)
-    roll_backs: int = Field(3, ge=1)
+    patience: int = Field(3, ge=1, le=MOST_UPDATES)
+    roll_backs: int = Field(3, ge=1, le=MOST_UPDATES)
     """After so many the run stops instead."""
     keep_best: Literal["saturation", "motion", "score"] | None = None
     """Keep the student that came nearest to its references in `best/`."""
@@ -174,22 +174,23 @@ TrackerName = Literal["tensorboard", "wandb"]
 class TrainingRecipe(Section):
     """How long and how often, in student updates; 0 is never."""
 
-    updates: int = Field(1000, ge=1)
-    batch: int = Field(1, ge=1)
+    updates: int = Field(1000, ge=1, le=MOST_UPDATES)
+    batch: int = Field(1, ge=1, le=MOST_CLIPS)
     """Clips of an update, over all ranks."""
-    checkpoint_every: int = Field(100, ge=0)
-    keep_checkpoints: int = Field(2, ge=1)
-    sample_every: int = Field(100, ge=0)
+    checkpoint_every: int = Field(100, ge=0, le=MOST_UPDATES)
+    keep_checkpoints: int = Field(2, ge=1, le=MOST_UPDATES)
+    sample_every: int = Field(100, ge=0, le=MOST_UPDATES)
 
 
 class Recipe(Section):
     """Everything that decides a run."""
 
     name: str
+    """Of the run, and of its folder unless another is named: no path."""
     model: str = "wan-mini"
     transformer: str | None = None
     """A safetensors file to take the transformer's weights from; None: the model's own."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     roles: Literal["full", "adapters"] = "full"
     """full: three full models; adapters: one frozen base, the student and the fake score its LoRA adapters."""
     adapters: AdaptersRecipe = AdaptersRecipe()
@@ -203,6 +204,13 @@ class Recipe(Section):
     monitors: MonitorsRecipe = MonitorsRecipe()
     trackers: tuple[TrackerName, ...] = ()
     """Where metrics, samples and warnings go besides the run's folder."""
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not name.strip(". ") or any(letter in name for letter in "/\\\0"):
+            raise ValueError("it names the run's folder, so it must be a word, not a path")
+        return name
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

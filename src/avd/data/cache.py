@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import operator
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,6 +53,11 @@ class Geometry:
     height: int
     width: int
     fps: float
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for what cannot be, as a damaged file may hold."""
+        if min(map(operator.index, (self.frames, self.height, self.width))) < 1 or not 0 < self.fps < math.inf:
+            raise ValueError(f"clips of {self.frames} frames of {self.height} x {self.width} at {self.fps} fps")
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ class LatentCache:
             """The shape of one prompt's tensor, by name."""
             self._names = condition_names(manifest["version"], self.condition_shapes)
             self._shards = [ShardRecord(**record) for record in manifest["shards"]]
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{self.path / MANIFEST} is damaged ({error}): prepare the cache again") from error
         self.items: list[Item] = []
         for record in self._shards:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
 from avd.objectives.term import Setting
 from avd.sampling.rollout import Rollout, make_stages
-from avd.types import UserError
 
 _PREVIEWS = 4
 
@@ -40,7 +38,7 @@ class DistillTask:
 
     `source` holds real latents with their prompts; both real videos and the rollouts' prompts come from it, each in its
     own shuffled order. `interpolator` is needed for half-rate stages. Every rank has the full source and reads its own
-    samples of each batch.
+    samples of each batch. That all of it fits together, `distillation.preflight` has seen to.
     """
 
     def __init__(
@@ -55,18 +53,15 @@ class DistillTask:
         self.ranks, self.samples = ranks, ranks.samples(recipe.training.batch)
         self.method = Method.of(recipe)
         shape = tuple(source.latents([0]).shape[1:])
-        strides = (1, 2) if recipe.rollout.half_rate_stages else (1,)
-        channels, frames, height, width = shape
-        sizes = replace(model.sizes, latent_CFHW=(channels, frames, height, width))
-        check_sequences({sizes.tokens(stride) for stride in strides}, ranks.context_size)
+        half_rate = recipe.rollout.half_rate_stages
+        assert not half_rate or (interpolator is not None and shape[1] % 2), "see `distillation.preflight`"
         self.null_prompt = model.encode_prompts([""]).to(ranks.device)
         self.roles = Roles(model, recipe, self.method, ranks)
         if interpolator is not None:
             interpolator.eval().requires_grad_(False).to(ranks.device)
         sigmas = few_step_sigmas(recipe.rollout.timesteps)
         self._full_rate = Rollout(make_stages(sigmas))
-        check_half_rate(recipe, shape[1], interpolator)
-        self.rollout = Rollout(make_stages(sigmas, recipe.rollout.half_rate_stages), interpolator)
+        self.rollout = Rollout(make_stages(sigmas, half_rate), interpolator)
         self.step = TrainingStep(
             self.method,
             self.roles,
@@ -161,28 +156,3 @@ class DistillTask:
 def falls_in_share(n: int, share: float) -> bool:
     """Whether event `n` is one of an evenly spread `share` of all events; over n events they are floor(n share)."""
     return math.floor((n + 1) * share) > math.floor(n * share)
-
-
-def check_sequences(lengths: set[int], sharers: int) -> None:
-    """Raise UserError unless `sharers` ranks can share sequences of these lengths equally."""
-    if any(length % sharers for length in lengths):
-        told = " and ".join(str(length) for length in sorted(lengths, reverse=True))
-        raise UserError(
-            f"clips are sequences of {told} tokens, which compute.context={sharers} does not divide: choose another"
-        )
-
-
-def check_half_rate(recipe: Recipe, frames: int, interpolator: FrameInterpolator | None) -> None:
-    """Raise UserError if `recipe` has half-rate stages that clips of `frames` latent frames cannot go through."""
-    if not recipe.rollout.half_rate_stages:
-        return
-    if interpolator is None:
-        raise UserError(
-            f"recipe {recipe.name} has half-rate stages and {recipe.model} ships no interpolator: "
-            "train one with `avd train interpolator` or set rollout.half_rate_stages=0"
-        )
-    if frames % 2 == 0:
-        raise UserError(
-            f"recipe {recipe.name} has half-rate stages and the data have {frames} latent frames, an even "
-            "number: prepare clips of 8 n + 1 frames or set rollout.half_rate_stages=0"
-        )

@@ -58,13 +58,9 @@ class Ranks:
         return self.size // self.context_size
 
     def samples(self, batch: int) -> range:
-        """The samples of a batch that are this rank's. Raises UserError unless all shares are as large."""
-        shares = self.data_size
-        if batch % shares:
-            raise UserError(
-                f"training.batch is {batch}, in {shares} shares: choose a multiple of {shares}, or fewer processes"
-            )
-        share = batch // shares
+        """The samples of a batch that are this rank's; see `clips_per_rank`."""
+        share, rest = divmod(batch, self.data_size)
+        assert not rest
         return range(self.data_rank * share, (self.data_rank + 1) * share)
 
     def all_sum(self, values: Tensor) -> Tensor:
@@ -156,31 +152,41 @@ def _integer(
     return int(text)
 
 
+def clips_per_rank(compute: ComputeRecipe, batch: int, size: int) -> int:
+    """Clips of a batch that each of `size` ranks gets, those that it shares with others included.
+
+    Raises UserError for a number of ranks that the batch, `compute.shard` or `compute.context` do not go with.
+    """
+    processes = "1 process" if size == 1 else f"{size} processes"
+    remedy = "start more with torchrun, or set it to 1" if size == 1 else f"choose a divisor of {size}"
+    for key, value in (("shard", compute.shard or size), ("context", compute.context)):
+        if size % value:
+            raise UserError(f"compute.{key} is {value}, with {processes}: {remedy}")
+    shares = size // compute.context
+    if batch % shares:
+        over = processes if compute.context == 1 else f"{shares} groups of processes"
+        raise UserError(f"training.batch is {batch}, over {over}: choose a multiple of {shares}, or fewer processes")
+    return batch // shares
+
+
 @contextmanager
 def process_group(compute: ComputeRecipe) -> Iterator[Ranks]:
     """The ranks that `torchrun` started with this process, or this one alone.
 
-    A process group that is there already is joined and left as it is. Raises UserError for an environment that does
-    not describe a launch, for a GPU that is asked for and not there, and for a shard size that does not divide the
-    ranks.
+    A process group that is there already is joined and left as it is. `clips_per_rank` says which numbers of ranks go
+    with `compute`. Raises UserError for an environment that does not describe a launch, and for a GPU that is asked
+    for and not there.
     """
     launch = read_launch(os.environ)
     rank, size = launch.rank, launch.size
     device = pick_device(compute.device, launch.local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    shard = compute.shard or size
+    assert size % shard == 0 and size % compute.context == 0
     if size == 1 and compute.dtype == "float32":
-        if compute.shard not in (None, 1):
-            raise UserError(f"compute.shard is {compute.shard}, with 1 process: start as many with torchrun")
-        if compute.context > 1:
-            raise UserError(f"compute.context is {compute.context}, with 1 process: start as many with torchrun")
         yield Ranks(device=device)
         return
-    shard = compute.shard or size
-    if size % shard:
-        raise UserError(f"compute.shard is {shard}, with {size} processes: choose a divisor of {size}")
-    if size % compute.context:
-        raise UserError(f"compute.context is {compute.context}, with {size} processes: choose a divisor of {size}")
     ours = not dist.is_initialized()
     if ours:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

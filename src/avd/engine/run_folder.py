@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from avd.files import (
     LOCK_FILE,
@@ -19,6 +21,7 @@ from avd.files import (
     write_json_lines,
     write_text,
 )
+from avd.section import Section
 from avd.types import UserError
 
 RECIPE_FILE = "recipe.yaml"
@@ -26,7 +29,6 @@ _SCHEDULE = ("updates", "checkpoint_every", "keep_checkpoints", "sample_every")
 _COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "shard", "context")
 _MAY_CHANGE = {
     "updates",
-    "kind",  # runs of `avd train` did not always note it, and kinds differ in other keys too
     "trackers",
     *(f"training.{key}" for key in _SCHEDULE),
     *(f"compute.{key}" for key in _COMPUTE),
@@ -37,9 +39,9 @@ _MAY_CHANGE_UNDER = "monitors."
 class RunFolder:
     """`recipe.yaml`, `metrics.jsonl`, `checkpoints/`, `samples/`, and at the end the result's folder.
 
-    A folder that holds anything is taken: it is only opened with `resume`, and then only if it holds a run that began
-    with the same recipe. Opening changes nothing on disk; `claim` lays the folder out and holds it until `release` or
-    the process's end, however it ends.
+    A folder that holds anything is taken: it is only opened with `resume`, and then only if it holds a run;
+    `check_same_recipe` says whether it is the same one. Opening changes nothing on disk; `lock` lays the folder out and
+    holds it until `release` or the process's end, however it ends.
 
     Of several processes of one run, one is the `owner`; in the others nothing here is checked or written.
 
@@ -65,8 +67,8 @@ class RunFolder:
             raise UserError(f"output folder {path} holds files that are not a run of avd: name another folder")
         if taken and not resume:
             raise UserError(f"output folder {path} already holds a run: add --resume to continue it, or name another")
-        if taken:
-            _refuse_other_recipe(recipe, self._recipe_text)
+        if path.exists() and not os.access(path, os.W_OK):
+            raise UserError(f"output folder {path} is not writable: change its mode, or name another")
 
     def lock(self) -> None:
         """Lay the folder out, or, in a run that is resumed, note its recipe anew. Doing it twice does no harm."""
@@ -106,18 +108,44 @@ class RunFolder:
             append_json_line(self.metrics, {"update": update, **values})
 
 
-def _refuse_other_recipe(saved: Path, recipe_text: str) -> None:
-    """A run goes on only as it began; how long it is, how often it saves and how it is watched may change."""
+def check_same_recipe(folder: Path, recipe: Section) -> None:
+    """Raise UserError unless the run in `folder`, if it holds one, began as `recipe` says.
+
+    How long a run is, how often it saves and how it is watched may change. A key that the run's own recipe lacks is
+    newer than the run, and stands for its default.
+    """
+    path = folder / RECIPE_FILE
+    if not path.exists():
+        return
+    saved = _read_saved(path)
     try:
-        before, now = _flat(yaml.safe_load(read_text(saved))), _flat(yaml.safe_load(recipe_text))
-    except (yaml.YAMLError, UserError) as error:
-        raise UserError(f"{saved} is no recipe of avd: name another output folder") from error
+        before = _flat(type(recipe).model_validate(saved).model_dump(mode="json", by_alias=True))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"])) or "recipe"
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"run {folder} began with a recipe that is not one of this command and version ({key}: {reason}): "
+            "resume it with those, or name another output folder"
+        ) from error
+    now = _flat(recipe.model_dump(mode="json", by_alias=True))
     for key in sorted(before.keys() | now.keys()):
         if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_UNDER) and before.get(key) != now.get(key):
             raise UserError(
-                f"run {saved.parent} began with {key} = {before.get(key)}, now it is {now.get(key)}: "
+                f"run {folder} began with {key} = {before.get(key)}, now it is {now.get(key)}: "
                 "resume with the same recipe, or name another output folder"
             )
+
+
+def _read_saved(path: Path) -> dict[str, Any]:
+    try:
+        saved = yaml.safe_load(read_text(path))
+        if not isinstance(saved, dict):
+            raise ValueError(f"it holds a {type(saved).__name__}, not keys")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no recipe of avd ({reason}): name another output folder") from error
+    return saved
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

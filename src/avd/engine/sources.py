@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avd.data import LatentCache, LatentSource, MemoryLatents
 from avd.models.family import TextToVideo
+from avd.models.settings import Settings
 from avd.types import Conditions, CountProgress, UserError
 from avd.world import Split, World
 
@@ -21,23 +22,27 @@ _BATCH = 16
 def open_cache(path: Path, model: TextToVideo) -> LatentCache:
     """A cache that fits `model`. Raises UserError if it was made with another model's VAE or text encoder."""
     cache = LatentCache(path)
-    if cache.identity != model.identity:
-        raise UserError(
-            f"cache {path} was prepared with another model ({cache.identity}, this one is {model.identity}): "
-            "run `avd prepare` with the model you distil"
-        )
+    check_identity(cache, model)
     return cache
 
 
-def world_of(model: TextToVideo, level: int) -> World:
-    """The built-in world with clips of the size, length and frame rate that `model` makes.
+def check_identity(cache: LatentCache, model: TextToVideo) -> None:
+    """Raise UserError if `cache` was made with the VAE or the text encoder of another model."""
+    if cache.identity != model.identity:
+        raise UserError(
+            f"cache {cache.path} was prepared with another model ({cache.identity}, this one is {model.identity}): "
+            "run `avd prepare` with the model you distil"
+        )
 
-    Raises UserError for a model whose clips are not square: the world draws no others.
+
+def world_of(settings: Settings, level: int, model: str) -> World:
+    """The built-in world with clips of the size, length and frame rate that `model` makes by its settings.
+
+    Raises UserError for clips that are not square, as the world draws no others, and for a level that there is not.
     """
-    settings = model.settings
     if settings.height != settings.width:
         raise UserError(
-            f"model {model.folder} makes clips of {settings.height} x {settings.width} and the built-in world draws "
+            f"model {model} makes clips of {settings.height} x {settings.width} and the built-in world draws "
             "squares: give videos of your own with --data CACHE"
         )
     return World(level, settings.height, settings.frames, round(settings.fps))

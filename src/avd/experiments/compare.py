@@ -6,6 +6,7 @@ and clips that were sampled are not sampled again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,10 @@ import numpy as np
 import torch
 
 from avd.config import Recipe
+from avd.distillation.preflight import preflight
 from avd.distillation.run import distill_run
+from avd.engine.ranks import read_launch
+from avd.engine.run_folder import check_same_recipe
 from avd.engine.sources import world_of
 from avd.evaluation.judging import check_model, judge
 from avd.evaluation.rows import Results, Row, read_results, write_results
@@ -27,6 +31,7 @@ from avd.methods.method import Method
 from avd.models.family import TextToVideo, open_model
 from avd.sampling.choose import make_sampler
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
+from avd.types import UserError
 
 _SHOWN = 4
 
@@ -61,8 +66,10 @@ def run_comparison(
     whose clips are not those of the built-in world.
     """
     first = recipes[0]
+    for recipe in recipes:
+        _check_run(recipe, _run_folder(output, recipe), recipes)
     teacher = open_model(first.model, transformer=first.transformer)
-    suite = WorldSuite.of(world_of(teacher, first.data.world_level), clips, repeats)
+    suite = WorldSuite.of(world_of(teacher.settings, first.data.world_level, first.model), clips, repeats)
     check_model(suite, teacher.settings, first.model)
     truth = judge(suite, suite.rendered(), name="rendered clips")
     shown = [(truth.name, [clip.read().frames for clip in islice(suite.rendered(), _SHOWN)])]
@@ -92,6 +99,16 @@ def with_forwards(recipe: Recipe, forwards: int) -> Recipe:
     each = Method.of(recipe).forwards(len(recipe.rollout.timesteps))
     updates = max(1, round(forwards / each))
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"updates": updates})})
+
+
+def _check_run(recipe: Recipe, run: Path, recipes: Sequence[Recipe]) -> None:
+    """Refuse a run before the first one begins. Raises UserError as `preflight`, or if another recipe has its name."""
+    if any(other != recipe and (other.name, other.seed) == (recipe.name, recipe.seed) for other in recipes):
+        raise UserError(f"two of the recipes are called {recipe.name} and differ: give each a name of its own")
+    if (run / "student").exists():
+        check_same_recipe(run, recipe)
+    else:
+        preflight(recipe, run, resume=run.exists(), launch=read_launch(os.environ))
 
 
 def _seeds(recipes: Sequence[Recipe]) -> list[int]:

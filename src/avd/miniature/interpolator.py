@@ -30,6 +30,17 @@ class Clips(Protocol):
         ...
 
 
+def check_clips(count: int, frames: int) -> None:
+    """Raise UserError unless an interpolator can learn from `count` clips of `frames` latent frames."""
+    if count < 2:
+        raise UserError(f"there is {count} clip, and one of them is held out: give at least 2")
+    if frames < 3 or frames % 2 == 0:
+        raise UserError(
+            f"clips have {frames} latent frames: half rate needs an odd number, at least 3; "
+            "prepare clips of 8 n + 1 video frames"
+        )
+
+
 class InterpolatorTask:
     """An `engine.loop.Task`. `heldout` are whitened latents (N, C, F, H, W) of clips that are not in `source`.
 
@@ -46,11 +57,7 @@ class InterpolatorTask:
                 "prepare both with the same model and clip size"
             )
         channels, frames = shape[:2]
-        if frames < 3 or frames % 2 == 0:
-            raise UserError(
-                f"clips have {frames} latent frames: half rate needs an odd number, at least 3; "
-                "prepare clips of 8 n + 1 video frames"
-            )
+        check_clips(len(source) + len(heldout), frames)
         self.config, self.source, self.heldout, self.device = config, source, heldout, device
         torch.manual_seed(derive_seed(config.seed, "interpolator", "weights"))
         self.network = FrameInterpolator(InterpolatorConfig(channels, config.widths)).to(device).train()

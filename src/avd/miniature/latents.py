@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from avd.miniature.architecture import LATENT_CHANNELS
 from avd.models.wan.codec import encode_video
 from avd.types import CountProgress, UserError
 from avd.world import World
@@ -23,8 +25,11 @@ def load_vae(folder: Path) -> AutoencoderKLWan:
     inner = folder / "vae"
     try:
         vae = AutoencoderKLWan.from_pretrained(inner if inner.is_dir() else folder, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no VAE: name a folder that `avd train vae` wrote") from error
+        found = (vae.config.z_dim, vae.config.scale_factor_temporal, vae.config.scale_factor_spatial)
+        if found != (LATENT_CHANNELS, 4, 8):
+            raise ValueError("of other sizes")
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no VAE of the miniature: name a folder that `avd train vae` wrote") from error
     return vae.eval().requires_grad_(False)
 
 

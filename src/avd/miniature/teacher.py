@@ -20,14 +20,31 @@ from avd.engine.schedules import trapezoid
 from avd.files import atomic_folder
 from avd.flow import add_noise, velocity_of
 from avd.miniature import architecture as mini
-from avd.models.family import TextToVideo
+from avd.models.family import load_model
 from avd.models.settings import Settings
 from avd.models.wan.codec import AutoencoderKLWan
 from avd.models.wan.model import VideoModel, encode_prompts
 from avd.models.wan.network import WanVelocity
+from avd.models.weights import check_fits
 from avd.sampling.teacher import sample_teacher
 from avd.types import UserError
 from avd.world import World, vocabulary
+
+
+def open_start(name: str) -> VideoModel:
+    """A model whose weights a teacher may start from. Raises UserError for one of other sizes than the miniature's."""
+    model = load_model(name)
+    remedy = "start from wan-mini or a teacher that `avd train teacher` wrote"
+    if not isinstance(model, VideoModel):
+        raise UserError(f"{name} is no model of the miniature's family: {remedy}")
+    with torch.device("meta"):
+        expected = (mini.build_transformer(), mini.build_text_encoder(len(mini.build_tokenizer(vocabulary()))))
+    try:
+        for network, found in zip(expected, (model.transformer, model.text_encoder), strict=True):
+            check_fits(network, {key: tuple(value.shape) for key, value in found.state_dict().items()}, exactly=True)
+    except ValueError as error:
+        raise UserError(f"{name} has not the miniature's sizes ({error}): {remedy}") from error
+    return model
 
 
 class _Networks(nn.Module):
@@ -41,8 +58,7 @@ class _Networks(nn.Module):
 class TeacherTask:
     """An `engine.loop.Task`. `latents` are (N, C, F, H, W) of the first N training clips of `world`.
 
-    The weights start at random, or at those of `start`, a miniature trained before on latents of the same VAE. Raises
-    UserError for a `start` of another family.
+    The weights start at random, or at those of `start`, a miniature trained before on latents of the same VAE.
     """
 
     def __init__(
@@ -51,10 +67,8 @@ class TeacherTask:
         world: World,
         vae: AutoencoderKLWan,
         latents: Tensor,
-        start: TextToVideo | None = None,
+        start: VideoModel | None = None,
     ) -> None:
-        if not isinstance(start, VideoModel | None):
-            raise UserError(f"{start.folder} is no model of the miniature's family: start from wan-mini or one like it")
         self.config, self.world, self.vae, self.latents = config, world, vae, latents
         torch.manual_seed(derive_seed(config.seed, "teacher", "weights"))
         self.tokenizer = mini.build_tokenizer(vocabulary())

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from avd.models.adapters import switched_as_now
-from avd.types import Conditions, UserError
+from avd.types import Conditions
 
 Recomputed = Literal["none", "selective", "full"]
 
@@ -70,14 +70,13 @@ class Backbone(nn.Module):
                 block.forward = partial(run_recomputed, self.transformer, block.forward)
 
     def use_attention(self, backend: str | None) -> None:
-        """Choose an attention backend; None is the family's own. Raises UserError for one that cannot be used."""
-        if backend is not None:
-            raise UserError(f"compute.attention is {backend!r}, and this family has no choice: set it to null")
+        """Choose an attention backend that `Sizes.check_attention` accepts; None is the family's own."""
+        assert backend is None
 
     def share_sequences(self, mesh: DeviceMesh) -> None:
         """Split each sequence over the ranks of the mesh's last dimension: each is given full inputs, makes full
-        outputs and has a part of the gradient. Raises UserError where that cannot be."""
-        raise UserError(f"compute.context is {mesh.size(-1)}, and this family cannot share sequences: set it to 1")
+        outputs and has a part of the gradient. `Sizes.check_context` says where that cannot be."""
+        raise NotImplementedError
 
     def compile_blocks(self) -> None:
         """Compile each block with torch.compile, in place."""

@@ -130,7 +130,7 @@ Load = Callable[[ModelSource, "torch.dtype", "torch.device | None"], TextToVideo
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of a family are known, and how they are opened. The two functions import what they need."""
+    """How the models of a family are known, and how they are opened. The functions import what they need."""
 
     name: str
     pipelines: tuple[str, ...]
@@ -138,6 +138,8 @@ class Family:
     load: Load
     read_sizes: Callable[[str, ModelSource | None], Sizes]
     """Sizes of a folder, from its configs alone, or of one of `hub_ids`."""
+    read_settings: Callable[[str, ModelSource | None], Settings]
+    """Likewise, how it is sampled."""
     shipped: Mapping[str, Path] = field(default_factory=dict)
     """Folders of models that come with the package, by name."""
     hub_ids: tuple[str, ...] = ()
@@ -189,22 +191,45 @@ def load_model(
     return family.load(source, dtype or torch.float32, device)
 
 
-def read_sizes(name: str) -> Sizes:
-    """The sizes of a shipped model, a diffusers folder or a known hub id; only config files are read, none fetched.
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the config files of a model say: its sizes, and how it is sampled."""
 
-    Raises UserError if there is no such model, its sizes are not known here, or no family takes it.
+    sizes: Sizes
+    settings: Settings
+
+
+def find_facts(name: str) -> ModelFacts | None:
+    """Of a shipped model, a diffusers folder, a student's folder or a known hub id; of another hub id, None.
+
+    Only config files are read, and none is fetched. Raises UserError if there is no such model or no family takes it.
     """
     known = families()
     if not Path(name).is_dir():
         for family in known:
             if name in family.hub_ids:
-                return family.read_sizes(name, None)
-    folder = locate(name, _shipped(known), fetch=False)
+                return ModelFacts(family.read_sizes(name, None), family.read_settings(name, None))
+    adapter = None if name in _shipped(known) else AdapterFolder.find(name)
+    folder = locate(name if adapter is None else adapter.base, _shipped(known), fetch=False)
     if folder is None:
-        hub = ", ".join(hub_id for family in known for hub_id in family.hub_ids)
-        raise UserError(f"the sizes of {name} are not known here: name its folder, or one of {hub}")
+        return None
     source, family = _find_family(name, folder, known)
-    return family.read_sizes(name, source)
+    source = ModelSource(name, folder, source.index, adapter=adapter)
+    return ModelFacts(family.read_sizes(name, source), family.read_settings(name, source))
+
+
+def read_facts(name: str) -> ModelFacts:
+    """`find_facts`. Raises UserError too if the model is not known here."""
+    facts = find_facts(name)
+    if facts is None:
+        hub = ", ".join(hub_id for family in families() for hub_id in family.hub_ids)
+        raise UserError(f"the sizes of {name} are not known here: name its folder, or one of {hub}")
+    return facts
+
+
+def read_sizes(name: str) -> Sizes:
+    """The sizes of a model; see `read_facts`."""
+    return read_facts(name).sizes
 
 
 def _shipped(known: list[Family]) -> dict[str, Path]:

@@ -11,6 +11,8 @@ with a learnt residual r whose last layer starts at zero: an untrained network i
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,28 +25,31 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avd.files import write_atomically, write_json
+from avd.models.weights import WeightFiles, check_fits
 from avd.types import UserError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _GROUPS = 8
+_MOST_LEVELS, _WIDEST = 8, 8192
 
 
 @dataclass(frozen=True)
 class InterpolatorConfig:
     """`channels` of the latents, and the U-Net's `widths`, finest level first; each level halves height and width.
 
-    Raises UserError unless there is a channel and every width is a positive multiple of 8.
+    Raises UserError unless there is a channel and every width, of at most 8, is a multiple of 8 up to 8192.
     """
 
     channels: int
     widths: tuple[int, ...] = (32, 64, 128)
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or not self.widths or any(w < 1 or w % _GROUPS for w in self.widths):
+        few = 1 <= len(self.widths) <= _MOST_LEVELS
+        if self.channels < 1 or not few or any(w % _GROUPS or not 1 <= w <= _WIDEST for w in self.widths):
             raise UserError(
-                f"interpolator of {self.channels} channels and widths {list(self.widths)}: "
-                f"at least 1 channel and widths that are positive multiples of {_GROUPS} are needed"
+                f"interpolator of {self.channels} channels and widths {list(self.widths)}: at least 1 channel and 1 to "
+                f"{_MOST_LEVELS} widths that are positive multiples of {_GROUPS}, at most {_WIDEST}, are needed"
             )
 
 
@@ -121,20 +126,38 @@ class FrameInterpolator(nn.Module):
     def load(cls, folder: Path) -> FrameInterpolator:
         """A saved interpolator, on the CPU, in float32 and frozen; gradients still pass through it to its input.
 
+        Raises UserError as `read_config`.
+        """
+        interpolator = cls(cls.read_config(folder))
+        with _naming_damage(folder):
+            interpolator.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        return interpolator.eval().requires_grad_(False)
+
+    @classmethod
+    def read_config(cls, folder: Path) -> InterpolatorConfig:
+        """The config of a saved interpolator whose weights fit it by their headers; no weights are read.
+
         Raises UserError if there is none in `folder` or it is damaged.
         """
         if not (folder / CONFIG_FILE).exists():
             raise UserError(
                 f"no interpolator at {folder}: it has no {CONFIG_FILE}; make one with avd train interpolator"
             )
-        try:
+        with _naming_damage(folder):
             values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            interpolator = cls(InterpolatorConfig(**{**values, "widths": tuple(values["widths"])}))
-            interpolator.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the interpolator {folder} is damaged ({reason}): copy or train it again") from error
-        return interpolator.eval().requires_grad_(False)
+            config = InterpolatorConfig(**{**values, "widths": tuple(values["widths"])})
+            with torch.device("meta"):
+                check_fits(cls(config), WeightFiles([folder / WEIGHTS_FILE]).shapes, exactly=True)
+        return config
+
+
+@contextmanager
+def _naming_damage(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"the interpolator {folder} is damaged ({reason}): copy or train it again") from error
 
 
 class _Block(nn.Module):

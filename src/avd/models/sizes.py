@@ -5,9 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from avd.models.backbone import Backbone
+from avd.types import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,25 @@ class Sizes(ABC):
     def linear_layers(self, stride: int = 1) -> Iterator[Linear]:
         """Every linear layer by the ending of its name, with the rows that it is applied to in one clip's forward."""
 
+    def largest_rank(self, targets: tuple[str, ...] | None) -> int | None:
+        """The largest rank an adapter may have: the narrowest side of the layers it is added to, which is the rank of
+        their own weights. None if no target (None: the family's) is among `linear_layers`."""
+        ends = tuple(f".{target}" for target in targets or self.adapter_targets)
+        layers = (layer for layer in self.linear_layers() if f".{layer.name}".endswith(ends))
+        return min((min(layer.inputs, layer.outputs) for layer in layers), default=None)
+
     @abstractmethod
     def attention_flops(self, stride: int = 1) -> int:
         """Operations of one clip's attention, scores and sums; a multiply-add is two."""
+
+    def check_attention(self, backend: str, context: int = 1, here: torch.device | None = None) -> None:
+        """Raise UserError for an attention backend that the family does not know, that cannot share sequences over
+        `context` ranks, or, with a device, that cannot compute a gradient there."""
+        raise UserError(f"compute.attention is {backend!r}, and this family has no choice: set it to null")
+
+    def check_context(self, ranks: int) -> None:
+        """Raise UserError unless `ranks` ranks can share each sequence."""
+        raise UserError(f"compute.context is {ranks}, and this family cannot share sequences: set it to 1")
 
     @abstractmethod
     def build(self) -> Backbone:

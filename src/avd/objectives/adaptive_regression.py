@@ -22,6 +22,7 @@ from torch import Tensor
 from avd.flow import velocity_of
 from avd.objectives.source import AtStages, DataSource
 from avd.objectives.term import Sample, Setting, Term, TermSection
+from avd.section import MOST_WEIGHT
 from avd.types import LossTerm
 
 Order = Literal["weight_first", "update_first"]
@@ -116,10 +117,10 @@ def regression(
 class RegressionRecipe(TermSection):
     """Adaptive regression on real videos; weight 0 leaves the branch out."""
 
-    weight: float = Field(2.0, ge=0)
+    weight: float = Field(2.0, ge=0, le=MOST_WEIGHT)
     adaptive: bool = True
     omega: float = Field(0.95, ge=0, lt=1)
-    k: float = Field(3.0, ge=0)
+    k: float = Field(3.0, ge=0, le=1e6)
     order: Order = "weight_first"
     """Whether a sample is weighed by the running mean before it (paper) or after it (released code)."""
 

@@ -22,6 +22,7 @@ from avd.objectives.fake_score import ScoreLevels, fake_score
 from avd.objectives.passes import Pass
 from avd.objectives.source import RolloutSource
 from avd.objectives.term import GuidedSection, Sample, Setting, Stateless, Term
+from avd.section import MOST_WEIGHT
 from avd.types import LossTerm
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -51,10 +52,10 @@ def distribution_matching(
 
 
 class DistributionMatchingRecipe(GuidedSection):
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, le=MOST_WEIGHT)
     sigma_min: float = Field(0.02, gt=0, lt=1)
     sigma_max: float = Field(0.98, gt=0, le=1)
-    shift: float = Field(1.0, gt=0)
+    shift: float = Field(1.0, gt=0, le=1000)
     """Shift of the uniformly drawn noise levels at which the two scores are compared."""
 
     @model_validator(mode="after")

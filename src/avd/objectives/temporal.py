@@ -18,8 +18,11 @@ from torch import Tensor
 
 from avd.objectives.source import RolloutSource
 from avd.objectives.term import Sample, Setting, Stateless, Term, TermSection
+from avd.section import MOST_WEIGHT
 from avd.types import LossTerm
 
+_LARGEST = 1000.0
+"""Truncation past any loss: float32 holds no variance with a larger logarithm."""
 _REAL_LATENTS = 256
 """Real latents whose loss is the threshold that `truncation: data` stands for."""
 
@@ -50,7 +53,7 @@ def temporal_regularization(
 class TemporalRecipe(TermSection):
     """Temporal regularization; weight 0 leaves it out."""
 
-    weight: float = Field(0.05, ge=0)
+    weight: float = Field(0.05, ge=0, le=MOST_WEIGHT)
     truncation: float | Literal["data", "never"] = 0.6
     """Loss at which it stops acting: a number (paper: 0.6), or the loss of the real latents themselves ("data")."""
 
@@ -58,9 +61,12 @@ class TemporalRecipe(TermSection):
     @classmethod
     def _check(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
         try:
-            return validate(value)
+            found = validate(value)
         except ValidationError:  # a union's own errors are one per kind
             raise ValueError('must be a number, "data" or "never"') from None
+        if isinstance(found, float) and abs(found) > _LARGEST:
+            raise ValueError(f'must be a number from -{_LARGEST:g} to {_LARGEST:g}, "data" or "never"')
+        return found
 
 
 def _threshold(section: TemporalRecipe, setting: Setting) -> float:

@@ -17,20 +17,20 @@ from torch import Tensor
 
 from avd.objectives.passes import Pass
 from avd.objectives.source import Random, Source
-from avd.section import Section
+from avd.section import MOST_WEIGHT, Section
 from avd.types import LossTerm
 
 
 class TermSection(Section):
     """A term's values in a recipe; weight 0 leaves the term out."""
 
-    weight: float = Field(0.0, ge=0)
+    weight: float = Field(0.0, ge=0, le=MOST_WEIGHT)
 
 
 class GuidedSection(TermSection):
     """Values of a term that asks the teacher."""
 
-    guidance: float = Field(5.0, ge=0)
+    guidance: float = Field(5.0, ge=0, le=1000)
     """Scale of the teacher's guidance."""
     guidance_form: Literal["standard", "conditional"] = "standard"
     """standard: uncond + g (cond - uncond), as in the paper; conditional: cond + g (cond - uncond), as released."""

@@ -18,6 +18,7 @@ from itertools import product
 from typing import Any
 
 from avd.config import Recipe
+from avd.models.sizes import Sizes
 from avd.planning.plan import Machine, Plan, Planner
 
 _EIGHT_BITS = {"student.optimizer.bits": 8, "fake_score.optimizer.bits": 8}
@@ -34,7 +35,7 @@ class Remedy:
 
 def find_remedy(planner: Planner, recipe: Recipe, machine: Machine) -> Remedy | None:
     """The cheapest change after which `recipe` fits `machine`; None if none of those tried does."""
-    for tier in _tiers(recipe, machine):
+    for tier in _tiers(planner.sizes, recipe, machine):
         remedies = []
         for changes, gpus in tier:
             changed = Recipe.model_validate(_with(recipe.model_dump(), changes))
@@ -49,16 +50,18 @@ def find_remedy(planner: Planner, recipe: Recipe, machine: Machine) -> Remedy | 
 _Candidate = tuple[dict[str, Any], int]
 
 
-def _tiers(recipe: Recipe, machine: Machine) -> Iterator[list[_Candidate]]:
+def _tiers(sizes: Sizes, recipe: Recipe, machine: Machine) -> Iterator[list[_Candidate]]:
     gpu = recipe.compute.device != "cpu"
     bits = [_EIGHT_BITS] if gpu else []
-    adapters: list[dict[str, Any]] = [{"roles": "adapters"}] if recipe.roles == "full" else []
+    largest = sizes.largest_rank(recipe.adapters.targets)
+    narrow = largest is None or recipe.adapters.rank <= largest
+    adapters: list[dict[str, Any]] = [{"roles": "adapters"}] if recipe.roles == "full" and narrow else []
     computed = list(_computed(recipe, machine.gpus))
     yield [(changes, machine.gpus) for changes in computed if changes]
     yield [({**a, **b}, machine.gpus) for a, b in product(computed, bits)]
     yield [({**a, **b, **c}, machine.gpus) for a, b, c in product(computed, [{}, *bits], adapters)]
     gpus = 2 * machine.gpus
-    while recipe.training.batch % gpus == 0:
+    while recipe.training.batch * recipe.compute.context % gpus == 0:
         kinds: list[list[dict[str, Any]]] = [[{}], bits, adapters]
         for extra in kinds:
             yield [({**a, **b}, gpus) for a, b in product(_computed(recipe, gpus), extra)]
@@ -66,11 +69,10 @@ def _tiers(recipe: Recipe, machine: Machine) -> Iterator[list[_Candidate]]:
 
 
 def _computed(recipe: Recipe, gpus: int) -> Iterator[dict[str, Any]]:
-    """Changes of the section `compute`, each alone and together; no change where the recipe's microbatch will do."""
-    compute, clips = recipe.compute, recipe.training.batch // gpus
+    """Changes of the section `compute`, each alone and together, and no change."""
+    compute, clips = recipe.compute, recipe.training.batch * recipe.compute.context // gpus
     part = min(compute.microbatch or clips, clips)
-    divisors = [n for n in range(part - 1, 0, -1) if clips % n == 0]
-    parts = divisors if clips % part else [None, *divisors]
+    parts = [None, *(n for n in range(part - 1, 0, -1) if clips % n == 0)]
     modes = ["none", "selective", "full"]
     again = modes[modes.index(compute.checkpointing) + 1 :]
     shard = [{"compute.shard": None}] if compute.shard not in (None, gpus) else []

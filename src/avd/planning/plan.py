@@ -5,19 +5,15 @@ Nothing is loaded but config files. `fitting` tries changes; this module describ
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from avd.config import Recipe
-from avd.data import LatentCache
-from avd.models.family import read_sizes
 from avd.models.sizes import Sizes
 from avd.planning.activations import PassMeter
 from avd.planning.memory import Account, Moment, Parameters, Resident, count_parameters
 from avd.planning.work import Work, work_of
-from avd.types import UserError
 
 H100_TFLOPS = {"bfloat16": 989.0, "float32": 67.0}
 """bfloat16 on its tensor cores, dense; float32 without them, as torch multiplies by default."""
@@ -111,17 +107,16 @@ class Plan:
 class Planner:
     """Plans for recipes of one model; what was measured for one plan serves the next."""
 
-    def __init__(self, recipe: Recipe, sizes: Sizes | None = None) -> None:
-        """Of the recipe's model, or of other sizes. Raises UserError if the model is not known here, or its cache is
-        none."""
-        self.sizes = sizes or _at_cache(read_sizes(recipe.model), recipe.data.cache)
+    def __init__(self, sizes: Sizes) -> None:
+        """`sizes` are the model's, at the size of the run's clips."""
+        self.sizes = sizes
         self._meter = PassMeter(self.sizes)
         self._parameters: dict[str, Parameters] = {}
 
     def plan(self, recipe: Recipe, machine: Machine) -> Plan:
-        """Raises UserError for a batch, a microbatch or a shard that does not go with the number of GPUs."""
-        _check(recipe, self.sizes, machine.gpus)
-        clips = recipe.training.batch * recipe.compute.context // machine.gpus
+        """What `recipe` takes on `machine`; `distillation.preflight` says which numbers of GPUs go with a recipe."""
+        clips, rest = divmod(recipe.training.batch * recipe.compute.context, machine.gpus)
+        assert clips and not rest
         if recipe.roles not in self._parameters:
             adapters = recipe.adapters if recipe.roles == "adapters" else None
             self._parameters[recipe.roles] = count_parameters(self.sizes, adapters)
@@ -129,36 +124,3 @@ class Planner:
         account = Account(recipe, self._meter, parameters, machine.gpus)
         work = work_of(recipe, self.sizes, in_parts=(recipe.compute.microbatch or clips) < clips)
         return Plan(recipe, machine, self.sizes, parameters, account.resident(), tuple(work), account)
-
-
-def _check(recipe: Recipe, sizes: Sizes, gpus: int) -> None:
-    """Raise UserError for what a run would refuse."""
-    batch, shard, context = recipe.training.batch, recipe.compute.shard, recipe.compute.context
-    if gpus % context:
-        raise UserError(f"compute.context is {context}, with {gpus} GPUs: choose a divisor of {gpus}")
-    shares = gpus // context
-    if batch % shares:
-        told = f"{gpus} GPUs" if context == 1 else f"{shares} groups of GPUs"
-        raise UserError(f"training.batch is {batch}, over {told}: choose a multiple of {shares}, or fewer GPUs")
-    microbatch, clips = recipe.compute.microbatch, batch // shares
-    if microbatch is not None and clips % min(microbatch, clips):
-        raise UserError(
-            f"compute.microbatch is {microbatch}, and a GPU has {clips} clips of training.batch {batch}: "
-            f"choose a divisor of {clips}"
-        )
-    if shard is not None and gpus % shard:
-        raise UserError(f"compute.shard is {shard}, with {gpus} GPUs: choose a divisor of {gpus}")
-    if recipe.rollout.half_rate_stages and sizes.frames() % 2 == 0:
-        raise UserError(
-            f"recipe {recipe.name} has half-rate stages and its clips have {sizes.frames()} latent frames, an even "
-            "number: prepare clips of 8 n + 1 frames or set rollout.half_rate_stages=0"
-        )
-
-
-def _at_cache(sizes: Sizes, folder: str | None) -> Sizes:
-    """Of the clips and prompts of a latent cache, where there is one: a run takes their size."""
-    if folder is None:
-        return sizes
-    cache = LatentCache(Path(folder))
-    channels, frames, height, width = cache.latent_shape
-    return replace(sizes, latent_CFHW=(channels, frames, height, width), conditions=cache.condition_shapes)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import SolverName
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
 from avd.types import UserError
 
+_MOST_STEPS, _MOST_GUIDANCE = 10_000, 1000
+
 
 def load_interpolator(model: TextToVideo) -> FrameInterpolator | None:
     """The interpolator shipped in the model's folder, if there is one."""
+    folder = find_interpolator(model)
+    return None if folder is None else FrameInterpolator.load(folder)
+
+
+def find_interpolator(model: TextToVideo) -> Path | None:
+    """The folder of that interpolator, if there is one."""
     folder = None if model.folder is None else model.folder / "interpolator"
-    return FrameInterpolator.load(folder) if folder is not None and folder.is_dir() else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def make_sampler(
@@ -31,6 +41,10 @@ def make_sampler(
     if settings.student_timesteps is None or steps is not None:
         if half_rate:
             raise UserError("half rate is for students: distil one first, or leave --half-rate out")
+        if guidance is not None and not abs(guidance) <= _MOST_GUIDANCE:  # nan neither
+            raise UserError(f"guidance is {guidance:g}: it must be a number from -{_MOST_GUIDANCE} to {_MOST_GUIDANCE}")
+        if steps is not None and steps > _MOST_STEPS:
+            raise UserError(f"steps is {steps}: at most {_MOST_STEPS} are taken")
         scale = settings.guidance if guidance is None else guidance
         return ManySteps(model, settings.steps if steps is None else steps, scale, solver)
     if guidance is not None:

@@ -13,6 +13,7 @@ from avd.models.folders import ModelSource
 if TYPE_CHECKING:
     import torch
 
+    from avd.models.settings import Settings
     from avd.models.sizes import Sizes
 
 
@@ -29,4 +30,13 @@ def _read_sizes(name: str, source: ModelSource | None) -> Sizes:
     return load(source).sizes
 
 
-FAMILY = Family(name="fake", pipelines=("FakePipeline",), load=_load, read_sizes=_read_sizes)
+def _read_settings(name: str, source: ModelSource | None) -> Settings:
+    from avd.models.fake_family.model import load
+
+    assert source is not None
+    return load(source).settings
+
+
+FAMILY = Family(
+    name="fake", pipelines=("FakePipeline",), load=_load, read_sizes=_read_sizes, read_settings=_read_settings
+)

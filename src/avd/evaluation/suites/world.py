@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
-from avd.evaluation.suite import Clip, NumberFormat, Measure, Prompt, Scores, Shape, Values, share
+from avd.evaluation.suite import Clip, Measure, NumberFormat, Prompt, Scores, Shape, Values, share
 from avd.types import UserError
 from avd.world import World, read_promises, unknown_words
 from avd.world.oracle import OPEN_ATTRIBUTES, ClipScores, diversity, judge_clip, summarise
@@ -117,6 +117,9 @@ class WorldSuite:
             raise UserError(f"repeats is {self.repeats}: diversity needs at least 2 seeds, and 0 leaves it out")
         if min(self.size, self.frames, self.fps) < 1:
             raise UserError(f"the world's clips are {self._shape}: none of these may be below 1")
+        for name, most in {"clips": 100_000, "repeats": 10_000, "size": 4096, "frames": 10_001, "fps": 1000}.items():
+            if getattr(self, name) > most:
+                raise UserError(f"{name} of the world suite is {getattr(self, name)}: at most {most} can be judged")
         World(self.level)  # refuses a level that there is not
 
     @staticmethod

@@ -11,6 +11,7 @@ from avd.models.folders import ModelSource
 if TYPE_CHECKING:
     import torch
 
+    from avd.models.settings import Settings
     from avd.models.sizes import Sizes
 
 
@@ -26,11 +27,18 @@ def _read_sizes(name: str, source: ModelSource | None) -> Sizes:
     return known_sizes(name) if source is None else sizes_of_folder(source)
 
 
+def _read_settings(name: str, source: ModelSource | None) -> Settings:
+    from avd.models.wan.sizes import known_settings, settings_of_folder
+
+    return known_settings(name) if source is None else settings_of_folder(source)
+
+
 FAMILY = Family(
     name="wan",
     pipelines=("WanPipeline",),
     load=_load,
     read_sizes=_read_sizes,
+    read_settings=_read_settings,
     shipped={"wan-mini": Path(__file__).parents[2] / "assets" / "wan-mini"},
     hub_ids=(
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",

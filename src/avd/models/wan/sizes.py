@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from diffusers import WanTransformer3DModel
 
 from avd.models.folders import ModelSource
 from avd.models.settings import Settings
 from avd.models.sizes import Linear, Sizes
+from avd.models.wan.attention import check_backend
 from avd.models.wan.configs import (
     check_parts,
     latent_shape,
@@ -33,7 +36,7 @@ from avd.models.wan.configs import (
     read_vae,
     settings_of,
 )
-from avd.models.wan.known import KNOWN, TEXT_TOKENS
+from avd.models.wan.known import KNOWN, TEXT_TOKENS, KnownModel
 from avd.models.wan.network import WanVelocity
 from avd.types import UserError
 
@@ -82,6 +85,14 @@ class WanSizes(Sizes):
         tokens = self.tokens(stride)
         return 4 * tokens * (tokens + self.text_tokens) * self.width * self.layers
 
+    def check_attention(self, backend: str, context: int = 1, here: torch.device | None = None) -> None:
+        check_backend(backend, context, self.config["attention_head_dim"], here)
+
+    def check_context(self, ranks: int) -> None:
+        heads = self.config["num_attention_heads"]
+        if heads % ranks:
+            raise UserError(f"compute.context is {ranks}, and the model has {heads} attention heads: choose a divisor")
+
     def build(self) -> WanVelocity:
         return WanVelocity(WanTransformer3DModel.from_config({**self.config, "num_layers": self.layers}))
 
@@ -97,18 +108,45 @@ def make_sizes(transformer: Mapping[str, Any], latent_CFHW: tuple[int, int, int,
 
 def known_sizes(hub_id: str) -> WanSizes:
     """Sizes of a published model, which need not be there."""
-    known = next(model for model in KNOWN.values() if model.hub_id == hub_id)
+    known = _known(hub_id)
     return _at_settings(known.transformer, known.vae, known.settings, TEXT_TOKENS)
+
+
+def known_settings(hub_id: str) -> Settings:
+    """Likewise."""
+    return _known(hub_id).settings
 
 
 def sizes_of_folder(source: ModelSource) -> WanSizes:
     """From config files alone. Raises UserError if they are not those of a Wan text-to-video model."""
-    try:
-        transformer, vae = read_transformer(source.folder), read_vae(source.folder)
-        has_text = (source.folder / "text_encoder" / "config.json").exists()
-        check_parts(source.index, transformer, vae, read_text_encoder(source.folder) if has_text else None)
+    with _explained(source):
+        transformer, vae = _read_configs(source)
         settings = settings_of(source, transformer, vae)
         return _at_settings(transformer, vae, settings, read_text_tokens(source.folder))
+
+
+def settings_of_folder(source: ModelSource) -> Settings:
+    """Likewise."""
+    with _explained(source):
+        return settings_of(source, *_read_configs(source))
+
+
+def _known(hub_id: str) -> KnownModel:
+    return next(model for model in KNOWN.values() if model.hub_id == hub_id)
+
+
+def _read_configs(source: ModelSource) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The transformer's and the VAE's."""
+    transformer, vae = read_transformer(source.folder), read_vae(source.folder)
+    has_text = (source.folder / "text_encoder" / "config.json").exists()
+    check_parts(source.index, transformer, vae, read_text_encoder(source.folder) if has_text else None)
+    return transformer, vae
+
+
+@contextmanager
+def _explained(source: ModelSource) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:

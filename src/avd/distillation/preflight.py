@@ -1,0 +1,249 @@
+"""Every refusal of a run, before anything is loaded or written: from recipe, folders and ranks to a resolved run.
+
+`avd distill`, `avd compare` and `avd demo` begin with `preflight`, `avd plan` with `resolve_workload`, which is the
+part of it that needs no machine and no model folder, and `avd train` with `open_run`. Nothing that comes after them
+checks again. What is cheap to check comes first:
+
+1. the recipe by itself: the terms of its method, and how many ranks its batch, `compute.shard` and `compute.context` go
+   with;
+2. this machine: the device, and packages for optimizers and trackers;
+3. the run folder: free, or the same run, and its newest checkpoint;
+4. the data: the headers of a cache;
+5. the model by its config files: that it is no student, that it fits the data, its frames and tokens, the attention
+   backend, the layers and the rank of adapters, the built-in world's level and shape;
+6. the model's folder, which a hub id may have to be fetched for: the headers of all weights, whether the cache was made
+   with them, and the interpolator.
+
+Of weights only headers are read, and the first few values of each weight that a cache's identity is made of. Networks
+are built without memory, to be compared with the headers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from avd.config import Recipe
+from avd.data import LatentCache
+from avd.engine.checkpoint import check_newest
+from avd.engine.optimizers import check_optimizer
+from avd.engine.ranks import Launch, clips_per_rank
+from avd.engine.run_folder import RunFolder, check_same_recipe
+from avd.engine.sources import check_identity, world_of
+from avd.engine.trackers import check_trackers
+from avd.methods.method import Method
+from avd.models.adapters import check_targets
+from avd.models.devices import pick_device
+from avd.models.family import ModelFacts, TextToVideo, find_facts, load_model, read_facts
+from avd.models.interpolator import FrameInterpolator
+from avd.models.settings import Settings
+from avd.models.sizes import Sizes
+from avd.sampling.choose import find_interpolator
+from avd.section import Section
+from avd.types import UserError
+from avd.world import World
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What each of `ranks` ranks computes for a recipe. `sizes` are at the size of the run's clips."""
+
+    recipe: Recipe
+    method: Method
+    sizes: Sizes
+    ranks: int
+    clips_per_rank: int
+
+    @property
+    def microbatch(self) -> int:
+        """The most clips that go through a network at once on a rank. The last ones of a batch may be fewer."""
+        return min(self.recipe.compute.microbatch or self.clips_per_rank, self.clips_per_rank)
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run that nothing speaks against. `model` is open, and none of its weights are read.
+
+    Its data are the clips of `cache`, or of `world`, which are still to be encoded; the other one is None.
+    """
+
+    workload: Workload
+    model: TextToVideo
+    cache: LatentCache | None
+    world: World | None
+    interpolator: Path | None
+    """The folder of the model's interpolator, if it has one."""
+    folder: RunFolder
+
+
+def preflight(recipe: Recipe, output: Path, *, resume: bool, launch: Launch) -> ResolvedRun:
+    """The run that a recipe describes, in the folder `output`, as one of the processes of a launch.
+
+    Raises UserError for whatever a run would refuse, in the order above.
+    """
+    method, clips = _resolve_method(recipe), clips_per_rank(recipe.compute, recipe.training.batch, launch.size)
+    device = pick_device(recipe.compute.device, launch.local)
+    for optimizer in (recipe.student.optimizer, *(each.optimizer for each in method.updates.values())):
+        check_optimizer(optimizer)
+    check_trackers(recipe.trackers)
+    folder = open_run(output, recipe, recipe.training.updates, resume=resume, owner=launch.rank == 0)
+    cache = _open_cache(recipe)
+    facts = find_facts(recipe.model)
+    if facts is not None:  # before anything is fetched
+        _check_facts(recipe, facts, cache, device)
+    model = _open_model(recipe, device)
+    if facts is None:
+        facts = ModelFacts(model.sizes, model.settings)
+        _check_facts(recipe, facts, cache, device)
+    world = None
+    if cache is None:
+        world = world_of(model.settings, recipe.data.world_level, recipe.model)
+    else:
+        check_identity(cache, model)
+        model.settings = replace(model.settings, **asdict(cache.geometry))  # as are the clips of the student
+    interpolator = find_interpolator(model)
+    _check_interpolator(recipe, interpolator, model.latent_shape()[0])
+    workload = Workload(recipe, method, _at_cache(facts.sizes, cache), launch.size, clips)
+    return ResolvedRun(workload, model, cache, world, interpolator, folder)
+
+
+def resolve_workload(recipe: Recipe, ranks: int) -> Workload:
+    """What `ranks` ranks compute for a recipe, wherever they are: no model folder and no device is needed.
+
+    Raises UserError for whatever a run would refuse, as far as recipe, configs and cache tell.
+    """
+    method, clips = _resolve_method(recipe), clips_per_rank(recipe.compute, recipe.training.batch, ranks)
+    cache, facts = _open_cache(recipe), read_facts(recipe.model)
+    _check_model(recipe, facts, cache)
+    return Workload(recipe, method, _at_cache(facts.sizes, cache), ranks, clips)
+
+
+def open_run(output: Path, recipe: Section, updates: int, *, resume: bool, owner: bool = True) -> RunFolder:
+    """The folder of a run of `updates` updates, not yet locked; nothing in it is changed.
+
+    Raises UserError for a folder that holds anything else, a run that began with another recipe, and a newest
+    checkpoint that is damaged or past `updates`.
+    """
+    folder = RunFolder(output, resume=resume, recipe_text=recipe.to_yaml(), owner=owner)
+    if owner:
+        check_same_recipe(output, recipe)
+    check_newest(folder.checkpoints, updates)
+    return folder
+
+
+def _resolve_method(recipe: Recipe) -> Method:
+    try:
+        return Method.of(recipe)
+    except ValueError as error:
+        raise UserError(f"recipe {recipe.name}: {error}: change the weights of its objective") from error
+
+
+def _open_cache(recipe: Recipe) -> LatentCache | None:
+    return None if recipe.data.cache is None else LatentCache(recipe.data.cache)
+
+
+def _open_model(recipe: Recipe, device: torch.device) -> TextToVideo:
+    # A base that is never trained need not be read in more precision than it computes in.
+    dtype = getattr(torch, recipe.compute.dtype) if recipe.roles == "adapters" else torch.float32
+    return load_model(recipe.model, transformer=recipe.transformer, dtype=dtype, device=device)
+
+
+def _at_cache(sizes: Sizes, cache: LatentCache | None) -> Sizes:
+    """At the size of a cache's clips, which a run takes."""
+    if cache is None:
+        return sizes
+    channels, frames, height, width = cache.latent_shape
+    return replace(sizes, latent_CFHW=(channels, frames, height, width))
+
+
+def _check_facts(recipe: Recipe, facts: ModelFacts, cache: LatentCache | None, device: torch.device) -> None:
+    """`_check_model`, and what a run asks besides."""
+    if cache is None:
+        world_of(facts.settings, recipe.data.world_level, recipe.model)
+    _check_model(recipe, facts, cache, device)
+
+
+def _check_model(
+    recipe: Recipe, facts: ModelFacts, cache: LatentCache | None, device: torch.device | None = None
+) -> None:
+    """Raise UserError for a model that does not go with recipe and cache, by its configs; `device`: and with that."""
+    _refuse_student(recipe, facts.settings)
+    if cache is not None:
+        _check_cache(recipe, cache, facts.sizes)
+    sizes, compute = _at_cache(facts.sizes, cache), recipe.compute
+    if recipe.rollout.half_rate_stages and sizes.frames() % 2 == 0:
+        raise UserError(
+            f"recipe {recipe.name} has half-rate stages and its clips have {sizes.frames()} latent frames, an even "
+            "number: prepare clips of 8 n + 1 frames or set rollout.half_rate_stages=0"
+        )
+    if compute.context > 1:
+        _check_context(recipe, sizes)
+    if compute.attention is not None:
+        sizes.check_attention(compute.attention, compute.context, device)
+    if recipe.roles == "adapters":
+        _check_adapters(recipe, sizes)
+
+
+def _refuse_student(recipe: Recipe, settings: Settings) -> None:
+    if settings.student_timesteps is not None:
+        raise UserError(
+            f"model {recipe.model} is a student, which knows the velocity at its own {len(settings.student_timesteps)} "
+            "timesteps alone: name the model that it was distilled from"
+        )
+
+
+def _check_cache(recipe: Recipe, cache: LatentCache, sizes: Sizes) -> None:
+    """What can be told by shapes; see `check_identity` for the rest."""
+    if not len(cache):
+        raise UserError(f"cache {cache.path} holds no clips: prepare it again")
+    found = (cache.latent_shape[0], dict(cache.condition_shapes))
+    needed = (sizes.latent_CFHW[0], {name: tuple(shape) for name, shape in sizes.conditions.items()})
+    if found != needed:
+        raise UserError(
+            f"cache {cache.path} was prepared with another model (its latents have {found[0]} channels and its prompts "
+            f"{found[1]}, those of {recipe.model} {needed[0]} and {needed[1]}): run `avd prepare` with the model you "
+            "distil"
+        )
+
+
+def _check_context(recipe: Recipe, sizes: Sizes) -> None:
+    ranks = recipe.compute.context
+    sizes.check_context(ranks)
+    strides = (1, 2) if recipe.rollout.half_rate_stages else (1,)
+    lengths = sorted({sizes.tokens(stride) for stride in strides}, reverse=True)
+    if any(length % ranks for length in lengths):
+        raise UserError(
+            f"clips are sequences of {' and '.join(map(str, lengths))} tokens, which compute.context={ranks} does not "
+            "divide: choose another"
+        )
+
+
+def _check_adapters(recipe: Recipe, sizes: Sizes) -> None:
+    rank, targets = recipe.adapters.rank, recipe.adapters.targets
+    largest = sizes.largest_rank(targets)
+    if largest is not None and rank > largest:
+        raise UserError(
+            f"adapters.rank is {rank}, and the narrowest layer that gets an adapter has {largest} features: choose at "
+            f"most {largest}"
+        )
+    if targets is not None:
+        with torch.device("meta"):
+            check_targets(sizes.build().transformer, targets)
+
+
+def _check_interpolator(recipe: Recipe, folder: Path | None, channels: int) -> None:
+    config = None if folder is None else FrameInterpolator.read_config(folder)
+    if not recipe.rollout.half_rate_stages:
+        return
+    if config is None:
+        raise UserError(
+            f"recipe {recipe.name} has half-rate stages and {recipe.model} ships no interpolator: "
+            "train one with `avd train interpolator` or set rollout.half_rate_stages=0"
+        )
+    if config.channels != channels:
+        raise UserError(
+            f"the interpolator {folder} is for latents of {config.channels} channels, and those of {recipe.model} have "
+            f"{channels}: train one with `avd train interpolator --model {recipe.model}`"
+        )
