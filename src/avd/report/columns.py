@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from avd.evaluation.rows import Row
-from avd.evaluation.suite import NumberFormat, Measure
+from avd.evaluation.suite import Measure, NumberFormat
 from avd.evaluation.suites import declared_measures
 
 _COMMON = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
-from avd.evaluation.suite import Clip, NumberFormat, Measure, Prompt, Scores, Shape, Values, share
+from avd.evaluation.suite import Clip, Measure, NumberFormat, Prompt, Scores, Shape, Values, share
 from avd.types import UserError
 from avd.world import World, read_promises, unknown_words
 from avd.world.oracle import OPEN_ATTRIBUTES, ClipScores, diversity, judge_clip, summarise
