@@ -53,7 +53,6 @@ FOREIGN = {
     "WANDB_PROJECT": "Weights & Biases",
     "sampling": "a room",
     "interpolation": "a room of its day, in ADR 2",
-    "training": "a room of its day, in ADR 4",
 }
 """Names of other programs and of earlier days."""
 

@@ -80,7 +80,7 @@ class Follower:
         return self._average.module
 
     def follow(self, student: Trained) -> None:
-        """To be called after each step that the student took."""
+        """Call it after each step that the student takes."""
         self._average.update(student.network, student.steps - 1)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -182,7 +182,10 @@ def _adapters(model: TextToVideo, recipe: Recipe, method: Method, ranks: Ranks) 
 
 
 def _set_up(network: Backbone, compute: ComputeRecipe, ranks: Ranks, *, frozen: bool) -> None:
-    """As `compute` says, in place. `frozen`: weights that no optimizer reads need no more precision than they get."""
+    """Set `network` up as `compute` says, in place.
+
+    `frozen`: weights that no optimizer reads need no more precision than they get.
+    """
     dtype = getattr(torch, compute.dtype)
     network.use_attention(compute.attention)
     if ranks.context is not None:

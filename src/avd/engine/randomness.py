@@ -39,7 +39,7 @@ class UpdateRandom:
     device: torch.device | str = "cpu"
 
     def part(self, samples: slice) -> UpdateRandom:
-        """Those of some of the samples."""
+        """The same random numbers, for some of the samples."""
         return replace(self, samples=self.samples[samples])
 
     def normal(self, *what: int | str, shape: tuple[int, ...]) -> Tensor:

@@ -26,7 +26,7 @@ def code_version() -> str:
 
 
 def machine() -> str:
-    """Such as "x86_64, 2 cores"."""
+    """The processor, for example "x86_64, 2 cores"."""
     return f"{platform.machine()}, {os.cpu_count()} cores"
 
 

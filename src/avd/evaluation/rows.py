@@ -49,7 +49,7 @@ class Row(BaseModel):
     recipe: dict[str, Any] | None
     code_version: str
     machine: str
-    """Such as "x86_64, 2 cores"."""
+    """For example "x86_64, 2 cores"."""
 
     @model_validator(mode="before")
     @classmethod

@@ -70,7 +70,7 @@ class ModelSource:
 def locate(name: str, shipped: Mapping[str, Path], *, fetch: bool = True) -> Path | None:
     """The folder of a shipped model, of a path, or of a hub id, which is fetched where the local cache lacks it.
 
-    Of a hub id that is not to be fetched, None. Raises UserError for what is none of these or cannot be fetched.
+    None for a hub id that is not to be fetched. Raises UserError for what is none of these or cannot be fetched.
     """
     if name in shipped:
         return shipped[name]

@@ -1,6 +1,6 @@
 """Which latents and prompt embeddings belong to which model: a hash over what they were made with.
 
-It reads the first values of every weight of VAE and text encoder. Of a model on disk it reads only those, so it needs
+It reads the first values of every weight of VAE and text encoder. It reads only those of a model on disk, so it needs
 no memory, whatever the size of the text encoder and the precision it would be loaded in.
 """
 

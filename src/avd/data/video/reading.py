@@ -248,7 +248,7 @@ def _pictures_in_time(source: VideoSource, rate: Fraction) -> _Footage:
 def _resample(timed: Iterable[_TimedFrame], rate: Fraction) -> Iterator[av.VideoFrame]:
     """For each tick of `rate`, from the first frame's start to the last one's end, the frame that starts nearest.
 
-    Of two frames equally near, the earlier. Rational times make the choice exact.
+    The earlier of two frames that are equally near. Rational times make the choice exact.
     """
     tick = Fraction(0)
     shown: _TimedFrame | None = None

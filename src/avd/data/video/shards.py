@@ -31,7 +31,7 @@ class TarIndex:
 def index_tar(path: Path) -> TarIndex:
     """Where the files of an archive are. Never raises: what is damaged is listed in `troubles`, the rest is indexed.
 
-    Of two members of one name the later counts, as if they had been unpacked.
+    If two members have one name, the later counts, as if they had been unpacked.
     """
     index = TarIndex()
     end = 0  # of what has been read so far

@@ -98,7 +98,7 @@ class RunWatch:
         self._task.ranks.barrier()
 
     def _best_checkpoints(self, updates: int) -> list[Path]:
-        """Those of at most `updates` updates."""
+        """The best checkpoints after at most `updates` updates."""
         return [path for path in list_checkpoints(self._folder.path / BEST_CHECKPOINT) if _step(path) <= updates]
 
     def _announce_roll_back(self, updates: int, reason: str) -> Decision:

@@ -21,7 +21,7 @@ class WanVelocity(Backbone):
     """A Wan transformer as an `avd.types.Velocity`: noise levels in, float32 velocities out."""
 
     float32_names = frozenset(WanTransformer3DModel._keep_in_fp32_modules or ())
-    """Those that diffusers keeps in float32 when it loads."""
+    """The names that diffusers keeps in float32 when it loads."""
 
     transformer: WanTransformer3DModel
 
