@@ -74,26 +74,6 @@ LOCALS = r"(?:told|asked|here|kept|said)(?:_[A-Z]+)?"
 
 RANKS_METHODS = {"total", "largest", "any", "wait", "whole", "first", "place"}
 
-OWNED: dict[str, set[str]] = {
-    "src/avd/distillation/task.py": {
-        "'sharers': context_size",
-        "'told': reported, named",
-        "name 'sharers': context_size",
-        "name 'told': full; report; fix; again; metrics",
-    },
-    "src/avd/engine/ranks.py": {"'go on': resumes, continues"},
-    "src/avd/engine/run_folder.py": {"'anew': again", "'goes on': resumes, continues"},
-    "src/avd/objectives/adaptive_regression.py": {"'goes on': resumes, continues", "name 'here_S': say what it is"},
-    "src/avd/objectives/source.py": {"'Of ': begin with the noun"},
-    "src/avd/planning/plan.py": {
-        "'Of ': begin with the noun",
-        "'told': reported, named",
-        "name 'told': full; report; fix; again; metrics",
-    },
-    "tests/helpers/cycles.py": {"name 'draws': UpdateRandom, random"},
-}
-"""Exact findings, by file, that wait for the work under way in these files. Remove each as it is fixed."""
-
 
 def prose_faults(text: str) -> list[str]:
     return [f"{found[0]!r}: {better}" for bad, better in PROSE.items() for found in re.finditer(bad, text)]
@@ -153,8 +133,7 @@ def faults_of(path: Path) -> list[str]:
     else:
         lines = enumerate(page_text(path).splitlines(), start=1)
         found = [f"line {number}: {fault}" for number, line in lines for fault in prose_faults(line)]
-    excepted = OWNED.get(str(path.relative_to(ROOT)), set())
-    return [f"{path.relative_to(ROOT)}, {fault}" for fault in found if fault.partition(": ")[2] not in excepted]
+    return [f"{path.relative_to(ROOT)}, {fault}" for fault in found]
 
 
 def paths() -> list[Path]:
@@ -167,15 +146,6 @@ def paths() -> list[Path]:
 def test_the_fields_words_are_used(folder: str) -> None:
     found = [fault for path in paths() if str(path.parent.relative_to(ROOT)) == folder for fault in faults_of(path)]
     assert not found, "\n".join(found)
-
-
-def test_every_exception_is_needed() -> None:
-    needless = []
-    for name, excepted in OWNED.items():
-        source = (ROOT / name).read_text(encoding="utf-8") if (ROOT / name).exists() else ""
-        found = {fault.partition(": ")[2] for fault in python_faults(source)}
-        needless += [f"{name}: {item}" for item in sorted(excepted - found)]
-    assert not needless, "\n".join(needless)
 
 
 def test_ranks_methods_say_what_they_do() -> None:
@@ -243,7 +213,6 @@ SHARED_NAMES = {
     "FAMILY": "each model family's, likewise",
     "FORMAT": "each export format's, likewise",
     "load": "a recipe of a kind; and a Wan folder, which is reached through `FAMILY` alone",
-    "Progress": "of the loop, with metrics; `engine.sources` has it for distillation/run.py, which is being rewritten",
 }
 """Public names that two modules may define, and why."""
 

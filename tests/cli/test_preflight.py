@@ -306,7 +306,7 @@ def test_parts_of_a_batch_may_be_uneven(workshop: Path, tmp_path: Path, capfd: p
     assert avd("distill", "small.yaml", *parts, "--updates", 1, "--output", tmp_path / "run") == 0
     capfd.readouterr()
     assert avd("plan", "small.yaml", *parts) == 0
-    assert "3 a rank, 2 at once" in capfd.readouterr().out
+    assert "3 per rank, 2 at once" in capfd.readouterr().out
     assert avd("plan", "small.yaml", *parts, "--memory", "0.0001GB") == 0
 
 

@@ -16,7 +16,7 @@ from avd.engine.checkpoint import load_checkpoint
 from avd.engine.ranks import Ranks, process_group
 from avd.types import Conditions, UserError
 from helpers.checkpoints import save_checkpoint
-from helpers.cycles import Cycle, draws, make_batch, make_cycle
+from helpers.cycles import Cycle, make_batch, make_cycle, update_random
 from helpers.distill_run import distill, small_recipe, small_task
 
 BF16 = "compute.dtype=bfloat16"
@@ -35,7 +35,7 @@ def test_bfloat16_computes_about_what_float32_does(mode: tuple[str, ...], sharde
     precise = make_cycle(*mode, together=True)
     coarse = make_cycle(*mode, BF16, together=True, ranks=sharded)
     batch = make_batch(precise.recipe)
-    expected, found = precise.run(batch, draws()), coarse.run(batch, draws())
+    expected, found = precise.run(batch, update_random()), coarse.run(batch, update_random())
     for name in ("regression", "temporal", "fake_score", "dm_norm"):
         assert found[name] == pytest.approx(expected[name], rel=0.03)
         assert found[name] != expected[name]  # it is not float32 in disguise
@@ -44,7 +44,7 @@ def test_bfloat16_computes_about_what_float32_does(mode: tuple[str, ...], sharde
 @pytest.mark.parametrize("mode", [(), ADAPTERS], ids=["full", "adapters"])
 def test_trained_weights_and_moments_stay_in_float32(mode: tuple[str, ...], sharded: Ranks) -> None:
     cycle = make_cycle(*mode, BF16, together=True, ranks=sharded)
-    cycle.run(make_batch(cycle.recipe), draws())
+    cycle.run(make_batch(cycle.recipe), update_random())
     roles = cycle.roles
     for network in (roles.student.network, roles.learned["fake_score"].network, roles.average.network):
         assert {p.dtype for p in network.parameters()} == {torch.float32}
@@ -91,7 +91,7 @@ def test_the_average_run_forward_is_the_average_as_it_is_now(sharded: Ranks) -> 
     cycle = make_cycle(BF16, "student.optimizer.learning_rate=1e-2", ranks=sharded, together=True)
     x, sigma, prompt = torch.ones(1, 12, 5, 2, 2), torch.tensor([0.5]), Conditions({"embedding": torch.zeros(1, 7, 64)})
     before = cycle.roles.average.network(x, sigma, prompt)
-    cycle.run(make_batch(cycle.recipe), draws())
+    cycle.run(make_batch(cycle.recipe), update_random())
     assert not torch.equal(cycle.roles.average.network(x, sigma, prompt), before)
 
 
@@ -102,8 +102,8 @@ def test_compiled_blocks_compute_the_same(mode: tuple[str, ...], monkeypatch: py
     plain = make_cycle(*mode)
     compiled = make_cycle(*mode, "compute.compile=true")
     batch = make_batch(plain.recipe)
-    expected = plain.run(batch, draws())
-    assert compiled.run(batch, draws()) == pytest.approx(expected, rel=1e-4)
+    expected = plain.run(batch, update_random())
+    assert compiled.run(batch, update_random()) == pytest.approx(expected, rel=1e-4)
     assert any(block._compiled_call_impl is not None for block in _blocks(compiled))
     torch._dynamo.reset()
 
@@ -124,7 +124,7 @@ def test_eight_bit_moments_are_saved_and_resume(spread: bool, tmp_path: Path, sh
             make_cycle(*options, *([BF16] if spread else []), ranks=ranks, together=True) for _ in range(2)
         )
         batch = make_batch(first.recipe)
-        first.run(batch, draws(0))
+        first.run(batch, update_random(0))
         save_checkpoint(tmp_path, 1, first.roles.student.tensors(), first.roles.student.state(), keep=1)
         _load(second.roles.student, tmp_path)
         moments = [_local(slots["exp_avg"]) for slots in first.roles.student.optimizer.state.values()]

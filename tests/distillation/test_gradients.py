@@ -9,7 +9,7 @@ from torch import Tensor
 from avd.distillation.gradients import TermGradients
 from avd.flow import add_noise, velocity_of, x0_from_velocity
 from avd.objectives.temporal import temporal_regularization
-from helpers.cycles import draws, make_batch, make_cycle
+from helpers.cycles import make_batch, make_cycle, update_random
 
 
 def test_a_gradient_rms_is_the_gradient_of_a_samples_own_loss() -> None:
@@ -70,7 +70,7 @@ def test_a_cycle_tells_the_gradient_rms_of_every_term() -> None:
         return original(name, x)
 
     gradients.on_video = watched  # type: ignore[method-assign]
-    metrics = cycle.run(make_batch(cycle.recipe), draws())
+    metrics = cycle.run(make_batch(cycle.recipe), update_random())
     sample = seen["temporal"]
     (0.3 * temporal_regularization(sample, truncation=-10.0).per_sample_B.mean()).backward()
     assert sample.grad is not None
@@ -85,10 +85,10 @@ def test_a_cycle_tells_the_gradient_rms_of_every_term() -> None:
 
 def test_a_term_left_out_has_no_gradient_rms() -> None:
     cycle = make_cycle("objective.temporal.weight=0", "objective.regression.weight=0")
-    metrics = cycle.run(make_batch(cycle.recipe), draws())
+    metrics = cycle.run(make_batch(cycle.recipe), update_random())
     assert {name for name in metrics if name.endswith("_gradient_rms")} == {"distribution_matching_gradient_rms"}
 
 
 def test_a_truncated_term_gradient_rmss_no_more() -> None:
     cycle = make_cycle("objective.temporal.truncation=100")
-    assert cycle.run(make_batch(cycle.recipe), draws())["temporal_gradient_rms"] == 0.0
+    assert cycle.run(make_batch(cycle.recipe), update_random())["temporal_gradient_rms"] == 0.0

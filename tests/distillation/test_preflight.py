@@ -40,9 +40,9 @@ def test_a_run_is_resolved_without_loading_or_writing(
     monkeypatch.setattr(ModelFiles, "load", None)
     recipe = recipe_for(model, "rollout.half_rate_stages=2", "compute.microbatch=4")
     found = resolve(recipe, tmp_path / "run")
-    assert found.workload == resolve_workload(recipe, 1)
-    assert found.workload.clips_per_rank == 6 and found.workload.microbatch == 4
-    assert found.workload.method == Method.of(recipe) and found.workload.sizes.latent_CFHW == LATENT_SHAPE
+    workload = resolve_workload(recipe, 1)
+    assert workload.clips_per_rank == 6 and workload.microbatch == 4
+    assert workload.method == Method.of(recipe) and workload.sizes.latent_CFHW == LATENT_SHAPE
     assert found.interpolator == model / "interpolator"
     assert found.cache is None and found.world is not None and found.world.size == 16
     assert found.folder.path == tmp_path / "run" and snapshot(tmp_path) == {}
@@ -51,7 +51,8 @@ def test_a_run_is_resolved_without_loading_or_writing(
 def test_every_rank_resolves_by_itself_and_the_first_looks_at_the_folder(model: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     recipe = recipe_for(model)
-    assert resolve(recipe, tmp_path, Launch(1, 2, 1)).workload.clips_per_rank == 3
+    assert resolve(recipe, tmp_path, Launch(1, 2, 1)).cache is None
+    assert resolve_workload(recipe, 2).clips_per_rank == 3
     with pytest.raises(UserError, match="not a run of avd"):
         resolve(recipe, tmp_path, Launch(0, 2, 0))
 
@@ -82,7 +83,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused(
 
 
 def test_what_is_cheap_to_check_comes_first(model: Path, tmp_path: Path) -> None:
-    """Of several mistakes the first to be named is the one that needs the least to be read."""
+    """Among several mistakes the first to be named is the one that needs the least to be read."""
     changes = ["compute.shard=2", "trackers=[wandb]", "data.cache=nowhere", "rollout.half_rate_stages=2"]
     expected = ["compute.shard is 2", "tracker wandb|holds files", "holds files", "no latent cache"]
     (tmp_path / "used").mkdir()

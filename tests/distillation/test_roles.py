@@ -21,7 +21,7 @@ from avd.models.family import load_model
 from avd.models.wan.network import WanVelocity
 from avd.sampling.choose import load_interpolator, make_sampler
 from avd.types import Conditions, UserError
-from helpers.cycles import Cycle, draws, draws_for_exit, make_batch, make_cycle
+from helpers.cycles import Cycle, make_batch, make_cycle, random_for_exit, update_random
 from helpers.distill_run import distill, small_recipe
 from helpers.tiny import LATENT_SHAPE, tiny_interpolator, tiny_model, tiny_source
 
@@ -76,7 +76,7 @@ def test_the_first_cycles_losses_are_the_same_in_both_modes() -> None:
     """Until an update moves them: the student's terms, and what the first fake-score update sees."""
     full, adapters = (make_cycle(*mode, together=True) for mode in ((), ADAPTERS))
     batch = make_batch(full.recipe)
-    found, expected = (cycle.update_student(batch, draws())[1] for cycle in (adapters, full))
+    found, expected = (cycle.update_student(batch, update_random())[1] for cycle in (adapters, full))
     for name in ("distribution_matching", "regression", "temporal", "dm_norm"):
         assert found[name] == pytest.approx(expected[name], rel=1e-5)
 
@@ -93,7 +93,7 @@ def test_the_gradient_of_an_adapter_is_that_of_its_merged_weights() -> None:
         or 0.0
     )
     batch = make_batch(cycle.recipe)
-    cycle.update_student(batch, draws_for_exit(1))
+    cycle.update_student(batch, random_for_exit(1))
 
     full = make_cycle(together=True)
     full.roles.student.network.transformer.load_state_dict(merged(cycle, "student"))  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ def test_the_gradient_of_an_adapter_is_that_of_its_merged_weights() -> None:
         )
         or 0.0
     )
-    full.update_student(batch, draws_for_exit(1))
+    full.update_student(batch, random_for_exit(1))
     layer = "transformer.blocks.0.attn1.to_q"
     down = dict(student.network.named_parameters())[f"{layer}.lora_A.student.weight"]
     expected = 2.0 * full_grads[f"{layer}.weight"] @ down.T  # alpha / rank = 2
@@ -122,7 +122,7 @@ def merged(cycle: Cycle, adapter: str) -> dict[str, Tensor]:
 def test_a_student_step_moves_only_the_students_adapter_and_its_average() -> None:
     cycle = make_cycle(*ADAPTERS)
     before, base = weights(cycle.roles), base_of(cycle.roles)
-    cycle.update_student(make_batch(cycle.recipe), draws())
+    cycle.update_student(make_batch(cycle.recipe), update_random())
     assert changed(cycle.roles, before) == {"student", "average"}
     assert all(torch.equal(p, base[k]) for k, p in base_of(cycle.roles).items())
 
@@ -131,7 +131,7 @@ def test_a_fake_score_step_moves_only_the_fake_scores_adapter() -> None:
     cycle = make_cycle(*ADAPTERS)
     before, base = weights(cycle.roles), base_of(cycle.roles)
     batch = make_batch(cycle.recipe)
-    cycle.update_fake_score([batch.latents_BCFHW], batch.rollout_prompts[0], draws(), 0)
+    cycle.update_fake_score([batch.latents_BCFHW], batch.rollout_prompts[0], update_random(), 0)
     assert changed(cycle.roles, before) == {"fake_score"}
     assert all(torch.equal(p, base[k]) for k, p in base_of(cycle.roles).items())
 
@@ -141,7 +141,7 @@ def test_the_teacher_stays_what_it_was(checkpointing: str) -> None:
     cycle = make_cycle(*ADAPTERS, f"compute.checkpointing={checkpointing}", "rollout.half_rate_stages=2")
     before = velocities(cycle.roles)["teacher"]
     for n in range(2):
-        cycle.run(make_batch(cycle.recipe), draws(n))
+        cycle.run(make_batch(cycle.recipe), update_random(n))
     after = velocities(cycle.roles)
     assert torch.equal(after["teacher"], before)
     assert all(not torch.equal(v, before) for name, v in after.items() if name != "teacher")
@@ -154,7 +154,7 @@ def test_activations_computed_again_change_nothing(mode: tuple[str, ...], checkp
     plain, lean = make_cycle(*mode), make_cycle(*mode, f"compute.checkpointing={checkpointing}")
     batch = make_batch(plain.recipe)
     for n in range(2):
-        assert lean.run(batch, draws(n)) == plain.run(batch, draws(n))
+        assert lean.run(batch, update_random(n)) == plain.run(batch, update_random(n))
     expected = weights(plain.roles)
     for name, found in weights(lean.roles).items():
         assert all(torch.equal(v, expected[name][k]) for k, v in found.items())
@@ -167,7 +167,7 @@ def test_a_batch_in_parts_is_the_batch(mode: tuple[str, ...], half_rate_stages: 
     full, parts = make_cycle(*overrides), make_cycle(*overrides, "compute.microbatch=2")  # of 3: one part is smaller
     batch = make_batch(full.recipe)
     for n in range(3):
-        expected, found = full.run(batch, draws(n)), parts.run(batch, draws(n))
+        expected, found = full.run(batch, update_random(n)), parts.run(batch, update_random(n))
         assert found == pytest.approx(expected, rel=1e-4)
     expected_weights = weights(full.roles)
     for name, network in weights(parts.roles).items():
@@ -179,7 +179,7 @@ def test_a_batch_in_parts_is_the_batch(mode: tuple[str, ...], half_rate_stages: 
 @pytest.mark.parametrize("mode", [(), ADAPTERS], ids=["full", "adapters"])
 def test_what_is_exported_computes_what_the_average_does(mode: tuple[str, ...]) -> None:
     cycle = make_cycle(*mode)
-    cycle.run(make_batch(cycle.recipe), draws())
+    cycle.run(make_batch(cycle.recipe), update_random())
     expected = velocities(cycle.roles)["average"]
     plain = tiny_model().velocity()
     plain.transformer.load_state_dict(cycle.roles.export_average())
@@ -244,12 +244,12 @@ def test_a_chosen_attention_computes_the_same_and_is_chosen_for_that_network_alo
     plain, chosen = (make_cycle(*o) for o in ((), ("compute.attention=_native_math",)))
     assert _AttentionBackendRegistry.get_active_backend() == before
     batch = make_batch(plain.recipe)
-    assert chosen.run(batch, draws()) == pytest.approx(plain.run(batch, draws()), rel=1e-4)
+    assert chosen.run(batch, update_random()) == pytest.approx(plain.run(batch, update_random()), rel=1e-4)
 
 
 def test_roles_do_not_share_what_they_should_not() -> None:
     model = tiny_model()
     before = copy.deepcopy(model.transformer.state_dict())
     cycle = make_cycle()
-    cycle.run(make_batch(cycle.recipe), draws())
+    cycle.run(make_batch(cycle.recipe), update_random())
     assert all(torch.equal(v, before[k]) for k, v in model.transformer.state_dict().items())

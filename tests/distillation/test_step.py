@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from avd.distillation.step import Batch
 from avd.sampling.rollout import Rollout
 from avd.types import Conditions
-from helpers.cycles import BATCH, INTERPOLATOR, Cycle, draws, draws_for_exit, make_batch, make_cycle, networks
+from helpers.cycles import BATCH, INTERPOLATOR, Cycle, make_batch, make_cycle, networks, random_for_exit, update_random
 from helpers.tiny import LATENT_SHAPE
 
 
@@ -57,7 +57,7 @@ def counted(cycle: Cycle) -> Iterator[Counter[str]]:
 def test_a_cycle_with_a_shared_rollout_costs_at_most_27_forwards(exit_stage: int, half_rate_stages: int) -> None:
     cycle = make_cycle("rollout.shared=true", f"rollout.half_rate_stages={half_rate_stages}")
     with counted(cycle) as cost:
-        metrics = cycle.run(make_batch(cycle.recipe), draws_for_exit(exit_stage))
+        metrics = cycle.run(make_batch(cycle.recipe), random_for_exit(exit_stage))
     assert metrics["exit_stage"] == exit_stage
     assert cost == {
         "student": exit_stage + 3 + 3,  # stages before the exit, the exit, regression
@@ -80,13 +80,13 @@ def test_a_cycle_with_fresh_rollouts_costs_at_most_36_forwards_on_average(monkey
     for seed in range(4):
         exits.clear()
         with counted(cycle) as cost:
-            cycle.run(make_batch(cycle.recipe), draws(seed))
+            cycle.run(make_batch(cycle.recipe), update_random(seed))
         assert len(exits) == 5
         assert cost.total() == 28 + sum(exits)  # 35.5 on average, as exits are uniform over 0 to 3: the next test
 
 
 def test_exits_are_uniform() -> None:
-    exits = Counter(draws(n).shared_integer("rollout", 0, "exit", high=4) for n in range(2000))
+    exits = Counter(update_random(n).shared_integer("rollout", 0, "exit", high=4) for n in range(2000))
     assert set(exits) == {0, 1, 2, 3}
     assert all(abs(count - 500) < 5 * (2000 * 0.25 * 0.75) ** 0.5 for count in exits.values())
 
@@ -95,7 +95,7 @@ def test_what_has_no_weight_costs_no_forward() -> None:
     def run(*overrides: str) -> tuple[Counter[str], dict[str, float]]:
         cycle = make_cycle(*overrides)
         with counted(cycle) as cost:
-            metrics = cycle.run(make_batch(cycle.recipe), draws_for_exit(0))
+            metrics = cycle.run(make_batch(cycle.recipe), random_for_exit(0))
         return cost, metrics
 
     full, _ = run()
@@ -120,7 +120,7 @@ def test_what_has_no_weight_costs_no_forward() -> None:
 def test_a_student_update_changes_the_student_its_average_and_the_loss_cache() -> None:
     cycle = make_cycle()
     before = copies(**networks(cycle))
-    cycle.update_student(make_batch(cycle.recipe), draws(0))
+    cycle.update_student(make_batch(cycle.recipe), update_random(0))
     assert changed(cycle, before) == {"student", "average"}
     assert cycle.means.seen_S.any()
     assert all(p.grad is None for network in networks(cycle).values() for p in network.parameters())
@@ -131,7 +131,7 @@ def test_a_fake_score_update_changes_the_fake_score_alone() -> None:
     batch = make_batch(cycle.recipe)
     before = copies(**networks(cycle))
     sample = batch.latents_BCFHW.clone().requires_grad_()
-    cycle.update_fake_score([sample], batch.rollout_prompts[0], draws(), 0)
+    cycle.update_fake_score([sample], batch.rollout_prompts[0], update_random(), 0)
     assert changed(cycle, before) == {"fake_score"}
     assert sample.grad is None and not cycle.means.seen_S.any()
 
@@ -146,7 +146,7 @@ def test_the_teacher_and_the_interpolator_never_change_and_never_receive_gradien
             p.requires_grad_()  # so that a gradient would show if the cycle let one through
             p.register_hook(lambda gradient, name=name: touched.append(name))
     for exit_stage in range(2):
-        cycle.run(make_batch(cycle.recipe), draws_for_exit(exit_stage))
+        cycle.run(make_batch(cycle.recipe), random_for_exit(exit_stage))
     assert "teacher" not in touched and all(p.grad is None for p in cycle.roles.teacher.parameters())
     for name, network in (("teacher", cycle.roles.teacher), ("interpolator", INTERPOLATOR)):
         network.requires_grad_(False).zero_grad(set_to_none=True)
@@ -162,7 +162,7 @@ def test_samples_are_denoised_with_the_prompts_they_were_made_from(shared: bool)
         networks(cycle)[name].register_forward_pre_hook(
             lambda module, args, prompts=prompts: prompts.append(args[2]["embedding"])
         )
-    cycle.run(batch, draws_for_exit(0))
+    cycle.run(batch, random_for_exit(0))
 
     def places(prompts: list[Tensor]) -> list[int]:
         own = [each["embedding"] for each in batch.rollout_prompts]
@@ -189,12 +189,12 @@ def test_a_bad_video_costs_a_student_update_and_no_more() -> None:
     cycle = make_cycle()
     batch = make_batch(cycle.recipe)
     before = copies(**networks(cycle))
-    metrics = cycle.run(poisoned(batch, "video"), draws(0))
+    metrics = cycle.run(poisoned(batch, "video"), update_random(0))
     assert (metrics["skipped_student"], metrics["skipped_fake_score"]) == (1, 0)
     assert changed(cycle, before) == {"fake_score"}
     assert cycle.means.mean_S.isfinite().all()
     assert not cycle.roles.student.optimizer.state
-    metrics = cycle.run(batch, draws(1))
+    metrics = cycle.run(batch, update_random(1))
     assert (metrics["skipped_student"], metrics["skipped_fake_score"]) == (1, 0)
     assert {"student", "average"} <= changed(cycle, before)
     assert all(v.isfinite().all() for network in networks(cycle).values() for v in network.state_dict().values())
@@ -204,10 +204,10 @@ def test_a_bad_sample_is_learnt_by_nobody() -> None:
     cycle = make_cycle()
     batch = make_batch(cycle.recipe)
     before = copies(**networks(cycle))
-    metrics = cycle.run(poisoned(batch, "prompt"), draws(0))
+    metrics = cycle.run(poisoned(batch, "prompt"), update_random(0))
     assert (metrics["skipped_student"], metrics["skipped_fake_score"]) == (1, 5)
     assert changed(cycle, before) == set()
-    assert cycle.run(batch, draws(1))["skipped_fake_score"] == 5
+    assert cycle.run(batch, update_random(1))["skipped_fake_score"] == 5
     assert changed(cycle, before) == {"student", "average", "fake_score"}
 
 
@@ -216,7 +216,7 @@ def test_warmup_counts_steps_taken() -> None:
     batch = make_batch(cycle.recipe)
     rates = []
     for n, spoil in enumerate([False, True, False, False, False, False]):
-        cycle.run(poisoned(batch, "video") if spoil else batch, draws(n))
+        cycle.run(poisoned(batch, "video") if spoil else batch, update_random(n))
         rates.append(cycle.roles.student.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-5, 2e-5, 2e-5, 3e-5, 4e-5, 4e-5])
     unwarmed = cycle.recipe.fake_score.optimizer.learning_rate
@@ -232,7 +232,7 @@ def test_the_gradient_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
         norms.append(torch.cat([p.grad.flatten() for p in student.network.parameters()]).norm().item())
 
     monkeypatch.setattr(student.optimizer, "step", step)
-    metrics = cycle.run(make_batch(cycle.recipe), draws(0))
+    metrics = cycle.run(make_batch(cycle.recipe), update_random(0))
     assert norms == pytest.approx([0.01], rel=1e-3)
     assert metrics["student_grad_norm"] > 0.01
 
@@ -248,7 +248,7 @@ def regression_calls(cycle: Cycle, seed: int) -> tuple[tuple[int, ...], list[flo
         seen.append((tuple(args[0].shape), args[1].tolist(), options.get("frame_stride", 1)))
 
     handle = cycle.roles.student.network.register_forward_hook(record, with_kwargs=True)
-    cycle.run(make_batch(cycle.recipe), draws(seed))
+    cycle.run(make_batch(cycle.recipe), update_random(seed))
     handle.remove()
     return seen[-1]
 
@@ -268,7 +268,7 @@ def test_the_loss_cache_is_kept_per_timestep() -> None:
 
 def test_plain_regression_keeps_no_cache() -> None:
     cycle = make_cycle("objective.regression.adaptive=false")
-    metrics = cycle.run(make_batch(cycle.recipe), draws(0))
+    metrics = cycle.run(make_batch(cycle.recipe), update_random(0))
     assert metrics["regression_weight"] == 1.0 and metrics["regression"] == metrics["regression_plain"]
     assert cycle.step.tensors() == {}
 

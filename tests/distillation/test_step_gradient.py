@@ -8,7 +8,7 @@ from torch import Tensor
 
 from avd.distillation.step import Batch
 from avd.engine.randomness import UpdateRandom
-from helpers.cycles import BATCH, INTERPOLATOR, Cycle, draws_for_exit, make_batch, make_cycle
+from helpers.cycles import BATCH, INTERPOLATOR, Cycle, make_batch, make_cycle, random_for_exit
 from helpers.tiny import LATENT_SHAPE
 
 
@@ -70,10 +70,10 @@ def test_term_by_term_the_gradient_is_that_of_the_full_loss(
     cycle = make_cycle(f"rollout.half_rate_stages={half_rate_stages}", "objective.temporal.weight=1")
     cycle.means.mean_S, cycle.means.seen_S = torch.tensor([2.0, 1.5, 1.2, 1.0]).double(), torch.ones(4).bool()
     batch = make_batch(cycle.recipe)
-    expected = reference_gradient(cycle, batch, draws_for_exit(exit_stage))
+    expected = reference_gradient(cycle, batch, random_for_exit(exit_stage))
     found: list[Tensor] = []
     student = cycle.roles.student
     monkeypatch.setattr(student, "step", lambda: found.extend(p.grad for p in student.network.parameters()) or 0.0)
-    cycle.update_student(batch, draws_for_exit(exit_stage))
+    cycle.update_student(batch, random_for_exit(exit_stage))
     difference = torch.cat([(a - b).flatten() for a, b in zip(found, expected, strict=True)])
     assert difference.norm() <= 1e-6 * torch.cat([b.flatten() for b in expected]).norm()

@@ -109,10 +109,12 @@ def make_batch(recipe: Recipe) -> Batch:
     return Batch(source.latents(range(BATCH)), source.prompts(range(BATCH)), prompts)
 
 
-def draws(update: int = 0, seed: int = 0, count: int = BATCH) -> UpdateRandom:
+def update_random(update: int = 0, seed: int = 0, count: int = BATCH) -> UpdateRandom:
     return UpdateRandom(seed, update, range(count))
 
 
-def draws_for_exit(stage: int, stages: int = 4) -> UpdateRandom:
+def random_for_exit(stage: int, stages: int = 4) -> UpdateRandom:
     """UpdateRandom that send a rollout to `stage`."""
-    return next(d for d in map(draws, range(1000)) if d.shared_integer("rollout", 0, "exit", high=stages) == stage)
+    return next(
+        d for d in map(update_random, range(1000)) if d.shared_integer("rollout", 0, "exit", high=stages) == stage
+    )

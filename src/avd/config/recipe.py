@@ -186,7 +186,7 @@ class Recipe(Section):
     """Everything that decides a run."""
 
     name: str
-    """Of the run, and of its folder unless another is named: no path."""
+    """The run's, and its folder's unless another is named: no path."""
     model: str = "wan-mini"
     transformer: str | None = None
     """A safetensors file to take the transformer's weights from; None: the model's own."""

@@ -69,7 +69,6 @@ class ResolvedRun:
     Its data are the clips of `cache`, or of `world`, which are still to be encoded; the other one is None.
     """
 
-    workload: Workload
     model: TextToVideo
     cache: LatentCache | None
     world: World | None
@@ -83,7 +82,8 @@ def preflight(recipe: Recipe, output: Path, *, resume: bool, launch: Launch) -> 
 
     Raises UserError for whatever a run would refuse, in the order above.
     """
-    method, clips = _resolve_method(recipe), clips_per_rank(recipe.compute, recipe.training.batch, launch.size)
+    method = _resolve_method(recipe)
+    clips_per_rank(recipe.compute, recipe.training.batch, launch.size)  # raises where the ranks do not go with it
     device = pick_device(recipe.compute.device, launch.local)
     for optimizer in (recipe.student.optimizer, *(each.optimizer for each in method.updates.values())):
         check_optimizer(optimizer)
@@ -105,8 +105,7 @@ def preflight(recipe: Recipe, output: Path, *, resume: bool, launch: Launch) -> 
         model.settings = replace(model.settings, **asdict(cache.geometry))  # as are the clips of the student
     interpolator = find_interpolator(model)
     _check_interpolator(recipe, interpolator, model.latent_shape()[0])
-    workload = Workload(recipe, method, _at_cache(facts.sizes, cache), launch.size, clips)
-    return ResolvedRun(workload, model, cache, world, interpolator, folder)
+    return ResolvedRun(model, cache, world, interpolator, folder)
 
 
 def resolve_workload(recipe: Recipe, ranks: int) -> Workload:
@@ -195,7 +194,7 @@ def _refuse_student(recipe: Recipe, settings: Settings) -> None:
 
 
 def _check_cache(recipe: Recipe, cache: LatentCache, sizes: Sizes) -> None:
-    """What can be told by shapes; see `check_identity` for the rest."""
+    """What shapes say; see `check_identity` for the rest."""
     if not len(cache):
         raise UserError(f"cache {cache.path} holds no clips: prepare it again")
     found = (cache.latent_shape[0], dict(cache.condition_shapes))

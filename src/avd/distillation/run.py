@@ -13,14 +13,14 @@ from avd.distillation.preflight import preflight
 from avd.distillation.task import DistillTask
 from avd.engine.loop import Progress, Schedule, run
 from avd.engine.ranks import process_group, read_launch
-from avd.engine.sources import Progress as EncodingProgress
 from avd.engine.sources import encode_world
 from avd.engine.trackers import open_trackers
 from avd.sampling.choose import load_interpolator
+from avd.types import CountProgress
 
 
 def distill_run(
-    recipe: Recipe, output: Path, *, resume: bool, encoding: EncodingProgress, progress: Progress, tell: Tell
+    recipe: Recipe, output: Path, *, resume: bool, encoding: CountProgress, progress: Progress, tell: Tell
 ) -> Path:
     """Distil as `recipe` says in the folder `output`, with as many processes as torchrun started; the student's folder.
 

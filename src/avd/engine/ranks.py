@@ -232,8 +232,8 @@ def shard(network: Backbone, ranks: Ranks, dtype: torch.dtype) -> None:
     mesh = ranks.mesh
     precise = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # The root too lets go of its weights after use: a network that is only run forward, like the average, would go on
-    # with those it gathered the first time.
+    # The root too lets go of its weights after use: a network that is only run forward, like the average, would keep
+    # those it gathered the first time.
     for unit in network.shard_units():
         fully_shard(unit.module, mesh=mesh, mp_policy=precise if unit.float32 else policy, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)

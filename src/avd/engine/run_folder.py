@@ -71,7 +71,7 @@ class RunFolder:
             raise UserError(f"output folder {path} is not writable: change its mode, or name another")
 
     def lock(self) -> None:
-        """Lay the folder out, or, in a run that is resumed, note its recipe anew. Doing it twice does no harm."""
+        """Lay the folder out, or, in a run that is resumed, write its recipe again. Doing it twice does no harm."""
         if not self._owner:
             return
         self.path.mkdir(parents=True, exist_ok=True)

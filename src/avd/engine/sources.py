@@ -15,7 +15,6 @@ from avd.models.settings import Settings
 from avd.types import Conditions, CountProgress, UserError
 from avd.world import Split, World
 
-Progress = CountProgress
 _BATCH = 16
 
 

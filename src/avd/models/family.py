@@ -200,7 +200,7 @@ class ModelFacts:
 
 
 def find_facts(name: str) -> ModelFacts | None:
-    """Of a shipped model, a diffusers folder, a student's folder or a known hub id; of another hub id, None.
+    """Facts of a shipped model, a diffusers folder, a student's folder or a known hub id; of another hub id, None.
 
     Only config files are read, and none is fetched. Raises UserError if there is no such model or no family takes it.
     """

@@ -66,7 +66,7 @@ class Sizes(ABC):
     def attention_flops(self, stride: int = 1) -> int:
         """Operations of one clip's attention, scores and sums; a multiply-add is two."""
 
-    def check_attention(self, backend: str, context: int = 1, here: torch.device | None = None) -> None:
+    def check_attention(self, backend: str, context: int = 1, device: torch.device | None = None) -> None:
         """Raise UserError for an attention backend that the family does not know, that cannot share sequences over
         `context` ranks, or, with a device, that cannot compute a gradient there."""
         raise UserError(f"compute.attention is {backend!r}, and this family has no choice: set it to null")

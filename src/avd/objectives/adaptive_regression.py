@@ -31,13 +31,13 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class LossMeans:
-    """The cache of Eq. 6: one running mean a student timestep, and the weights it gives (Eq. 7).
+    """The cache of Eq. 6: one running mean per student timestep, and the weights it gives (Eq. 7).
 
     A batch may mix timesteps, come in several parts, and be spread over ranks. Each sample is weighed against its own
     timestep's mean; `commit`, once a batch, lets each timestep's mean take one step of Eq. 6 with the average loss of
     the samples that were there. `reduce` adds sums and counts over ranks before the step, so all hold one cache. The
     first samples of a timestep are their own mean: their weight is 1/2. A loss that is not finite leaves no trace in
-    the cache: the step it spoils is skipped, the run goes on.
+    the cache: the step it spoils is skipped, the run continues.
 
     `order` is the paper's "weight_first" (weigh by the mean before this batch) or "update_first", as the authors'
     released code does it: there `weigh` commits first, so a batch must come in one part.
@@ -76,11 +76,11 @@ class LossMeans:
     def commit(self) -> None:
         """One step of Eq. 6 with what was weighed since the last."""
         sum_S, count_S = self.reduce(self._gathered)
-        here_S = count_S > 0
+        present_S = count_S > 0
         loss_S = sum_S / count_S.clamp_min(1)
         before_S = torch.where(self.seen_S, self.mean_S, loss_S)
-        self.mean_S = torch.where(here_S, self.omega * before_S + (1 - self.omega) * loss_S, self.mean_S)
-        self.seen_S = self.seen_S | here_S
+        self.mean_S = torch.where(present_S, self.omega * before_S + (1 - self.omega) * loss_S, self.mean_S)
+        self.seen_S = self.seen_S | present_S
         self._gathered = torch.zeros_like(self._gathered)
 
     def state_dict(self) -> dict[str, Tensor]:

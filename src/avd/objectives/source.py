@@ -89,8 +89,11 @@ class RolloutSource:
     """The clean video of a rollout that exits at a random stage; only the exit stage carries a gradient."""
 
     def passes(self, rollouts: int, *, in_parts: bool) -> tuple[Pass, ...]:
-        """Of `rollouts` per cycle, the first of which is judged. `in_parts`: a rank's clips take several passes, so the
-        exit runs once without a gradient before terms that need the full batch, and again with it."""
+        """Passes of `rollouts` per cycle, the first of which is judged.
+
+        `in_parts`: a rank's clips take several passes, so the exit runs once without a gradient before terms that need
+        the full batch, and again with it.
+        """
         plain = rollouts - 1 + in_parts
         found = [Pass("rollouts, before the exit", "student", rollouts, place="before_exit")]
         if plain:

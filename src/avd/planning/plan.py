@@ -36,7 +36,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one recipe on one machine. Activations are measured when they are first asked for."""
+    """One recipe on one machine. Activations are measured when they are first asked for."""
 
     recipe: Recipe
     machine: Machine
@@ -71,12 +71,12 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """Of a cycle, over all clips of the batch."""
+        """Operations of a cycle, over all clips of the batch."""
         return self.recipe.training.batch * sum(part.flops for part in self.work)
 
     @property
     def seconds(self) -> float:
-        """Of an update, with its fake-score updates."""
+        """Duration of an update, with its fake-score updates."""
         return self.flops / (self.machine.gpus * self.machine.mfu * self.machine.peak_of(self.recipe) * 1e12)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Attention backends of diffusers: which there are, and whether one works here."""
+"""Attention backends of diffusers: which there are, and whether one works device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers.models.attention_dispatch import (
 from avd.types import UserError
 
 
-def check_backend(name: str, context: int, head_dim: int, here: torch.device | None) -> None:
+def check_backend(name: str, context: int, head_dim: int, device: torch.device | None) -> None:
     """Raise UserError for a backend that diffusers does not know, that cannot share sequences over `context` ranks,
     or, with a device, that cannot compute a gradient there. On the device it is tried on a few tokens."""
     known = sorted(each.value for each in AttentionBackendName)
@@ -25,15 +25,15 @@ def check_backend(name: str, context: int, head_dim: int, here: torch.device | N
             f"compute.attention is {name!r}, which cannot share sequences, and compute.context is {context}: "
             f"choose one of {', '.join(sharing)}"
         )
-    if here is None:
+    if device is None:
         return
-    dtype = torch.bfloat16 if here.type == "cuda" else torch.float32
-    q, k, v = (torch.zeros(1, 16, 1, head_dim, dtype=dtype, device=here, requires_grad=True) for _ in range(3))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    q, k, v = (torch.zeros(1, 16, 1, head_dim, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
     try:
         with attention_backend(name):
             dispatch_attention_fn(q, k, v).sum().backward()
     except Exception as error:  # packages that are missing, devices and sizes it was not made for: as each sees fit
         reason = (str(error) or type(error).__name__).partition("\n")[0].rstrip(". ")
         raise UserError(
-            f"compute.attention is {name!r}, which does not work here ({reason}): set it to null"
+            f"compute.attention is {name!r}, which does not work device ({reason}): set it to null"
         ) from error
