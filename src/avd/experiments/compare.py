@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from avd.config import Recipe
 from avd.distillation.run import distill_run
+from avd.engine.randomness import generator_for
 from avd.engine.sources import world_of
 from avd.evaluation.judging import check_model, judge
 from avd.evaluation.rows import Results, Row, read_results, write_results
@@ -143,4 +143,4 @@ def _measured(suite: WorldSuite, contender: _Contender, bars: Bars) -> Row:
 
 def _preview(sampler: Sampler, captions: list[str], seed: int) -> np.ndarray:
     """The sampler's videos of the first captions, for a person to look at."""
-    return sampler.model.decode_video(sampler(captions, torch.Generator().manual_seed(seed)))
+    return sampler.model.decode_video(sampler(captions, generator_for(seed, "preview")))
