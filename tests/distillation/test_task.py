@@ -148,6 +148,13 @@ def test_seed_and_update_decide_the_noise(monkeypatch: pytest.MonkeyPatch) -> No
     assert len({noise(0, 0), noise(1, 0), noise(0, 1), noise(1, 1)}) == 4
 
 
+def test_neighbouring_seeds_share_no_order() -> None:
+    """Videos and prompts of seeds s and s + 1 are four different orders."""
+    tasks = [small_task(small_recipe(f"seed={seed}")) for seed in (0, 1)]
+    orders = [getattr(task, name) for task in tasks for name in ("video_order", "prompt_order")]
+    assert len({tuple(i for _ in range(12) for i in order.next()) for order in orders}) == 4
+
+
 # -- what a run leaves --------------------------------------------------------------------------------------------
 
 

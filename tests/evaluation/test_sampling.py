@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from avd.engine.randomness import derive_seed, generator_for
 from avd.evaluation.sampling import batch_size, sample_clips
 from avd.evaluation.suite import Prompt
 from avd.models.wan.model import VideoModel
@@ -44,7 +45,7 @@ def test_clips_are_written_without_loss_and_read_back_in_order(tmp_path: Path) -
     assert [prompt for batch in painter.prompts for prompt in batch] == [prompt.text for prompt in PROMPTS]
     found = list(samples.clips())
     assert [clip.prompt for clip in found] == PROMPTS
-    generator = torch.Generator().manual_seed(3 * 1_000_003 + 5)
+    generator = generator_for(3, "samples", 5)
     expected = painter.decode_video(torch.randint(40, (5,), generator=generator))
     for clip, frames in zip(found[5:10], expected, strict=True):
         video = clip.read()
@@ -87,7 +88,7 @@ def test_a_lost_file_costs_its_batch(lost: str, tmp_path: Path) -> None:
         next(samples.clips())
     painter = Painter()
     sample_clips(painter, PROMPTS, tmp_path, seed=0, batch=5)
-    assert painter.seeds == [5] and clips_in(tmp_path) == before
+    assert painter.seeds == [derive_seed(0, "samples", 5)] and clips_in(tmp_path) == before
 
 
 def test_what_was_sampled_is_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -114,7 +115,9 @@ def test_processes_share_the_batches(size: int, tmp_path: Path) -> None:
     painters = [Painter() for _ in range(size)]
     for rank, painter in enumerate(painters):
         shared = sample_clips(painter, PROMPTS, tmp_path / "shared", seed=0, batch=2, rank=rank, size=size)
-    assert sorted(seed for painter in painters for seed in painter.seeds) == list(range(0, 12, 2))
+    assert sorted(seed for painter in painters for seed in painter.seeds) == sorted(
+        derive_seed(0, "samples", start) for start in range(0, 12, 2)
+    )
     counts = [len(painter.seeds) for painter in painters]
     assert max(counts) - min(counts) <= 1
     assert clips_in(tmp_path / "shared") == clips_in(tmp_path / "alone")

@@ -73,9 +73,13 @@ class DistillTask:
         model.drop("text_encoder", "vae")  # all is latents and embeddings by now
         self.video_order, self.prompt_order = (
             BatchOrder(
-                len(source), len(self.samples), recipe.seed + i, rank=ranks.data_rank, world_size=ranks.data_size
+                len(source),
+                len(self.samples),
+                derive_seed(recipe.seed, what),
+                rank=ranks.data_rank,
+                world_size=ranks.data_size,
             )
-            for i in range(2)
+            for what in ("video order", "prompt order")
         )
         self.roll_backs = 0
         """How often the run was sent back; decides the noise from there on."""

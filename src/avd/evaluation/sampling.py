@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from avd.data import Video
+from avd.engine.randomness import generator_for
 from avd.evaluation.suite import Clip, Prompt
 from avd.files import read_text, write_atomically
 from avd.models.family import TextToVideo
@@ -154,7 +154,7 @@ def sample_clips(
 
 def _sample_batch(sampler: Sampler, samples: Samples, start: int) -> None:
     indices = samples.indices(start)
-    generator = torch.Generator().manual_seed(samples.seed * 1_000_003 + start)
+    generator = generator_for(samples.seed, "samples", start)
     began = time.perf_counter()
     latents = sampler([samples.prompts[i].text for i in indices], generator)
     seconds = time.perf_counter() - began

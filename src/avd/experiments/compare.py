@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from avd.config import Recipe
 from avd.distillation.preflight import preflight
 from avd.distillation.run import distill_run
+from avd.engine.randomness import generator_for
 from avd.engine.ranks import read_launch
 from avd.engine.run_folder import check_same_recipe
 from avd.engine.sources import world_of
@@ -160,4 +160,4 @@ def _measured(suite: WorldSuite, contender: _Contender, bars: Bars) -> Row:
 
 def _preview(sampler: Sampler, captions: list[str], seed: int) -> np.ndarray:
     """The sampler's videos of the first captions, for a person to look at."""
-    return sampler.model.decode_video(sampler(captions, torch.Generator().manual_seed(seed)))
+    return sampler.model.decode_video(sampler(captions, generator_for(seed, "preview")))
