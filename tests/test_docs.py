@@ -16,6 +16,9 @@ from pydantic import BaseModel
 
 from avd.cli.main import app
 from avd.config import COMMANDS, Recipe, load_recipe, shipped_recipes
+from avd.methods.method import Method
+from helpers.command import avd
+from helpers.pages import as_on_page, console_blocks
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
@@ -125,3 +128,18 @@ def test_relative_links_resolve(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
     files = {link.partition("#")[0] for link in links if "://" not in link and not link.startswith("#")}
     assert sorted(file for file in files if not (page.parent / file).exists()) == []
+
+
+def test_the_methods_shown_are_those_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """If not: `python tests/helpers/pages.py docs/recipes.md`."""
+    assert avd("methods") == 0
+    assert as_on_page(capfd.readouterr().out) == console_blocks(RECIPES_PAGE)["avd methods"]
+
+
+@pytest.mark.parametrize(("column", "shared"), [(1, "true"), (2, "false")])
+def test_the_cost_of_a_cycle_is_what_its_method_declares(column: int, shared: str) -> None:
+    passes = Method.of(load_recipe("avd", [f"rollout.shared={shared}"])).passes()
+    least, mean, most = (sum(each.forwards(exit_stage) for each in passes) for exit_stage in (0, 1.5, 3))
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    (line,) = (line for line in page.splitlines() if line.startswith("| **range; average**"))
+    assert line.split("|")[column + 1].strip(" *") == f"{least:g} to {most:g}; {mean:g}"

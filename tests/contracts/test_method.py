@@ -190,44 +190,25 @@ def test_every_term_says_what_it_is() -> None:
         assert term.name == name and term.about and term.paper and not term.about.endswith(".")
 
 
-TOY = '''\
-"""The student's clean video is to be dark."""
-
-from avd.objectives.source import RolloutSource
-from avd.objectives.term import Stateless, Term, TermSection
-from avd.types import LossTerm
-
-
-class DarkRecipe(TermSection):
-    floor: float = 0.0
-
-
-def _make(section, setting):
-    def loss(sample):
-        return LossTerm("dark", (sample.output_BCFHW - section.floor).square().flatten(1).mean(1))
-
-    return Stateless(loss)
-
-
-TERM = Term("dark", "square of the student's samples", "nobody", DarkRecipe, lambda section: RolloutSource(), _make)
-'''
-RECIPE = """\
-about: Darkness alone.
-extends: dmd
-name: dark
+PAGE = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
+FAST = """\
 model: tiny
-objective: {distribution_matching: {weight: 0.0}, dark: {weight: 1.0, floor: -1.0}}
 data: {world_clips: 4}
 training: {updates: 1, batch: 2, sample_every: 0}
 monitors: {every: 0}
 """
 
 
+def block(language: str) -> str:
+    """The first block of code in a language on the page."""
+    return PAGE.read_text(encoding="utf-8").partition(f"```{language}\n")[2].partition("```")[0]
+
+
 def test_a_term_is_one_file_and_a_recipe(tmp_path: Path) -> None:
-    """Distilled, planned and listed, by the command line, and nothing else is touched."""
+    """The page's example: distilled, planned and listed by the command line, and nothing else is touched."""
     (tmp_path / "terms").mkdir()
-    (tmp_path / "terms" / "dark.py").write_text(TOY)
-    (tmp_path / "dark.yaml").write_text(RECIPE)
+    (tmp_path / "terms" / "dark.py").write_text(block("python"))
+    (tmp_path / "dark.yaml").write_text(block("yaml") + FAST)
     tiny_model().save(tmp_path / "tiny")
     code = (
         "import sys, avd.objectives; avd.objectives.__path__.append('terms'); "
