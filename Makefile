@@ -1,10 +1,17 @@
 # Run `make` to see what there is. PYTHON picks the interpreter that .venv is made with (3.11 or newer).
 .DEFAULT_GOAL := help
-.PHONY: help demo test same golden lint format clean
+.PHONY: help demo test quick same golden lint format clean
 
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+QUICK := tests/objectives tests/methods tests/sampling/test_rollout.py tests/sampling/test_teacher.py tests/measures \
+	tests/distillation/test_step.py tests/distillation/test_step_gradient.py tests/distillation/test_gradients.py \
+	tests/distillation/monitoring/test_alarms.py tests/distillation/monitoring/test_statistics.py tests/engine/test_loop.py \
+	tests/engine/test_checkpoint.py tests/engine/test_randomness.py tests/engine/test_ema.py tests/engine/test_run_folder.py \
+	tests/data/test_batches.py tests/data/test_cache.py tests/evaluation/test_rows.py tests/models/test_interpolator.py \
+	tests/test_config.py tests/test_files.py tests/test_flow.py tests/test_imports.py tests/test_layout.py tests/test_sizes.py \
+	tests/test_unused.py tests/test_words.py tests/test_docs.py tests/contracts/test_suite.py
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +21,9 @@ demo: $(STAMP) ## Distil the built-in miniature, measure it, write runs/demo/rep
 
 test: $(STAMP) ## Run the tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
+
+quick: $(STAMP) ## Run the core's tests: maths, step, methods, engine, files, and the checks of the code (about a minute)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile $(QUICK)
 
 same: $(STAMP) ## Compare the numbers with those of commit REF, byte for byte: make same REF=main [ONLY=dmd]
 	@PYTHONPATH=src:tests $(VENV)/bin/python tools/same.py "$(REF)" "$(ONLY)"

@@ -1,4 +1,4 @@
-"""Attention backends of diffusers: which there are, and whether one works device."""
+"""Attention backends of diffusers: which there are, and whether one works here."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def check_backend(name: str, context: int, head_dim: int, device: torch.device |
     except Exception as error:  # packages that are missing, devices and sizes it was not made for: as each sees fit
         reason = (str(error) or type(error).__name__).partition("\n")[0].rstrip(". ")
         raise UserError(
-            f"compute.attention is {name!r}, which does not work device ({reason}): set it to null"
+            f"compute.attention is {name!r}, which does not work here ({reason}): set it to null"
         ) from error
