@@ -25,12 +25,14 @@ from helpers.distill_run import distill, small_recipe
 from helpers.tiny import tiny_model
 
 UPDATES = 4
+AVD = ("distribution_matching", "temporal", "regression")
 RUNS = {
     "full": (),
     "adapters": ("roles=adapters", "adapters.rank=4"),
     "parts": ("compute.microbatch=1", "training.batch=4", "rollout.shared=false", "compute.checkpointing=full"),
     "replicated": ("compute.shard=1",),
     "context": ("compute.context=2", "name=tall"),
+    "consistency": (*(f"objective.{name}.weight=0" for name in AVD), "objective.consistency.weight=1"),
 }
 
 
@@ -117,7 +119,7 @@ def test_copies_are_saved_once(together: Path) -> None:
     assert not load_file(newest / "tensors-00001-of-00002.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["full", "adapters"])
+@pytest.mark.parametrize("kind", ["full", "adapters", "consistency"])
 def test_what_two_processes_saved_one_resumes_with(kind: str, together: Path, alone: Path, tmp_path: Path) -> None:
     run, recipe = tmp_path / "run", small_recipe(*RUNS[kind])
     shutil.copytree(together / kind, run)

@@ -56,7 +56,7 @@ def consistency(
         wanted = x0_from_velocity(stepped, target(stepped, below_B), below_B)
     square = (found - wanted).square()
     each = square if distance == "square" else (square + _HUBER**2).sqrt() - _HUBER
-    metrics = {"consistency_rms": square.detach().mean().sqrt().item()}
+    metrics = {"consistency_square": square.detach().mean().item()}  # a mean, so parts of a batch add up
     return LossTerm("consistency", each.flatten(1).mean(1), metrics)
 
 
