@@ -27,7 +27,6 @@ WAYS = {
     "full": (),
     "adapters": ("roles=adapters", "adapters.rank=4"),
     "in parts": ("compute.microbatch=2",),
-    "fresh rollouts": ("rollout.shared=false",),
 }
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES)
@@ -134,6 +133,14 @@ def test_declared_passes_are_those_of_a_real_step(recipe: str, way: str) -> None
         for each in cycle.step.method.passes(in_parts=way == "in parts"):
             declared[each.network] += each.forwards(exit_stage)  # type: ignore[assignment]
         assert count_forwards(cycle, exit_stage) == pytest.approx(declared)
+
+
+@each_recipe
+def test_a_batch_in_parts_measures_what_the_full_one_does(recipe: str) -> None:
+    full, parts = make_cycle(recipe=recipe), make_cycle(*WAYS["in parts"], recipe=recipe)
+    batch = make_batch(full.recipe)
+    expected = full.run(batch, random_for_exit(1))
+    assert parts.run(batch, random_for_exit(1)) == pytest.approx(expected, rel=1e-4)
 
 
 # -- resume -------------------------------------------------------------------------------------------------------
