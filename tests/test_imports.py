@@ -41,6 +41,10 @@ FAMILY_NAME = re.compile(r"(?<![A-Za-z])wan(?![a-z])|Wan(?![a-z])|WAN(?!DB)")
 FAMILY_ROOMS = ("avd.models.wan", "avd.miniature")
 ALLOWED_NAMES = sorted(["wan-mini", *shipped_recipes()], key=len, reverse=True)
 
+TRAINING_ROOMS = {"engine", "distillation", "miniature", "methods", "objectives", "config"}
+WITHOUT_TRAINING = ("avd.sampling", "avd.models", "avd.cli.generate")
+"""What people run who only make videos: none of it loads training code."""
+
 MODEL_LIBRARIES = {"diffusers", "transformers"}
 MODEL_LIBRARY_USERS = ("avd.models", "avd.miniature", "avd.export")
 
@@ -79,6 +83,8 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
                 continue  # a name such as `avd.__version__`; a room without a level is reported for its own files
             if other != room and HEIGHT[other] >= HEIGHT[room]:
                 found.append(f"{module} imports {target}, which is not below it")
+            if other in TRAINING_ROOMS and module.startswith(WITHOUT_TRAINING):
+                found.append(f"{module} imports {target}; making videos needs no training code")
             if room == "objectives" and other not in {"objectives", "section", "flow", "types"}:
                 found.append(f"{module} imports {target}; objectives know only section, flow and types")
         elif library in MODEL_LIBRARIES and not module.startswith(MODEL_LIBRARY_USERS):
@@ -168,6 +174,8 @@ def test_the_family_check_allows(source: str) -> None:
         ("avd.world.oracle", "from ..engine import loop"),
         ("avd.models.interpolator", "import avd.sampling"),
         ("avd.types", "from avd.flow import to_velocity"),
+        ("avd.sampling.choose", "from avd.methods.method import Method"),
+        ("avd.cli.generate", "def late():\n    from avd.engine.ranks import process_group"),
         ("avd.engine.loop", "def late():\n    from avd.report import write_report"),
         ("avd.objectives.temporal", "from avd.files import write_text"),
         ("avd.engine.loop", "import diffusers"),

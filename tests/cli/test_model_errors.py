@@ -63,6 +63,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "sides that do not fit": (SETTINGS_FILE, {"height": 20}, "multiples of 16"),
     "backwards in time": (SETTINGS_FILE, {"fps": -1}, "fps is -1"),
     "guidance in words": (SETTINGS_FILE, {"guidance": "x"}, "guidance is 'x'"),
+    "guidance past all floats": (SETTINGS_FILE, {"guidance": 10**400}, "guidance is 1000"),
     "no shift": (SETTINGS_FILE, {"shift": 0}, "shift is 0"),
     "half rate past the end": (SETTINGS_FILE, {**STUDENT, "half_rate_stages": 9}, "is 9, not a whole number from 0 to"),
     "half rate of a teacher": (SETTINGS_FILE, {"half_rate_stages": 1}, "half_rate_stages is 1"),

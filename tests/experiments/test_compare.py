@@ -82,6 +82,16 @@ def test_a_lost_row_is_measured_again_to_the_same_values(output: Path, recipes: 
     assert sum(a.seconds_per_video != b.seconds_per_video for a, b in zip(after, before, strict=True)) <= 1
 
 
+def test_what_is_there_with_another_budget_is_refused(output: Path, recipes: list[Recipe]) -> None:
+    before = snapshot(output)
+    training = recipes[0].training.model_copy(update={"updates": 2})
+    with pytest.raises(UserError, match="is finished, after 1 updates, not 2"):
+        run([recipes[0].model_copy(update={"training": training})], output)
+    with pytest.raises(UserError, match="is over 3 clips, not 2"):
+        run_comparison(recipes, output, clips=2, repeats=0, half_rate=True, bars=ui.bars, say=lambda line: None)
+    assert snapshot(output) == before
+
+
 def test_a_model_whose_clips_are_not_the_worlds_is_refused_before_anything_is_made(
     recipes: list[Recipe], tmp_path: Path
 ) -> None:

@@ -113,6 +113,20 @@ def test_parts_of_a_batch_take_less_and_keep_gradients_between_them() -> None:
     assert parts.flops > full.flops  # the exit stage runs once more
 
 
+def test_the_students_graph_on_data_waits_for_the_teacher_in_parts_too() -> None:
+    full, parts = (
+        plan_for(load_recipe("lcm", ["compute.device=cpu", f"training.batch={batch}", f"compute.microbatch={part}"]))
+        for batch, part in ((2, "null"), (8, "2"))
+    )
+    for network in ("teacher", "target"):
+        alone, later = (
+            next(moment for moment in plan.moments if moment.name == f"{network}'s forward") for plan in (full, parts)
+        )
+        assert later.activations == alone.activations > 0
+        assert (alone.gradients, later.gradients) == (0, 4 * parts.parameters.network)
+    assert parts.resident.average == 2 * 4 * parts.parameters.network  # the average and the target
+
+
 def test_the_optimizers_step_may_be_the_peak() -> None:
     """With few tokens per step, AdamW's copies of all tensors are more than the activations."""
     plan = plan_for(load_recipe("avd", ["training.batch=1", "objective.regression.weight=0"]))

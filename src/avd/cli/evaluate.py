@@ -49,6 +49,7 @@ def evaluate(
     """
     from avd.config import ComputeRecipe
     from avd.engine.ranks import process_group
+    from avd.evaluation.provenance import recipe_of
     from avd.evaluation.rows import Results, write_results
     from avd.evaluation.suites import make_suite
     from avd.files import check_can_make
@@ -67,6 +68,7 @@ def evaluate(
         sampled = None
         if not is_videos:
             clips_folder = samples or json.with_name(f"{json.stem}-samples")
+            recipe_of(what)  # raises where it cannot be read, before hours of sampling
             sampler = _open_sampler(what, ranks, half_rate, steps, guidance)
             sampled = _sample(judging, what, sampler, clips_folder, seed, ranks)
         if ranks.is_main:

@@ -68,7 +68,7 @@ else:
 
 
 class AdaptersRecipe(Section):
-    """LoRA of the student and of the fake score, used with `roles: adapters`."""
+    """LoRA of the student, its average and the auxiliaries, used with `roles: adapters`."""
 
     rank: int = Field(64, ge=1, le=65_536)
     alpha: float = Field(64.0, gt=0, le=1e6)
@@ -192,7 +192,7 @@ class Recipe(Section):
     """A safetensors file to take the transformer's weights from; None: the model's own."""
     seed: int = Field(0, ge=0, le=MOST_SEED)
     roles: Literal["full", "adapters"] = "full"
-    """full: three full models; adapters: one frozen base, the student and the fake score its LoRA adapters."""
+    """full: a full model per role; adapters: one frozen base, of which every other role is a LoRA adapter."""
     adapters: AdaptersRecipe = AdaptersRecipe()
     data: DataRecipe = DataRecipe()
     rollout: RolloutRecipe = RolloutRecipe()

@@ -12,6 +12,8 @@ import yaml
 
 from avd import __version__
 from avd.engine.run_folder import RECIPE_FILE
+from avd.files import read_text
+from avd.types import UserError
 
 
 def code_version() -> str:
@@ -31,6 +33,14 @@ def machine() -> str:
 
 
 def recipe_of(name: str) -> dict[str, Any] | None:
-    """The recipe of the run that a student's folder lies in, if it lies in one."""
+    """The recipe of the run that a student's folder lies in, if it lies in one. Raises UserError if it is damaged."""
     path = Path(name).parent / RECIPE_FILE
-    return yaml.safe_load(path.read_text()) if Path(name).is_dir() and path.exists() else None
+    if not (Path(name).is_dir() and path.exists()):
+        return None
+    try:
+        recipe = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path} is no recipe of avd: restore it, or move the student out of the run's folder")
+    return recipe

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from avd.config import Recipe
+from avd.config import Recipe, load_recipe
 from avd.distillation.preflight import preflight
 from avd.distillation.run import distill_run
 from avd.engine.randomness import generator_for
 from avd.engine.ranks import read_launch
-from avd.engine.run_folder import check_same_recipe
+from avd.engine.run_folder import RECIPE_FILE, check_same_recipe
 from avd.engine.sources import world_of
 from avd.evaluation.judging import check_model, judge
 from avd.evaluation.rows import Results, Row, read_results, write_results
@@ -107,6 +107,9 @@ def _check_run(recipe: Recipe, run: Path, recipes: Sequence[Recipe]) -> None:
         raise UserError(f"two of the recipes are called {recipe.name} and differ: give each a name of its own")
     if (run / "student").exists():
         check_same_recipe(run, recipe)
+        done, updates = load_recipe(str(run / RECIPE_FILE)).training.updates, recipe.training.updates
+        if done != updates:
+            raise UserError(f"run {run} is finished, after {done} updates, not {updates}: name another output folder")
     else:
         preflight(recipe, run, resume=run.exists(), launch=read_launch(os.environ))
 
@@ -155,7 +158,10 @@ def _measured(suite: WorldSuite, contender: _Contender, bars: Bars) -> Row:
         )
         write_results(file, Results(rows=[row]))
         samples.remove()
-    return read_results(file).rows[0]
+    row = read_results(file).rows[0]
+    if row.videos != suite.clips:
+        raise UserError(f"{file} is over {row.videos} clips, not {suite.clips}: remove it, or keep to its clips")
+    return row
 
 
 def _preview(sampler: Sampler, captions: list[str], seed: int) -> np.ndarray:

@@ -41,7 +41,7 @@ def temporal_regularization(
 ) -> LossTerm:
     """The loss of a batch, the same value for each of its samples, as the expectation stands inside the logarithm.
 
-    Below `truncation` the loss is constant and its gradient zero. `expectation` takes the mean of a (B,) tensor; where
+    Below `truncation` the loss is constant and its gradient zero. `global_mean` takes the mean of a (B,) tensor; where
     a batch is spread over ranks, over all of them.
     """
     variance = global_mean(frame_variance(x_BCFHW))

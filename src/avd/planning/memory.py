@@ -1,9 +1,10 @@
 """Memory of one rank: what stays, and what each moment of a cycle adds to it.
 
 What stays is arithmetic on parameter counts, as `distillation.roles` keeps them: trained weights, their gradients and
-AdamW's moments in float32 (moments of 8 bits: a byte each, and a float32 for every 256), the average in float32, frozen
-weights in the dtype of the arithmetic; all of it divided over `compute.shard` ranks. A moment of the cycle adds the
-activations of its passes, measured by `planning.activations`, the weights that are gathered for it, and gradients.
+AdamW's moments in float32 (moments of 8 bits: a byte each, and a float32 for every 256), averages of the student in
+float32, frozen weights in the dtype of the arithmetic; all of it divided over `compute.shard` ranks. A moment of the
+cycle adds the activations of its passes, measured by `planning.activations`, the weights that are gathered for it, and
+gradients.
 """
 
 from __future__ import annotations
@@ -133,13 +134,15 @@ class Account:
         learning = self._measure(self._part, gradient=True)
         found: list[Moment] = []
         had = 0.0 if self._one_part else self._gradients
-        waiting = learning.saved if self._one_part else 0.0  # the student's graph, until its gradient is known
         for source in self._method.sources:
+            on_data = isinstance(source, DataSource)  # whose parts are judged, and their graphs walked, one by one
+            waiting = learning.saved if self._one_part or on_data else 0.0  # the student's graph, until it is walked
+            gradients = had if on_data else 0.0  # a rollout is judged before the first gradient
             judges = [each for term in self._method.judging(source) for each in term.term.passes(term.section)]
             for network, count in {each.network: each.count for each in judges if not each.learns}.items():
                 forward = self._measure(round(count * self._part), gradient=False, adapted=network != "teacher")
                 gathered = self._gathered(learning=False)
-                found.append(Moment(f"{_title(network)}'s forward", waiting + forward.peak, gathered=gathered))
+                found.append(Moment(f"{_title(network)}'s forward", waiting + forward.peak, gradients, gathered))
             title = source.name if isinstance(source, DataSource) else "student"
             found.append(self._backward(f"{title}'s backward", learning, had))
             had = self._gradients
