@@ -50,7 +50,7 @@ MISTAKES = {
     "missing model": (f"generate nowhere {PROMPT} -o new.mp4", "no model nowhere"),
     "missing model of a recipe": ("distill small.yaml -o new --set model=nowhere", "no model nowhere"),
     "missing hub model": (f"generate nobody/nothing {PROMPT} -o new.mp4", "nobody/nothing cannot be loaded"),
-    "folder that is no model": (f"generate clips {PROMPT} -o new.mp4", "clips is no diffusers folder"),
+    "folder that is no model": (f"generate clips {PROMPT} -o new.mp4", "clips is not a diffusers folder"),
     "model of another kind": (
         f"generate foreign {PROMPT} -o new.mp4",
         "foreign holds a pipeline of class 'StableDiffusionPipeline'",
@@ -90,7 +90,7 @@ MISTAKES = {
     # run folders
     "run there already": ("distill small.yaml -o run", "run already holds a run", "--resume"),
     "somebody's folder": ("distill small.yaml -o clips", "clips holds files that are not a run"),
-    "somebody's folder, resumed": ("distill small.yaml -o clips --resume", "not a run of avd"),
+    "somebody's folder, resumed": ("distill small.yaml -o clips --resume", "not an avd run"),
     "file as output": ("distill small.yaml -o small.yaml", "small.yaml is a file"),
     "output below a file": ("distill small.yaml -o small.yaml/run", "small.yaml is a file"),
     "resume of nothing": ("distill small.yaml -o rnu --resume", "no run rnu to resume"),
@@ -99,7 +99,7 @@ MISTAKES = {
         "began with student.ema = 0.95",
     ),
     "resume with another seed": ("distill small.yaml -o run --resume --seed 5", "began with seed = 0, now it is 5"),
-    "resume to fewer updates": ("distill small.yaml -o run --resume --updates 1", "has 2 updates behind it"),
+    "resume to fewer updates": ("distill small.yaml -o run --resume --updates 1", "has done 2 updates already"),
     "corrupt checkpoint": ("distill small.yaml -o cut-run --resume --updates 3", str(CHECKPOINT), "move it away"),
     "corrupt state": ("distill small.yaml -o cut-state --resume --updates 3", str(CHECKPOINT), "is damaged"),
     # caches
@@ -131,7 +131,7 @@ MISTAKES = {
     "folder of prompts": ("generate student --prompts clips -o new.mp4", "clips"),
     "video there already": (f"generate student {PROMPT} -o clips/000000.mp4", "000000.mp4 exists already"),
     "one of several videos there": (f"generate student {PROMPT} --count 2 -o mine.mp4", "mine-1.mp4 exists already"),
-    "not an MP4": (f"generate student {PROMPT} -o new.gif", "new.gif is no MP4 file"),
+    "not an MP4": (f"generate student {PROMPT} -o new.gif", "new.gif is not an MP4 file"),
     "video below a file": (f"generate student {PROMPT} -o small.yaml/new.mp4", "small.yaml is a file"),
     "guidance of a student": (f"generate student {PROMPT} --guidance 4 -o new.mp4", "leave --guidance out"),
     "half rate of a teacher": (f"generate tiny {PROMPT} --half-rate -o new.mp4", "half rate is for students"),
