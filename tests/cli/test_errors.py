@@ -80,7 +80,7 @@ MISTAKES = {
         "tiny/vae/diffusion_pytorch_model.safetensors",
     ),
     "solver of a student": (f"generate student --solver unipc {PROMPT} -o new.mp4", "leave --solver out"),
-    "damaged settings": (f"generate cut-settings {PROMPT} -o new.mp4", "avd.json is no settings file"),
+    "damaged settings": (f"generate cut-settings {PROMPT} -o new.mp4", "avd.json is not an avd settings file"),
     "damaged interpolator": ("distill small.yaml -o new --set model=cut-interpolator", "interpolator", "is damaged"),
     "model whose clips the world cannot draw": (
         "distill small.yaml -o new --set model=wide",
@@ -89,7 +89,7 @@ MISTAKES = {
     ),
     # run folders
     "run there already": ("distill small.yaml -o run", "run already holds a run", "--resume"),
-    "somebody's folder": ("distill small.yaml -o clips", "clips holds files that are not a run"),
+    "somebody's folder": ("distill small.yaml -o clips", "clips holds files that are not an avd run"),
     "somebody's folder, resumed": ("distill small.yaml -o clips --resume", "not an avd run"),
     "file as output": ("distill small.yaml -o small.yaml", "small.yaml is a file"),
     "output below a file": ("distill small.yaml -o small.yaml/run", "small.yaml is a file"),
@@ -145,7 +145,7 @@ MISTAKES = {
         "foreign holds a pipeline of class 'StableDiffusionPipeline'",
         "wan (WanPipeline)",
     ),
-    "plan of damaged settings": ("plan small.yaml --model cut-settings", "avd.json is no settings file"),
+    "plan of damaged settings": ("plan small.yaml --model cut-settings", "avd.json is not an avd settings file"),
     "plan of a missing cache": ("plan small.yaml --set data.cache=nowhere", "no latent cache at nowhere"),
     "memory that is none": ('plan small.yaml --memory "80 potatoes"', "--memory is '80 potatoes'", "80GB"),
     "no memory": ("plan small.yaml --memory 0GB", "--memory is '0GB'"),
