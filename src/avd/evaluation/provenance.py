@@ -33,7 +33,7 @@ def machine() -> str:
 
 
 def recipe_of(name: str) -> dict[str, Any] | None:
-    """The recipe of the run that a student's folder lies in, if it lies in one. Raises UserError if it is damaged."""
+    """The recipe of the run whose folder holds the student, if there is one. Raises UserError if it is damaged."""
     path = Path(name).parent / RECIPE_FILE
     if not (Path(name).is_dir() and path.exists()):
         return None
