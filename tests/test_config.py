@@ -103,7 +103,7 @@ def test_a_file_takes_its_kind_from_the_recipe_it_extends(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("updates: 5", "is for `avd distill` (it says no kind), not for `avd train teacher`: write kind: teacher"),
+        ("updates: 5", "is for `avd distill` (it states no kind), not for `avd train teacher`: write kind: teacher"),
         ("extends: avd", "is for `avd distill`"),
         ("extends: vae", "is for `avd train vae` (its kind is vae)"),
         ("kind: studnet", "is of kind studnet: known are vae, teacher, interpolator"),

@@ -20,7 +20,7 @@ STUDENT = {"student_timesteps": [1000, 900, 757, 522]}
 
 CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
     # which family it is
-    "another family": (INDEX, {"_class_name": "LTXPipeline"}, "'LTXPipeline', of no family known here: there are wan"),
+    "another family": (INDEX, {"_class_name": "LTXPipeline"}, "'LTXPipeline', which no family handles: known are wan"),
     "another pipeline": (INDEX, {"_class_name": "WanImageToVideoPipeline"}, "'WanImageToVideoPipeline'"),
     "no family": (INDEX, {"_class_name": None}, "class None"),
     "a list for a family": (INDEX, {"_class_name": ["WanPipeline"]}, "class ['WanPipeline']"),
@@ -123,7 +123,7 @@ def test_what_cannot_be_is_one_line(change: str, model: Path, refused: Callable[
 def test_what_is_no_json_object_is_one_line(file: str, text: str, model: Path, refused: Callable[[Path], str]) -> None:
     (model / file).write_text(text)
     message = refused(model)
-    assert file in message or "is no settings file of avd" in message, message
+    assert file in message or "is not an avd settings file" in message, message
 
 
 @pytest.mark.parametrize(("file", "layers"), [(TRANSFORMER, 900), (TEXT, 900)], ids=["transformer", "text encoder"])

@@ -82,11 +82,15 @@ RUNS = {
     "a cache of words": ("--data cache-words", "manifest.json is damaged", "prepare the cache again"),
     "a cache at no rate": ("--data cache-still", "manifest.json is damaged", "at 0 fps"),
     # the folder
-    "a recipe that is a list": ("--resume -o run-list", "run-list/recipe.yaml is no recipe of avd", "holds a list"),
-    "a recipe that is not text": ("--resume -o run-bytes", "run-bytes/recipe.yaml is no recipe of avd"),
-    "a recipe without an end": ("--resume -o run-cut", "run-cut/recipe.yaml is no recipe of avd"),
+    "a recipe that is a list": ("--resume -o run-list", "run-list/recipe.yaml is not an avd recipe", "holds a list"),
+    "a recipe that is not text": ("--resume -o run-bytes", "run-bytes/recipe.yaml is not an avd recipe"),
+    "a recipe without an end": ("--resume -o run-cut", "run-cut/recipe.yaml is not an avd recipe"),
     "a recipe of another version": ("--resume -o run-old", "run-old began with a recipe", "training.old_key"),
-    "a recipe of avd train": ("--resume -o run-vae", "run-vae began with a recipe", "not one of this command"),
+    "a recipe of avd train": (
+        "--resume -o run-vae",
+        "run-vae began with a recipe",
+        "this command or version does not accept",
+    ),
     "another recipe": ("--resume -o run-other", "began with student.ema = 0.5, now it is 0.95"),
     "a folder below a file": ("-o small.yaml/a/b", "small.yaml is a file"),
 }
@@ -120,7 +124,10 @@ COMMANDS = {
     "an interpolator of one clip": ("train interpolator --model tiny --data cache-1 -o new", "there is 1 clip"),
     "an interpolator of even clips": ("train interpolator --model tiny --data cache-even -o new", "4 latent frames"),
     "an interpolator of an even world": ("train interpolator --model even -o new", "4 latent frames"),
-    "a teacher from elsewhere": ("train teacher --vae vae --from tiny -o new", "tiny has not the miniature's sizes"),
+    "a teacher from elsewhere": (
+        "train teacher --vae vae --from tiny -o new",
+        "tiny does not have the miniature's sizes",
+    ),
     "a VAE of no sizes": ("train teacher --vae tiny/transformer -o new", "holds no VAE of the miniature"),
     "a rate of 1e30": ("train vae --set learning_rate=1e30 -o new", "learning_rate is '1e30'"),
     "a world without end": ("train teacher --vae vae --clips 1000000000000 -o new", "clips is 1000000000000"),

@@ -124,7 +124,7 @@ def test_preparation_resumes_where_it_was_interrupted(
     with monkeypatch.context() as patch:
         patch.setattr(VideoModel, "encode_video", interrupt)
         assert avd(*command) == 130
-    assert "interrupted: the same command continues from here" in capfd.readouterr().err
+    assert "interrupted: run the same command to continue from here" in capfd.readouterr().err
     assert not multiprocessing.active_children()
     assert avd("distill", "small.yaml", "--data", "halted", "--output", "early") == 2  # the cache is unfinished
     assert avd(*command) == 0

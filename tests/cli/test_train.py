@@ -69,7 +69,7 @@ def test_a_finished_run_is_refused_and_a_resumed_one_resumes(
     assert avd(*command, *UPDATES, "--resume") == 0
     assert snapshot(interpolator_run) == before
     assert avd("train", "vae", "--output", vae_run, "--updates", 1, "--resume") == 2
-    assert "has 2 updates behind it" in capfd.readouterr().err
+    assert "has done 2 updates already" in capfd.readouterr().err
 
 
 def test_a_recipe_and_changes_to_it_decide_a_run_and_are_recorded(place: Path) -> None:

@@ -289,7 +289,7 @@ def test_a_place_without_captioned_videos_is_an_error(tmp_path: Path) -> None:
     assert "there are no videos in" in message(tmp_path / "videos")
     write_video(tmp_path / "videos/a.mp4", np.full((9, 32, 32, 3), 90, np.uint8), 8)
     assert "has a caption: name a table with --captions" in message(tmp_path / "videos")
-    assert "it is no .tar file" in message(tmp_path / "videos/a.mp4")
+    assert "it is not a .tar file" in message(tmp_path / "videos/a.mp4")
 
 
 def test_a_table_may_name_a_folder_of_pictures_and_files_of_any_suffix(folder: Path) -> None:

@@ -53,7 +53,7 @@ def test_every_rank_resolves_by_itself_and_the_first_looks_at_the_folder(model: 
     recipe = recipe_for(model)
     assert resolve(recipe, tmp_path, Launch(1, 2, 1)).cache is None
     assert resolve_workload(recipe, 2).clips_per_rank == 3
-    with pytest.raises(UserError, match="not a run of avd"):
+    with pytest.raises(UserError, match="not an avd run"):
         resolve(recipe, tmp_path, Launch(0, 2, 0))
 
 

@@ -72,7 +72,7 @@ def test_a_taken_folder_is_opened_to_resume_and_loses_nothing(taken: Path) -> No
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_foreign_folder_is_refused_and_unchanged(tmp_path: Path, resume: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="not a run of avd"):
+    with pytest.raises(UserError, match="not an avd run"):
         RunFolder(tmp_path, resume=resume, recipe_text="")
     assert snapshot(tmp_path) == {"thesis.tex": b"years of work"}
 

@@ -158,7 +158,7 @@ def test_clips_of_another_model_are_found_before_anything_is_made(tmp_path: Path
 def test_a_broken_record_is_named(tmp_path: Path) -> None:
     sample_clips(Painter(), PROMPTS, tmp_path, seed=0, batch=5)
     (tmp_path / "batch-000005.json").write_text("{")
-    with pytest.raises(UserError, match=r"batch-000005\.json is no record"):
+    with pytest.raises(UserError, match=r"batch-000005\.json is not a record"):
         sample_clips(Painter(), PROMPTS, tmp_path, seed=0, batch=5)
 
 

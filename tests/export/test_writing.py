@@ -70,7 +70,7 @@ def test_the_coarser_dtype_counts(student: Student, tmp_path: Path) -> None:
     ("fault", "message"),
     [
         (lambda w: {"a": w["a"]}, "b is missing"),
-        (lambda w: {**w, "c": w["a"]}, "c is not of the student"),
+        (lambda w: {**w, "c": w["a"]}, "c is not in the student"),
         (lambda w: {**w, "b": w["b"][:1]}, r"b is of shape \(1, 2\), not \(2, 2\)"),
         (lambda w: {**w, "a": w["a"] + 3 * STEP}, "a is off by 3 units in the last place, over 2"),
         (lambda w: {**w, "a": w["a"] * float("nan")}, "a is off by nan"),

@@ -12,7 +12,7 @@ from avd import ui
 
 def compare(
     recipes: Annotated[list[str], typer.Argument(help="Recipes, by name or file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; run again, what is there is not done again.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; run again, it adds only what is missing.")],
     seeds: Annotated[int, typer.Option("--seeds", help="Seeds 0, 1, ... of each recipe.", min=1, max=1000)] = 3,
     updates: Annotated[int | None, typer.Option("--updates", help="Student updates of each run.", min=1)] = None,
     forwards: Annotated[

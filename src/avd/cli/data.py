@@ -17,7 +17,7 @@ from avd import ui
 if TYPE_CHECKING:
     from avd.data import Summary
 
-world_app = typer.Typer(help="The built-in world: procedural clips of which everything is known.", no_args_is_help=True)
+world_app = typer.Typer(help="The built-in world: procedural clips with known ground truth.", no_args_is_help=True)
 
 
 class Precision(StrEnum):
@@ -31,7 +31,7 @@ def prepare(
     videos: Annotated[
         Path,
         typer.Argument(
-            help="Folder, searched to its depth, of video files, folders of numbered pictures and .tar shards; or one "
+            help="Folder, searched recursively, of video files, folders of numbered pictures and .tar shards; or one "
             ".tar. Pictures are scaled to cover the size, the aspect ratio kept, and cropped about the centre."
         ),
     ],
@@ -48,7 +48,7 @@ def prepare(
         str | None, typer.Option("--file-column", help="Column of the file names; default: found by its usual names.")
     ] = None,
     caption_column: Annotated[
-        str | None, typer.Option("--caption-column", help="Column of the captions; default: likewise.")
+        str | None, typer.Option("--caption-column", help="Column of the captions; default: found likewise.")
     ] = None,
     model: Annotated[str, typer.Option("--model", help="Model that will be distilled.")] = "wan-mini",
     frames: Annotated[
@@ -63,7 +63,7 @@ def prepare(
             "--windows",
             min=1,
             max=1_000_000,
-            help="Clips per file at most, one after the other; its caption goes with each.",
+            help="Most clips per file, one after the other; each gets the file's caption.",
         ),
     ] = 1,
     picture_fps: Annotated[
@@ -71,18 +71,18 @@ def prepare(
     ] = None,
     dtype: Annotated[Precision, typer.Option("--dtype", help="How numbers are stored.")] = Precision.float16,
     workers: Annotated[
-        int, typer.Option("--workers", min=0, max=1024, help="Processes that decode videos; 0: this one does it all.")
+        int, typer.Option("--workers", min=0, max=1024, help="Processes that decode videos; 0: this one decodes too.")
     ] = 1,
     heldout: Annotated[
         list[Path] | None,
         typer.Option(
             "--heldout",
-            help="Prompts the model will be judged by (a text of lines, JSON or JSONL), to be warned of captions that "
-            "are among them; may be given several times.",
+            help="Prompts the model will be judged by (a text file of lines, JSON or JSONL); warns of captions that "
+            "are among them; repeatable.",
         ),
     ] = None,
 ) -> None:
-    """Encode videos and captions once, for distillation. Interrupted and run again, it continues.
+    """Encode videos and captions once, for distillation. Run again after an interruption, it continues.
 
     Example: avd prepare clips/ --captions clips/captions.jsonl --model wan-mini --output runs/cache
     """
@@ -125,7 +125,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        ui.say("interrupted: the same command continues from here")
+        ui.say("interrupted: run the same command to continue from here")
         raise
 
 
@@ -152,7 +152,7 @@ def _tell(summary: Summary, output: Path) -> None:
         example = summary.examples[reason]
         ui.say(" ".join(f"skipped {count}: {reason}, such as {example.file}: {example.detail}".split()))
     if summary.skipped:
-        ui.say(f"all that was skipped is named in {output / 'skipped.jsonl'}")
+        ui.say(f"every skipped file is listed in {output / 'skipped.jsonl'}")
 
 
 @world_app.command()

@@ -21,7 +21,7 @@ def export(
 ) -> None:
     """Write a student as the files that another tool reads, and check them with that tool's own code.
 
-    Weights are written in float32. How the student is sampled, avd.json, and its interpolator lie beside them.
+    Weights are written in float32. The sampling settings (avd.json) and the interpolator are written beside them.
 
     Example: avd export runs/avd --format diffusers --output avd-student
     """

@@ -19,7 +19,7 @@ def generate(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="What to show; repeatable.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="A file with one prompt per line.")] = None,
     seed: Annotated[
-        int, typer.Option("--seed", help="Seed of the first video; the next counts on.", min=0, max=2**62)
+        int, typer.Option("--seed", help="Seed of the first video; the others count up from it.", min=0, max=2**62)
     ] = 0,
     count: Annotated[int, typer.Option("--count", help="Videos per prompt.", min=1, max=100_000)] = 1,
     half_rate: Annotated[
@@ -50,7 +50,7 @@ def generate(
     many = len(wanted) > 1
     files = [output.with_stem(f"{output.stem}-{i}") if many else output for i in range(len(wanted))]
     if output.suffix.lower() != ".mp4":
-        raise UserError(f"output {output} is no MP4 file: name one that ends in .mp4")
+        raise UserError(f"output {output} is not an MP4 file: name one that ends in .mp4")
     taken = next((file for file in files if file.exists()), None)
     if taken is not None:
         raise UserError(f"output {taken} exists already: name another file")

@@ -48,7 +48,7 @@ def plan(
     resolved = load_recipe(recipe, overrides)
     size = _parse_memory(memory)
     if not 0 < mfu <= 1:
-        raise UserError(f"--mfu is {mfu:g}: it is a share, above 0 and at most 1")
+        raise UserError(f"--mfu is {mfu:g}: it must be above 0 and at most 1")
     if peak_tflops is not None and not 0 < peak_tflops < float("inf"):
         raise UserError(f"--peak-tflops is {peak_tflops:g}: it must be positive")
 

@@ -105,7 +105,7 @@ def _check_kind(model: type[Section], name: str, values: Mapping[str, Any]) -> N
     if command is None:
         kinds = ", ".join(kind for kind in map(_kind_of, COMMANDS) if kind is not None)
         raise UserError(f"recipe {name} is of kind {found}: known are {kinds}")
-    reason = "it says no kind" if found is None else f"its kind is {found}"
+    reason = "it states no kind" if found is None else f"its kind is {found}"
     remedy = "a distillation's recipe has no kind" if needed is None else f"write kind: {needed}, or extend {needed}"
     raise UserError(f"recipe {name} is for `{command}` ({reason}), not for `{COMMANDS[model]}`: {remedy}")
 

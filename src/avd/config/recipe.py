@@ -155,7 +155,7 @@ class MonitorsRecipe(Section):
     """What follows when a limit is crossed for `patience` measurements in a row, besides a warning."""
     patience: int = Field(3, ge=1, le=MOST_UPDATES)
     roll_backs: int = Field(3, ge=1, le=MOST_UPDATES)
-    """After so many the run stops instead."""
+    """After this many the run stops instead."""
     keep_best: Literal["saturation", "motion", "score"] | None = None
     """Keep the student that came nearest to its references in `best/`."""
 

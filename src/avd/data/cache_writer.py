@@ -114,7 +114,7 @@ class CacheWriter:
         shapes = (tuple(latent.shape), {k: tuple(v.shape) for k, v in self._prompts[item.caption].items()})
         self._shapes = self._shapes or shapes
         if shapes != self._shapes:
-            raise UserError(f"{item.file}: latent and prompt shapes are {shapes}, those before were {self._shapes}")
+            raise UserError(f"{item.file}: latent and prompt shapes are {shapes}, earlier ones were {self._shapes}")
         if not self._pending:
             self._latents = torch.empty(self._shard_size, *latent.shape, dtype=self._dtype)
         self._latents[len(self._pending)] = latent
@@ -205,7 +205,9 @@ class CacheWriter:
         """On the CPU, in the cache's dtype, and not a view of something larger."""
         stored = value.detach().to("cpu", self._dtype, copy=True)
         if not stored.isfinite().all():
-            raise UserError(f"{item.file}: latent or prompt holds values that {self._dtype} cannot: check the encoder")
+            raise UserError(
+                f"{item.file}: latent or prompt holds values that {self._dtype} cannot hold: check the encoder"
+            )
         return stored
 
     def _write_shard(self) -> None:

@@ -111,7 +111,7 @@ def _field(where: str, record: Record, key: str) -> str:
         raise UserError(f"{where}: no {key!r} key, found {sorted(record)}")
     value = record[key]
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: {key!r} is {value!r}, a text that is not empty is needed")
+        raise UserError(f"{where}: {key!r} is {value!r}, a non-empty text is needed")
     return _checked_text(where, value)
 
 
@@ -120,5 +120,5 @@ def _checked_text(where: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: {text!r} holds half a character: write it as UTF-8") from error
+        raise UserError(f"{where}: {text!r} holds an incomplete character: write it as UTF-8") from error
     return text

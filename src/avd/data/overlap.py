@@ -1,4 +1,4 @@
-"""Are prompts trained on that a model is to be judged by?
+"""Are prompts trained on that a model will be judged by?
 
 A benchmark's prompt list is text with one prompt per line, or JSON or JSONL whose objects have a `prompt`, as VBench's
 `VBench_full_info.json` has with `prompt_en`. Prompts are the same if their words are, whatever the case, the

@@ -34,7 +34,7 @@ def plan(videos: Path, captions: Path | None, file_column: str | None, caption_c
     hundred bytes per video are held in memory, and no video is opened.
     """
     if not videos.is_dir() and not (videos.is_file() and videos.suffix.lower() == SUFFIX):
-        what = f"it is no {SUFFIX} file" if videos.is_file() else "there is no such folder"
+        what = f"it is not a {SUFFIX} file" if videos.is_file() else "there is no such folder"
         raise UserError(f"no videos at {videos}: {what}")
     folder = videos if videos.is_dir() else videos.parent
     table = captions or (videos / CAPTIONS_FILE if (videos / CAPTIONS_FILE).is_file() else None)
@@ -44,9 +44,11 @@ def plan(videos: Path, captions: Path | None, file_column: str | None, caption_c
         return planned + list(_unnamed(videos, {entry.file for entry in entries}))
     planned = [found if isinstance(found, Skip) else _with_sidecar(found) for found in find(videos)]
     if not planned:
-        raise UserError(f"there are no videos in {videos}: {', '.join(sorted(VIDEO_SUFFIXES))} are looked for")
+        raise UserError(f"there are no videos in {videos}: name a folder with {', '.join(sorted(VIDEO_SUFFIXES))}")
     if not any(isinstance(each, Captioned) or each.reason != "no caption" for each in planned):
-        raise UserError(f"no video in {videos} has a caption: name a table with --captions, or put dog.txt by dog.mp4")
+        raise UserError(
+            f"no video in {videos} has a caption: name a table with --captions, or put dog.txt beside dog.mp4"
+        )
     return planned
 
 
@@ -61,7 +63,7 @@ def _unnamed(videos: Path, named: set[str]) -> Iterator[Skip]:
 def _with_sidecar(found: Found) -> Planned:
     name = found.video.name
     if found.sidecar is None:
-        return Skip(name, "no caption", "no text stands beside it")
+        return Skip(name, "no caption", "no text file is beside it")
     try:
         with found.sidecar.open() as file:
             data = file.read(_LONGEST + 1)
@@ -73,5 +75,5 @@ def _with_sidecar(found: Found) -> Planned:
     except OSError as error:
         return Skip(name, "unreadable caption", f"cannot read {found.sidecar.name}: {error.strerror or error}")
     if not caption:
-        return Skip(name, "empty caption", f"{found.sidecar.name} holds no words")
+        return Skip(name, "empty caption", f"{found.sidecar.name} contains no words")
     return Captioned(found.video, caption)

@@ -188,8 +188,8 @@ def _check_model(
 def _refuse_student(recipe: Recipe, settings: Settings) -> None:
     if settings.student_timesteps is not None:
         raise UserError(
-            f"model {recipe.model} is a student, which knows the velocity at its own {len(settings.student_timesteps)} "
-            "timesteps alone: name the model that it was distilled from"
+            f"model {recipe.model} is a student, which knows the velocity only at its own "
+            f"{len(settings.student_timesteps)} timesteps: name the model that it was distilled from"
         )
 
 

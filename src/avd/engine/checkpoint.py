@@ -118,14 +118,14 @@ class SavedTensors(Mapping[str, Tensor]):
         parts = sorted(path.glob("tensors-*.safetensors"))
         matches = [_PARTS.fullmatch(part.name) for part in parts]
         if not parts or any(m is None or int(m[1]) != i or int(m[2]) != len(parts) for i, m in enumerate(matches)):
-            raise ValueError(f"holds {len(parts)} files of tensors that do not belong together")
+            raise ValueError(f"holds {len(parts)} tensor files that do not belong together")
         self._pieces: dict[str, list[tuple[Path, tuple[int, ...]]]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for part in parts:
             with safe_open(part, framework="pt") as file:
                 places = json.loads((file.metadata() or {})["places"])
                 if places.keys() != set(file.keys()):
-                    raise ValueError(f"{part.name} does not hold what it says")
+                    raise ValueError(f"{part.name} does not hold what its header says")
             for name, place in places.items():
                 self._shapes[name] = tuple(place["shape"])
                 self._pieces.setdefault(name, []).append((part, tuple(place["offset"])))
@@ -180,7 +180,7 @@ def check_newest(folder: Path, updates: int) -> None:
         done = load_checkpoint(path)[1]["step"]
         if done > updates:
             raise UserError(
-                f"{folder.parent} has {done} updates behind it: resume with at least so many, not {updates}"
+                f"{folder.parent} has done {done} updates already: resume with at least that many, not {updates}"
             )
 
 
@@ -197,7 +197,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
 def _read_state(path: Path) -> dict[str, Any]:
     state = json.loads((path / _STATE).read_text(encoding="utf-8"))
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-        raise ValueError(f"{_STATE} does not say which step it is of")
+        raise ValueError(f"{_STATE} does not say which step it was saved at")
     return state
 
 

@@ -28,7 +28,7 @@ class EMA(Generic[WeightedT]):
 
     def __init__(self, module: WeightedT, decay: float, into: WeightedT | None = None) -> None:
         if not 0.0 <= decay < 1.0:
-            raise ValueError(f"EMA decay is {decay}: it must lie in [0, 1)")
+            raise ValueError(f"EMA decay is {decay}: it must be in [0, 1)")
         self.module = copy.deepcopy(module) if into is None else into
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)

@@ -80,7 +80,7 @@ STOPPED_BY_WATCH = 3
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to become of a run: by default it continues."""
+    """What happens to a run next: by default it continues."""
 
     stop: str | None = None
     """Save the state and end the run, for this reason."""
@@ -224,7 +224,7 @@ def _restore(task: Task, folder: RunFolder, watch: Watch[MeasurementT] | None) -
 
 
 def due(done: int, every: int, last: int) -> bool:
-    """Whether what is done every so many updates is to be done after `done` of `last`; 0 is never."""
+    """Whether something done every `every` updates is due after `done` of `last`; 0 is never."""
     return every > 0 and (done % every == 0 or done == last)
 
 

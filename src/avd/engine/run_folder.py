@@ -64,7 +64,7 @@ class RunFolder:
             raise UserError(f"output {path} is a file: name a folder")
         taken = path.exists() and any(not is_unfinished(part) and part.name != LOCK_FILE for part in path.iterdir())
         if taken and not recipe.exists():
-            raise UserError(f"output folder {path} holds files that are not a run of avd: name another folder")
+            raise UserError(f"output folder {path} holds files that are not an avd run: name another folder")
         if taken and not resume:
             raise UserError(f"output folder {path} already holds a run: add --resume to continue it, or name another")
         if path.exists() and not os.access(path, os.W_OK):
@@ -125,8 +125,8 @@ def check_same_recipe(folder: Path, recipe: Section) -> None:
         key = ".".join(map(str, problem["loc"])) or "recipe"
         reason = problem["msg"].removeprefix("Value error, ")
         raise UserError(
-            f"run {folder} began with a recipe that is not one of this command and version ({key}: {reason}): "
-            "resume it with those, or name another output folder"
+            f"run {folder} began with a recipe that this command or version does not accept ({key}: {reason}): "
+            "resume it with the command and version it began with, or name another output folder"
         ) from error
     now = _flat(recipe.model_dump(mode="json", by_alias=True))
     for key in sorted(before.keys() | now.keys()):
@@ -144,7 +144,7 @@ def _read_saved(path: Path) -> dict[str, Any]:
             raise ValueError(f"it holds a {type(saved).__name__}, not keys")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no recipe of avd ({reason}): name another output folder") from error
+        raise UserError(f"{path} is not an avd recipe ({reason}): name another output folder") from error
     return saved
 
 

@@ -31,6 +31,6 @@ def machine() -> str:
 
 
 def recipe_of(name: str) -> dict[str, Any] | None:
-    """The recipe of the run that a student's folder lies in, if it lies in one."""
+    """The recipe of the run whose folder holds the student, if there is one."""
     path = Path(name).parent / RECIPE_FILE
     return yaml.safe_load(path.read_text()) if Path(name).is_dir() and path.exists() else None

@@ -115,7 +115,7 @@ class Samples:
             record = json.loads(read_text(path))
             key, seconds = record["key"], float(record["seconds"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no record of sampled clips: remove {self.folder} or name another") from error
+            raise UserError(f"{path} is not a record of sampled clips: remove {self.folder} or name another") from error
         if key != self.key:
             raise UserError(
                 f"{self.folder} holds clips of another model, seed or set of prompts: remove it or name another folder"

@@ -48,7 +48,7 @@ class NumberFormat:
 
 @dataclass(frozen=True)
 class Measure:
-    """What a value means. It lies in `least` to `most`, before scaling; None is open."""
+    """What a value means. It is from `least` to `most`, before scaling; None is open."""
 
     key: str
     title: str

@@ -104,7 +104,7 @@ def with_forwards(recipe: Recipe, forwards: int) -> Recipe:
 def _check_run(recipe: Recipe, run: Path, recipes: Sequence[Recipe]) -> None:
     """Refuse a run before the first one begins. Raises UserError as `preflight`, or if another recipe has its name."""
     if any(other != recipe and (other.name, other.seed) == (recipe.name, recipe.seed) for other in recipes):
-        raise UserError(f"two of the recipes are called {recipe.name} and differ: give each a name of its own")
+        raise UserError(f"two of the recipes are called {recipe.name} and differ: give each its own name")
     if (run / "student").exists():
         check_same_recipe(run, recipe)
     else:

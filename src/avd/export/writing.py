@@ -28,7 +28,7 @@ def write(format: Format, path: Path, student: Student, *, main: bool = True, ve
     """Write the folder `path`, replacing it as a unit: killed at any moment, it is the old one or the new one.
 
     All ranks call it, as weights are gathered from all; the one that is `main` writes. Settings (`avd.json`) and the
-    interpolator (`interpolator/`) lie in the folder of every format. `verify` reads the files back with stock code
+    interpolator (`interpolator/`) are in the folder of every format. `verify` reads the files back with stock code
     before they take their place. Raises UserError if the format refuses the student, or if what is read back differs.
     """
     refusal = format.refusal(student)
@@ -54,7 +54,7 @@ def compare(format: Format, folder: Path, student: Student) -> Deviation:
     """
     expected, found = student.weights(), format.reload(folder, student.model)
     for name in sorted(expected.keys() ^ found.keys()):
-        raise UserError(f"{_differs(format)}: {name} is {'missing' if name in expected else 'not of the student'}")
+        raise UserError(f"{_differs(format)}: {name} is {'missing' if name in expected else 'not in the student'}")
     worst = Deviation(min(expected), 0.0)
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:

@@ -36,14 +36,14 @@ def open_start(name: str) -> VideoModel:
     model = load_model(name)
     remedy = "start from wan-mini or a teacher that `avd train teacher` wrote"
     if not isinstance(model, VideoModel):
-        raise UserError(f"{name} is no model of the miniature's family: {remedy}")
+        raise UserError(f"{name} is not a model of the miniature's family: {remedy}")
     with torch.device("meta"):
         expected = (mini.build_transformer(), mini.build_text_encoder(len(mini.build_tokenizer(vocabulary()))))
     try:
         for network, found in zip(expected, (model.transformer, model.text_encoder), strict=True):
             check_fits(network, {key: tuple(value.shape) for key, value in found.state_dict().items()}, exactly=True)
     except ValueError as error:
-        raise UserError(f"{name} has not the miniature's sizes ({error}): {remedy}") from error
+        raise UserError(f"{name} does not have the miniature's sizes ({error}): {remedy}") from error
     return model
 
 

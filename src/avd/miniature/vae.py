@@ -30,7 +30,9 @@ class VAETask:
 
     def __init__(self, config: VAERecipe, world: World) -> None:
         if config.frames > world.frames:
-            raise UserError(f"frames is {config.frames}: clips of the world have {world.frames}, choose no more")
+            raise UserError(
+                f"frames is {config.frames}: clips of the world have {world.frames}: choose at most that many"
+            )
         self.config, self.world = config, world
         torch.manual_seed(derive_seed(config.seed, "vae", "weights"))
         self.vae = build_vae().train()

@@ -247,4 +247,4 @@ def _find_family(name: str, folder: Path, known: list[Family]) -> tuple[ModelSou
         if found in family.pipelines:
             return ModelSource(name, folder, index), family
     there_are = ", ".join(f"{family.name} ({', '.join(family.pipelines)})" for family in known)
-    raise UserError(f"{name} holds a pipeline of class {found!r}, of no family known here: there are {there_are}")
+    raise UserError(f"{name} holds a pipeline of class {found!r}, which no family handles: known are {there_are}")

@@ -76,7 +76,7 @@ def locate(name: str, shipped: Mapping[str, Path], *, fetch: bool = True) -> Pat
         return shipped[name]
     if Path(name).is_dir():
         if not (Path(name) / INDEX_FILE).exists():
-            raise UserError(f"{name} is no diffusers folder: it has no {INDEX_FILE}")
+            raise UserError(f"{name} is not a diffusers folder: it has no {INDEX_FILE}")
         return Path(name)
     if name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).parent.exists():
         return _fetch(name) if fetch else None
@@ -90,9 +90,9 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path.parent.name}/{path.name} is no JSON: {error}") from error
+        raise ValueError(f"{path.parent.name}/{path.name} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path.parent.name}/{path.name} is no JSON object")
+        raise ValueError(f"{path.parent.name}/{path.name} is not a JSON object")
     return values
 
 

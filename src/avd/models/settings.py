@@ -49,10 +49,10 @@ def read_settings(folder: Path) -> Settings | None:
     try:
         values = json.loads(read_text(path))
         if not isinstance(values, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         return _checked(values)
     except ValueError as error:
-        raise UserError(f"{path} is no settings file of avd ({error}): write the model folder again") from error
+        raise UserError(f"{path} is not an avd settings file ({error}): write the model folder again") from error
 
 
 def write_settings(folder: Path, settings: Settings) -> None:

@@ -69,11 +69,11 @@ class Sizes(ABC):
     def check_attention(self, backend: str, context: int = 1, device: torch.device | None = None) -> None:
         """Raise UserError for an attention backend that the family does not know, that cannot share sequences over
         `context` ranks, or, with a device, that cannot compute a gradient there."""
-        raise UserError(f"compute.attention is {backend!r}, and this family has no choice: set it to null")
+        raise UserError(f"compute.attention is {backend!r}, and this model family offers no choice: set it to null")
 
     def check_context(self, ranks: int) -> None:
         """Raise UserError unless `ranks` ranks can share each sequence."""
-        raise UserError(f"compute.context is {ranks}, and this family cannot share sequences: set it to 1")
+        raise UserError(f"compute.context is {ranks}, and this model family cannot share sequences: set it to 1")
 
     @abstractmethod
     def build(self) -> Backbone:

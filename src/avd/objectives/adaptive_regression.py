@@ -53,7 +53,7 @@ class LossMeans:
         reduce: Reduce = lambda sums: sums,
     ) -> None:
         if not 0.0 <= omega < 1.0:
-            raise ValueError(f"omega is {omega}: it must lie in [0, 1)")
+            raise ValueError(f"omega is {omega}: it must be in [0, 1)")
         self.omega, self.k, self.order, self.reduce = omega, k, order, reduce
         self.mean_S = torch.zeros(timesteps, dtype=torch.float64)
         self.seen_S = torch.zeros(timesteps, dtype=torch.bool)

@@ -44,18 +44,18 @@ def make_sampler(
         if guidance is not None and not abs(guidance) <= _MOST_GUIDANCE:  # nan neither
             raise UserError(f"guidance is {guidance:g}: it must be a number from -{_MOST_GUIDANCE} to {_MOST_GUIDANCE}")
         if steps is not None and steps > _MOST_STEPS:
-            raise UserError(f"steps is {steps}: at most {_MOST_STEPS} are taken")
+            raise UserError(f"steps is {steps}: choose at most {_MOST_STEPS}")
         scale = settings.guidance if guidance is None else guidance
         return ManySteps(model, settings.steps if steps is None else steps, scale, solver)
     if guidance is not None:
         raise UserError("a student has its guidance distilled into it: leave --guidance out")
     if solver is not None:
-        raise UserError("a student has its own steps and solves nothing: leave --solver out")
+        raise UserError("a student has its own steps and uses no solver: leave --solver out")
     stages = settings.half_rate_stages
     if half_rate is not None:
         stages = (stages or len(settings.student_timesteps) // 2) * half_rate
     if half_rate and not stages:
-        raise UserError("a student of one step has none to run at half rate: leave --half-rate out")
+        raise UserError("a student with one step has none to run at half rate: leave --half-rate out")
     frames = model.latent_shape()[1]
     if stages and frames % 2 == 0:
         raise UserError(

@@ -39,7 +39,7 @@ def make_stages(sigmas: tuple[float, ...], half_rate_stages: int = 0) -> tuple[S
     Raises ValueError unless at least the last stage is at full rate.
     """
     if not 0 <= half_rate_stages < len(sigmas):
-        raise ValueError(f"half_rate_stages is {half_rate_stages}: it must lie in 0 to {len(sigmas) - 1}")
+        raise ValueError(f"half_rate_stages is {half_rate_stages}: it must be from 0 to {len(sigmas) - 1}")
     return tuple(Stage(sigma, 2 if i < half_rate_stages else 1) for i, sigma in enumerate(sigmas))
 
 

@@ -168,7 +168,7 @@ def change_json(path: Path, **values: object) -> None:
     ("file", "values", "part"),
     [
         ("model_index.json", {"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "two transformers"),
-        ("transformer/config.json", {"image_dim": 1280}, "wants an image"),
+        ("transformer/config.json", {"image_dim": 1280}, "needs an image"),
         ("transformer/config.json", {"in_channels": 36}, "takes 36 channels, and its VAE makes 16"),
         ("transformer/config.json", {"text_dim": 64}, "prompts of width 64, and its text encoder makes 32"),
         ("transformer/config.json", {"num_layers": 3}, "lacks weights, such as blocks.2."),

@@ -52,7 +52,7 @@ def read_transformer(folder: Path) -> dict[str, Any]:
     """`transformer/config.json`, the class's defaults filled in. Raises OSError, or ValueError for what cannot be."""
     config = _read(folder / "transformer", "WanTransformer3DModel", _TRANSFORMER, KNOWN["wan2.1-14b"].transformer)
     if config.get("image_dim") is not None:
-        raise ValueError("its transformer wants an image: name a text-to-video model")
+        raise ValueError("its transformer needs an image: name a text-to-video model")
     patch = config["patch_size"]
     if not isinstance(patch, list | tuple) or len(patch) != 3 or not all(is_count(side, 1, 64) for side in patch):
         raise ValueError(f"transformer: patch_size is {patch!r}, not three whole numbers from 1 to 64")

@@ -154,7 +154,7 @@ def _skeletons(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> dict[s
 def _single_file(name: str) -> Path:
     path = Path(name)
     if not path.is_file() or path.suffix != ".safetensors":
-        raise UserError(f"there is no transformer {name}: name a file of safetensors")
+        raise UserError(f"there is no transformer {name}: name a safetensors file")
     return path
 
 
