@@ -298,6 +298,19 @@ def test_half_a_launch_is_one_line_and_changes_nothing(
     assert snapshot(workshop) == before
 
 
+@pytest.mark.parametrize("command", ["compare small.yaml --output new", "demo --output new"])
+def test_an_experiment_runs_in_one_process(
+    command: str, workshop: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launch = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}
+    for key, value in launch.items():
+        monkeypatch.setenv(key, value)
+    capfd.readouterr()
+    assert avd(*command.split()) == 2
+    assert "WORLD_SIZE is 2, and this command runs in one process" in capfd.readouterr().err
+    assert not (workshop / "new").exists()
+
+
 def test_after_a_corrupt_checkpoint_the_run_resumes_from_the_one_before(workshop: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(workshop / "cut-run", run)

@@ -133,6 +133,7 @@ def test_a_run_asked_to_end_saves_after_the_update_and_says_how_to_resume(
 
 
 def test_a_second_request_is_obeyed_at_once() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
     with pytest.raises(KeyboardInterrupt), stop_requests() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)

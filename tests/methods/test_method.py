@@ -11,7 +11,7 @@ from avd.config import load_recipe
 from avd.methods.method import Method
 from avd.objectives.registry import terms
 from avd.objectives.source import AtStages, DataSource, RolloutSource
-from avd.objectives.term import ActiveTerm, Averaged
+from avd.objectives.term import ActiveTerm, Averaged, Learned
 
 
 def resolved(*active: ActiveTerm) -> Method:
@@ -72,3 +72,14 @@ def test_an_auxiliary_that_learns_needs_a_rollout() -> None:
 def test_a_full_batch_is_one_of_rollouts() -> None:
     with pytest.raises(ValueError, match="temporal needs the full batch at once"):
         resolved(active("temporal", source=lambda section: DataSource(AtStages("x"))))
+
+
+def test_an_auxiliary_may_not_take_a_roles_name() -> None:
+    with pytest.raises(ValueError, match="an auxiliary is called average"):
+        resolved(active("consistency", auxiliaries=lambda section: (Averaged("average", 0.9),)))
+
+
+def test_an_auxiliary_that_learns_needs_a_section() -> None:
+    nameless = active("distribution_matching", auxiliaries=lambda section: (Learned("critic", None),))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="critic learns, and recipes have no section"):
+        resolved(nameless)

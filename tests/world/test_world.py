@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avd.world import LEVELS, Promises, ThingPromise, World, read_promises, vocabulary
+from avd.world import LEVELS, Promises, ThingPromise, World, is_caption, read_promises, vocabulary
 from avd.world.scene import SPEED_SHARE, scene_rng
 
 PINNED = {
@@ -118,3 +118,23 @@ def test_unknown_level_and_tiny_frames_are_refused() -> None:
         World(level=9)
     with pytest.raises(ValueError, match="16 pixels"):
         World(size=8).clip(0)
+
+
+@pytest.mark.parametrize("level", range(len(LEVELS)))
+def test_what_the_grammar_writes_it_knows(level: int) -> None:
+    world = World(level)
+    texts = [world.describe(i, "heldout", caption=c)[1].text for i in range(300) for c in (0, 1)]
+    assert [text for text in texts if not is_caption(text)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "three", "red red ball the the", "a ball red", "a red ball and", "two ball", "drifting left", "a red cat"],
+)
+def test_what_the_grammar_cannot_write_is_no_caption(text: str) -> None:
+    assert not is_caption(text)
+
+
+@pytest.mark.parametrize("text", ["A red ball.", "one box  moving fast", "something green", "two objects"])
+def test_case_spaces_and_punctuation_do_not_matter(text: str) -> None:
+    assert is_caption(text)

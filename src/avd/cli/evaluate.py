@@ -29,7 +29,7 @@ def evaluate(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any option of the suite; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.", min=0, max=2**42)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.", min=0, max=2**63 - 1)] = 0,
     name: Annotated[str | None, typer.Option("--name", help="Name of the row; default: DIR_OR_MODEL's.")] = None,
     half_rate: Annotated[
         bool | None, typer.Option("--half-rate/--full-rate", help="High-noise steps at half frame rate.")

@@ -1,8 +1,9 @@
 """Every refusal of a run, before anything is loaded or written: from recipe, folders and ranks to a resolved run.
 
 `avd distill`, `avd compare` and `avd demo` begin with `preflight`, `avd plan` with `resolve_workload`, which is the
-part of it that needs no machine and no model folder, and `avd train` with `open_run`. Nothing that comes after them
-checks again. What is cheap to check comes first:
+part of it that needs no machine and no model folder, and `avd train` with `open_run`. What comes after them refuses
+nothing else; where a function checks its own arguments too, it is the one that is called here. What is cheap to check
+comes first:
 
 1. the recipe by itself: the terms of its method, and how many ranks its batch, `compute.shard` and `compute.context` go
    with;

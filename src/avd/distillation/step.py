@@ -47,20 +47,22 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Bound:
-    """See `objectives.term.Networks`: the networks of a run with some samples' prompts."""
+    """See `objectives.term.Networks`: the networks of a run, for some samples' prompts and their frame stride."""
 
     roles: Roles
     prompt: Conditions
     null_prompt: Conditions
+    frame_stride: int = 1
 
     def teacher(self, x_BCFHW: Tensor, sigma_B: Tensor, guidance: float) -> Tensor:
-        return guided(self.roles.teacher, x_BCFHW, sigma_B, self.prompt, self.null_prompt, guidance)
+        teacher, stride = self.roles.teacher, self.frame_stride
+        return guided(teacher, x_BCFHW, sigma_B, self.prompt, self.null_prompt, guidance, frame_stride=stride)
 
     def student(self, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor:
-        return self.roles.student.network(x_BCFHW, sigma_B, self.prompt)
+        return self.roles.student.network(x_BCFHW, sigma_B, self.prompt, frame_stride=self.frame_stride)
 
     def auxiliary(self, name: str, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor:
-        return self.roles.auxiliary(name)(x_BCFHW, sigma_B, self.prompt)
+        return self.roles.auxiliary(name)(x_BCFHW, sigma_B, self.prompt, frame_stride=self.frame_stride)
 
 
 class TrainingStep:
@@ -174,7 +176,8 @@ class TrainingStep:
             leaf = velocity.detach().requires_grad_()
             for active in judging:
                 watched = self._gradients.on_velocity(active.name, leaf, levels.sigma_B)
-                sample = Sample(watched, own, self._bound(prompt), x0, eps, x, levels.sigma_B, levels.index_B)
+                bound = self._bound(prompt, levels.frame_stride)
+                sample = Sample(watched, own, bound, x0, eps, x, levels.sigma_B, levels.index_B)
                 self._backward(active, sample, rows, count, found[active.name])
             velocity.backward(leaf.grad)
         for each in found.values():
@@ -212,8 +215,8 @@ class TrainingStep:
             noisy.append(rollout.run_until(student, normal("start"), prompt[rows], normal, stage))
         return stage, noisy
 
-    def _bound(self, prompt: Conditions) -> _Bound:
-        return _Bound(self.roles, prompt, self.null_prompt)
+    def _bound(self, prompt: Conditions, frame_stride: int = 1) -> _Bound:
+        return _Bound(self.roles, prompt, self.null_prompt, frame_stride)
 
     def _backward(self, active: ActiveTerm, sample: Sample, rows: slice, count: int, found: UpdateResult) -> None:
         """Backpropagate a part of a term into its source's leaf."""

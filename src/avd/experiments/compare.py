@@ -26,7 +26,7 @@ from avd.evaluation.judging import check_model, judge
 from avd.evaluation.rows import Results, Row, read_results, write_results
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
-from avd.experiments.measuring import measure
+from avd.experiments.measuring import check_one_process, measure
 from avd.methods.method import Method
 from avd.models.family import TextToVideo, open_model
 from avd.sampling.choose import make_sampler
@@ -65,6 +65,7 @@ def run_comparison(
     `half_rate` each student is measured at half rate too. Raises UserError as `distill_run` does, and for a model
     whose clips are not those of the built-in world.
     """
+    check_one_process()
     first = recipes[0]
     for recipe in recipes:
         _check_run(recipe, _run_folder(output, recipe), recipes)

@@ -17,7 +17,7 @@ from avd.evaluation.rows import Results, write_results
 from avd.evaluation.suite import Clip
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
-from avd.experiments.measuring import measure
+from avd.experiments.measuring import check_one_process, measure
 from avd.models.family import open_model
 from avd.sampling.choose import load_interpolator
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
@@ -52,6 +52,7 @@ class Demonstration:
 
 def run_demo(output: Path, plan: DemoPlan, seed: int, *, bars: Bars, say: Say) -> Demonstration:
     """Distil, sample and measure in the folder `output`, from where it was stopped; writes `results.json` there."""
+    check_one_process()
     changes = [
         f"seed={seed}",
         f"training.updates={plan.updates}",

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+from avd.engine.ranks import read_launch
 from avd.evaluation.judging import judge_samples
 from avd.evaluation.rows import Row
 from avd.evaluation.sampling import Samples, sample_clips
 from avd.evaluation.suite import Suite
 from avd.experiments import Bars
 from avd.sampling.samplers import Sampler
+from avd.types import UserError
+
+
+def check_one_process() -> None:
+    """Raise UserError where torchrun has started several processes: each would do all of an experiment."""
+    size = read_launch(os.environ).size
+    if size > 1:
+        raise UserError(
+            f"WORLD_SIZE is {size}, and this command runs in one process: start it without torchrun, or distill each "
+            "recipe with it first"
+        )
 
 
 def measure(

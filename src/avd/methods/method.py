@@ -28,7 +28,7 @@ class Method:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Method:
-        """Raises ValueError for terms that do not agree on an auxiliary, or one that nothing is rolled out for."""
+        """Raises ValueError for terms that do not go together, or an auxiliary that a run cannot make."""
         terms, auxiliaries = recipe.objective.active, dict[str, Auxiliary]()
         for each in terms:
             for auxiliary in each.term.auxiliaries(each.section):
@@ -36,9 +36,15 @@ class Method:
                     raise ValueError(f"{each.name} needs another {auxiliary.name} than the terms before it")
             if each.term.full_batch and each.source != RolloutSource():
                 raise ValueError(f"{each.name} needs the full batch at once, which only rollouts are")
+        reserved = auxiliaries.keys() & {"teacher", "student", "average"}
+        if reserved:
+            raise ValueError(f"an auxiliary is called {min(reserved)}, as another role is")
         learned = [name for name, each in auxiliaries.items() if isinstance(each, Learned)]
         if learned and all(each.source != RolloutSource() for each in terms):
             raise ValueError(f"{learned[0]} learns on rollouts, and no term judges one")
+        without = [name for name in learned if not isinstance(getattr(recipe, name, None), FakeScoreRecipe)]
+        if without:
+            raise ValueError(f"{without[0]} learns, and recipes have no section that says how")
         updates: dict[str, FakeScoreRecipe] = {name: getattr(recipe, name) for name in learned}
         return cls(terms, tuple(auxiliaries.values()), updates, recipe.rollout.shared)
 

@@ -86,7 +86,7 @@ class ConsistencyRecipe(GuidedSection):
     """Steps of the grid."""
     skip: int = Field(1, ge=1)
     """Steps of the grid between the student's level and the target's."""
-    shift: float = Field(5.0, gt=0)
+    shift: float = Field(5.0, ge=1e-3, le=1000)
     """Timestep shift of the grid."""
     distance: Distance = "huber"
     target_ema: float = Field(0.95, ge=0, lt=1)

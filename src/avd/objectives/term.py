@@ -46,8 +46,10 @@ class GuidedSection(TermSection):
 
 
 class Networks(Protocol):
-    """The networks of a run with the conditions of some samples bound. None of them is called with a gradient unless
-    its caller enables one."""
+    """The networks of a run, for the conditions and the frame stride of some samples.
+
+    None of them is called with a gradient unless its caller enables one.
+    """
 
     def teacher(self, x_BCFHW: Tensor, sigma_B: Tensor, guidance: float) -> Tensor:
         """The teacher's velocity, guided in the usual convention; at `guidance` 1 it is asked once, else twice."""

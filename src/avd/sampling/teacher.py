@@ -23,13 +23,22 @@ class Solver(Protocol):
 
 
 def guided(
-    network: Velocity, x: Tensor, sigma: Tensor, prompt: Conditions, null_prompt: Conditions, scale: float
+    network: Velocity,
+    x: Tensor,
+    sigma: Tensor,
+    prompt: Conditions,
+    null_prompt: Conditions,
+    scale: float,
+    *,
+    frame_stride: int = 1,
 ) -> Tensor:
     """Classifier-free guidance with both branches in one batch (two network calls' worth of work; one at scale 1)."""
     if scale == 1.0:
-        return network(x, sigma, prompt)
+        return network(x, sigma, prompt, frame_stride=frame_stride)
     null = null_prompt.expand(len(prompt))
-    both = network(torch.cat([x, x]), torch.cat([sigma, sigma]), Conditions.cat([prompt, null]))
+    both = network(
+        torch.cat([x, x]), torch.cat([sigma, sigma]), Conditions.cat([prompt, null]), frame_stride=frame_stride
+    )
     cond, uncond = both.chunk(2)
     return guide(cond, uncond, scale)
 

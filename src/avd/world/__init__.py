@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from avd.types import UserError
-from avd.world.grammar import Caption, Promises, ThingPromise, read_promises, unknown_words, vocabulary, write_caption
+from avd.world.grammar import (
+    Caption,
+    Promises,
+    ThingPromise,
+    is_caption,
+    read_promises,
+    unknown_words,
+    vocabulary,
+    write_caption,
+)
 from avd.world.render import render
 from avd.world.scene import LEVELS, Level, Scene, Split, Thing, sample_scene, scene_rng
 
@@ -22,6 +31,7 @@ __all__ = [
     "ThingPromise",
     "World",
     "WorldClip",
+    "is_caption",
     "read_promises",
     "render",
     "unknown_words",

@@ -8,6 +8,7 @@ Whatever is left out is open: many clips are right, and a model that always answ
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,21 @@ _SPEED_OF = {
 _SPEED_RANK = ("still", "slow", "fast", "moving")  # the most telling word wins: "not moving" is still
 _SHAPE_OF = {word: shape for shape, words in _SHAPE_WORDS.items() for word in words}
 _COUNT_OF = {word: count for count, word in _COUNT_WORDS.items()}
+
+
+def _any(words: Iterable[str]) -> str:
+    return f"(?:{'|'.join(map(re.escape, words))})"
+
+
+_NOUN = _any([*_SHAPE_OF, "object", "thing"])
+_VERB = _any([*(verb for verbs in _VERBS.values() for verb in verbs), *_MOVING])
+_CLAUSE = (
+    rf"(?:(?:an?|one) (?:{_any(COLOURS)} )?{_NOUN}|something {_any(COLOURS)})"
+    rf"(?: {_any(_STILL)}| {_VERB}(?: (?:to the )?{_any(DIRECTIONS)})?)?"
+)
+_CAPTION = re.compile(
+    rf"(?:a (?:clip|video) of )?(?:{_any(_COUNT_WORDS.values())} objects|{_CLAUSE}(?: and {_CLAUSE})*)"
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,11 @@ def read_promises(text: str) -> Promises:
     single = len(clauses) == 1
     count = (1 if words[:1] == ["one"] else None) if single else len(promises)
     return Promises(count, promises)
+
+
+def is_caption(text: str) -> bool:
+    """Whether the grammar can write `text`, but for case, spaces and punctuation."""
+    return _CAPTION.fullmatch(" ".join(re.findall(r"[\w-]+", text.lower()))) is not None
 
 
 def unknown_words(text: str) -> list[str]:

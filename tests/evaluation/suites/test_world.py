@@ -86,6 +86,7 @@ LARGE = World(size=64).clip(0, "heldout").video
         (RIGHT, 8, "ein roter Ball", "(unknown: ein, roter)"),
         (RIGHT, 8, "一个红色的球", "(unknown: 一个红色的球)"),
         (RIGHT, 8, "...", "(unknown: none at all)"),
+        (RIGHT, 8, "red red ball the the", "is not one that the world writes"),
     ],
 )
 def test_clips_that_are_not_the_worlds_are_refused(frames: np.ndarray, fps: float, caption: str, words: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from avd.evaluation.suite import Clip, Measure, NumberFormat, Prompt, Scores, Shape, Values, share
 from avd.types import UserError
-from avd.world import World, read_promises, unknown_words
+from avd.world import World, is_caption, read_promises, unknown_words
 from avd.world.oracle import OPEN_ATTRIBUTES, ClipScores, diversity, judge_clip, summarise
 
 if TYPE_CHECKING:
@@ -166,6 +166,8 @@ class WorldSuite:
             return (
                 f"caption {prompt.text!r} is not the world's (unknown: {words}): judge clips that its captions describe"
             )
+        if not is_caption(prompt.text):
+            return f"caption {prompt.text!r} is not one that the world writes: judge clips that its captions describe"
         return None
 
     def score(self, clips: Iterable[Clip]) -> Scores:
