@@ -30,7 +30,7 @@ def trained_before() -> VideoModel:
 def test_starts_from_another_miniature(trained_before: VideoModel) -> None:
     latents = torch.zeros(4, 12, 5, 6, 6)
     task = TeacherTask(CONFIG, WORLD, trained_before.vae, latents, trained_before)
-    for network in (task.networks, task.ema.module):
+    for network in (task.network, task.ema.module):
         mine, theirs = network.velocity.transformer.state_dict(), trained_before.transformer.state_dict()
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
         mine, theirs = network.text_encoder.state_dict(), trained_before.text_encoder.state_dict()
@@ -40,9 +40,9 @@ def test_starts_from_another_miniature(trained_before: VideoModel) -> None:
 def test_an_update_trains_transformer_and_text_encoder_together(trained_before: VideoModel) -> None:
     latents = torch.randn(4, 12, 5, 6, 6)
     task = TeacherTask(CONFIG, WORLD, trained_before.vae, latents)
-    before = [p.clone() for p in task.networks.parameters()]
+    before = [p.clone() for p in task.network.parameters()]
     metrics = [task.update(n).metrics for n in range(2)]
-    moved = [not torch.equal(a, b) for a, b in zip(before, task.networks.parameters(), strict=True)]
+    moved = [not torch.equal(a, b) for a, b in zip(before, task.network.parameters(), strict=True)]
     assert all(moved)
     assert all(0 < f["loss"] < 20 for f in metrics)
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from avd.config import InterpolatorRecipe
-from avd.engine.ema import EMA
 from avd.engine.loop import UpdateResult
-from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.randomness import derive_seed, generator_for
 from avd.engine.schedules import trapezoid
 from avd.files import atomic_folder
+from avd.miniature.training import NetworkTraining
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
 from avd.types import UserError
 
@@ -41,7 +40,7 @@ def check_clips(count: int, frames: int) -> None:
         )
 
 
-class InterpolatorTask:
+class InterpolatorTask(NetworkTraining[FrameInterpolator]):
     """An `engine.loop.Task`. `heldout` are whitened latents (N, C, F, H, W) of clips that are not in `source`.
 
     Raises UserError unless clips have an odd number of latent frames, at least 3, and the two are of one shape.
@@ -60,14 +59,12 @@ class InterpolatorTask:
         check_clips(len(source) + len(heldout), frames)
         self.config, self.source, self.heldout, self.device = config, source, heldout, device
         torch.manual_seed(derive_seed(config.seed, "interpolator", "weights"))
-        self.network = FrameInterpolator(InterpolatorConfig(channels, config.widths)).to(device).train()
-        self.ema = EMA(self.network, config.ema)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1.0, betas=(0.9, 0.99))
+        network = FrameInterpolator(InterpolatorConfig(channels, config.widths)).to(device).train()
+        optimizer = torch.optim.Adam(network.parameters(), lr=1.0, betas=(0.9, 0.99))
+        super().__init__("network", network, optimizer, config.ema)
 
     def update(self, n: int) -> UpdateResult:
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * trapezoid(n, config.warmup, config.cooldown, config.updates)
         order = generator_for(config.seed, "interpolator", "data", n)
         indices = torch.randint(len(self.source), (config.batch,), generator=order).tolist()
         x_BCFHW = self.source.latents(indices).float()
@@ -76,11 +73,7 @@ class InterpolatorTask:
             grain = generator_for(config.seed, "interpolator", "noise", n)
             given = given + config.noise * torch.randn(given.shape, generator=grain)
         loss = missing_frames_error(self.network(given.to(self.device)), x_BCFHW.to(self.device)).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
-        self.ema.update(self.network, n)
+        norm = self.step(loss, n, config.learning_rate * trapezoid(n, config.warmup, config.cooldown, config.updates))
         return UpdateResult({"loss": loss.item(), "grad_norm": norm.item()})
 
     @torch.no_grad()
@@ -99,26 +92,9 @@ class InterpolatorTask:
     def sample(self, folder: Path, n: int) -> None:
         """The held-out ratio tells enough; a finished interpolator is looked at in half-rate samples of a student."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        return (
-            pack_module("network", self.network)
-            | pack_module("ema", self.ema.module)
-            | pack_optimizer("optimizer", self.optimizer)
-        )
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        unpack_module("network", self.network, tensors)
-        unpack_module("ema", self.ema.module, tensors)
-        unpack_optimizer("optimizer", self.optimizer, tensors)
-
     def export(self, folder: Path) -> None:
-        averaged = self.ema.module
-        assert isinstance(averaged, FrameInterpolator)
         with atomic_folder(folder / "interpolator") as writing:
-            averaged.save(writing)
+            self.ema.module.save(writing)
 
 
 def missing_frames_error(filled_BCFHW: Tensor, x_BCFHW: Tensor) -> Tensor:

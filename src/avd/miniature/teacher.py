@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from avd.config import TeacherRecipe
-from avd.engine.ema import EMA
 from avd.engine.loop import UpdateResult
-from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.preview import write_preview
 from avd.engine.randomness import derive_seed, generator_for
 from avd.engine.schedules import trapezoid
 from avd.files import atomic_folder
 from avd.flow import add_noise, velocity_of
 from avd.miniature import architecture as mini
+from avd.miniature.training import NetworkTraining
 from avd.models.family import load_model
 from avd.models.settings import Settings
 from avd.models.wan.codec import AutoencoderKLWan
@@ -55,7 +52,7 @@ class _Networks(nn.Module):
         self.velocity, self.text_encoder = velocity, text_encoder
 
 
-class TeacherTask:
+class TeacherTask(NetworkTraining[_Networks]):
     """An `engine.loop.Task`. `latents` are (N, C, F, H, W) of the first N training clips of `world`.
 
     The weights start at random, or at those of `start`, a miniature trained before on latents of the same VAE.
@@ -73,31 +70,25 @@ class TeacherTask:
         torch.manual_seed(derive_seed(config.seed, "teacher", "weights"))
         self.tokenizer = mini.build_tokenizer(vocabulary())
         text_encoder = mini.build_text_encoder(len(self.tokenizer))
-        self.networks = _Networks(WanVelocity(mini.build_transformer()), text_encoder).train()
+        networks = _Networks(WanVelocity(mini.build_transformer()), text_encoder).train()
         if start is not None:
-            self.networks.velocity.transformer.load_state_dict(start.transformer.state_dict())
-            self.networks.text_encoder.load_state_dict(start.text_encoder.state_dict())
-        self.ema = EMA(self.networks, config.ema)
-        matrices = [p for p in self.networks.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.networks.parameters() if p.ndim < 2]
+            networks.velocity.transformer.load_state_dict(start.transformer.state_dict())
+            networks.text_encoder.load_state_dict(start.text_encoder.state_dict())
+        matrices = [p for p in networks.parameters() if p.ndim >= 2]
+        vectors = [p for p in networks.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99))
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99))
+        super().__init__("networks", networks, optimizer, config.ema)
 
     def update(self, n: int) -> UpdateResult:
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * trapezoid(n, config.warmup, config.cooldown, config.updates)
         rng = np.random.default_rng(derive_seed(config.seed, "teacher", "data", n))
         indices = rng.integers(0, len(self.latents), config.batch)
         captions = [self.world.describe(int(i), caption=n)[1].text for i in indices]
         prompts = ["" if rng.random() < config.caption_dropout else text for text in captions]
         x0 = self.latents[torch.from_numpy(indices)].float()
-        loss = self._loss(self.networks, x0, prompts, generator_for(config.seed, "teacher", "noise", n)).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
-        self.optimizer.step()
-        self.ema.update(self.networks, n)
+        loss = self._loss(self.network, x0, prompts, generator_for(config.seed, "teacher", "noise", n)).mean()
+        norm = self.step(loss, n, config.learning_rate * trapezoid(n, config.warmup, config.cooldown, config.updates))
         return UpdateResult({"loss": loss.item(), "grad_norm": norm.item()})
 
     @torch.no_grad()
@@ -125,21 +116,6 @@ class TeacherTask:
             shift=model.settings.shift,
         )
         write_preview(folder / f"update-{n:06d}.mp4", model.decode_video(latents), model.settings.fps)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return (
-            pack_module("networks", self.networks)
-            | pack_module("ema", self.ema.module)
-            | pack_optimizer("optimizer", self.optimizer)
-        )
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        unpack_module("networks", self.networks, tensors)
-        unpack_module("ema", self.ema.module, tensors)
-        unpack_optimizer("optimizer", self.optimizer, tensors)
 
     def export(self, folder: Path) -> None:
         with atomic_folder(folder / "teacher") as writing:

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from avd.config import VAERecipe
-from avd.engine.ema import EMA
 from avd.engine.loop import UpdateResult
-from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.randomness import derive_seed, generator_for
 from avd.engine.schedules import warm_cosine
 from avd.files import atomic_folder
 from avd.miniature.architecture import build_vae
+from avd.miniature.training import NetworkTraining
 from avd.miniature.vae_init import initialise
 from avd.models.wan.codec import AutoencoderKLWan, to_signed
 from avd.types import UserError
 from avd.world import World
 
 
-class VAETask:
+class VAETask(NetworkTraining[AutoencoderKLWan]):
     """An `engine.loop.Task`. Raises UserError if clips of the world are shorter than `config.frames`."""
 
     def __init__(self, config: VAERecipe, world: World) -> None:
@@ -35,17 +32,15 @@ class VAETask:
             )
         self.config, self.world = config, world
         torch.manual_seed(derive_seed(config.seed, "vae", "weights"))
-        self.vae = build_vae().train()
-        initialise(self.vae, to_signed(np.stack([world.clip(i).video[:1] for i in range(64)])))
-        self.ema = EMA(self.vae, config.ema)
-        self.optimizer = torch.optim.AdamW(self.vae.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=1e-4)
+        vae = build_vae().train()
+        initialise(vae, to_signed(np.stack([world.clip(i).video[:1] for i in range(64)])))
+        optimizer = torch.optim.AdamW(vae.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=1e-4)
+        super().__init__("vae", vae, optimizer, config.ema)
 
     def update(self, n: int) -> UpdateResult:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * warm_cosine(n, self.config.warmup, self.config.updates)
         video = self._clips(n)
-        posterior = self.vae.encode(video).latent_dist
-        decoded = self.vae.decode(posterior.sample(generator_for(self.config.seed, "vae", "noise", n))).sample
+        posterior = self.network.encode(video).latent_dist
+        decoded = self.network.decode(posterior.sample(generator_for(self.config.seed, "vae", "noise", n))).sample
         error = decoded - video
         brightness = error.mean(1, keepdim=True)
         luma, chroma = brightness.square().mean(), (error - brightness).square().mean()
@@ -53,11 +48,7 @@ class VAETask:
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
         config = self.config
         loss = luma + config.chroma * chroma + config.sharpness * absolute + config.edges * edges + config.kl * kl
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
-        self.optimizer.step()
-        self.ema.update(self.vae, n)
+        norm = self.step(loss, n, config.learning_rate * warm_cosine(n, config.warmup, config.updates))
         metrics = {"luma": luma, "chroma": chroma, "absolute": absolute, "edges": edges, "kl": kl, "grad_norm": norm}
         return UpdateResult({name: value.item() for name, value in metrics.items()})
 
@@ -70,21 +61,6 @@ class VAETask:
 
     def sample(self, folder: Path, n: int) -> None:
         """The held-out metric tells enough; the finished VAE is looked at through what is encoded with it."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        return (
-            pack_module("vae", self.vae)
-            | pack_module("ema", self.ema.module)
-            | pack_optimizer("optimizer", self.optimizer)
-        )
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        unpack_module("vae", self.vae, tensors)
-        unpack_module("ema", self.ema.module, tensors)
-        unpack_optimizer("optimizer", self.optimizer, tensors)
 
     def export(self, folder: Path) -> None:
         """Measure the latents' mean and standard deviation, store them in the config, and save a diffusers folder."""
