@@ -20,12 +20,12 @@ from rich.progress import (
 
 
 def _is_other_rank(rank: str) -> bool:
-    """Whether RANK says that another process speaks for all. A RANK that is no number is refused where it matters."""
+    """Whether a rank says that another process speaks for all. One that is no number is refused where it matters."""
     return rank.isdecimal() and rank.strip("0") != ""
 
 
-_OTHERS = _is_other_rank(os.environ.get("RANK", "0"))
-"""Whether this is another process than the first that torchrun started, which speaks for all."""
+_OTHERS = _is_other_rank(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0"))
+"""Whether this is another process than the first that torchrun or srun started, which speaks for all."""
 out = Console(quiet=_OTHERS)
 """Results."""
 err = Console(stderr=True, quiet=_OTHERS)

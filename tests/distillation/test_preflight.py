@@ -10,8 +10,8 @@ import pytest
 
 from avd.config import Recipe, load_recipe
 from avd.distillation.preflight import ResolvedRun, preflight, resolve_workload
-from avd.engine.ranks import Launch
 from avd.methods.method import Method
+from avd.models.devices import Launch
 from avd.models.wan.files import ModelFiles
 from avd.types import UserError
 from helpers.command import snapshot

@@ -30,13 +30,13 @@ from avd.config import Recipe
 from avd.data import LatentCache
 from avd.engine.checkpoint import check_newest
 from avd.engine.optimizers import check_optimizer
-from avd.engine.ranks import Launch, clips_per_rank
+from avd.engine.ranks import clips_per_rank
 from avd.engine.run_folder import RunFolder, check_same_recipe
 from avd.engine.sources import check_identity, world_of
 from avd.engine.trackers import check_trackers
 from avd.methods.method import Method
 from avd.models.adapters import check_targets
-from avd.models.devices import pick_device
+from avd.models.devices import Launch, pick_device
 from avd.models.family import ModelFacts, TextToVideo, find_facts, load_model, read_facts
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import Settings
@@ -85,7 +85,7 @@ def preflight(recipe: Recipe, output: Path, *, resume: bool, launch: Launch) -> 
     """
     method = _resolve_method(recipe)
     clips_per_rank(recipe.compute, recipe.training.batch, launch.size)  # raises where the ranks do not go with it
-    device = pick_device(recipe.compute.device, launch.local)
+    device = pick_device(recipe.compute.device, launch)
     for optimizer in (recipe.student.optimizer, *(each.optimizer for each in method.updates.values())):
         check_optimizer(optimizer)
     check_trackers(recipe.trackers)

@@ -12,9 +12,10 @@ from avd.distillation.monitoring.watch import RunWatch, Tell
 from avd.distillation.preflight import preflight
 from avd.distillation.task import DistillTask
 from avd.engine.loop import Progress, Schedule, run
-from avd.engine.ranks import process_group, read_launch
+from avd.engine.ranks import process_group
 from avd.engine.sources import encode_world
 from avd.engine.trackers import open_trackers
+from avd.models.devices import read_launch
 from avd.sampling.choose import load_interpolator
 from avd.types import CountProgress
 

@@ -7,7 +7,9 @@ computes in float32 is the same code with nothing to shard and nobody to ask.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from avd.config import ComputeRecipe
 from avd.models.backbone import Backbone
-from avd.models.devices import pick_device
+from avd.models.devices import Launch, pick_device, read_launch
 from avd.types import UserError
 
 
@@ -109,49 +111,6 @@ SINGLE_PROCESS = Ranks()
 """One process on the CPU."""
 
 
-@dataclass(frozen=True)
-class Launch:
-    """What the environment says of this process; `local` is its rank among those of its machine."""
-
-    rank: int = 0
-    size: int = 1
-    local: int = 0
-
-
-def read_launch(environment: Mapping[str, str]) -> Launch:
-    """The launch that torchrun's variables describe; without any, a process of its own.
-
-    Raises UserError for a variable that is missing or makes no sense.
-    """
-    size = _integer(environment, "WORLD_SIZE", 1, smallest=1)
-    rank = _integer(environment, "RANK", 0)
-    if rank >= size:
-        given = f"WORLD_SIZE is {size}" if environment.get("WORLD_SIZE") else "WORLD_SIZE is not set"
-        raise UserError(f"RANK is {rank} and {given}: RANK counts from 0 to WORLD_SIZE - 1; {_START}")
-    if size > 1:
-        needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        missing = [key for key in needed if not environment.get(key)]
-        if missing:
-            raise UserError(f"WORLD_SIZE is {size} without {', '.join(missing)}: {_START}")
-        _integer(environment, "MASTER_PORT", 0, smallest=1, largest=65_535)
-    return Launch(rank, size, _integer(environment, "LOCAL_RANK", 0))
-
-
-_START = "start with torchrun, or unset the variables"
-
-
-def _integer(
-    environment: Mapping[str, str], key: str, default: int, *, smallest: int = 0, largest: int | None = None
-) -> int:
-    text = environment.get(key, "").strip()
-    if not text:
-        return default
-    if not text.isdecimal() or int(text) < smallest or (largest is not None and int(text) > largest):
-        limits = f"at least {smallest}" if largest is None else f"from {smallest} to {largest}"
-        raise UserError(f"{key} is {text!r}: it must be an integer, {limits}; {_START}")
-    return int(text)
-
-
 def clips_per_rank(compute: ComputeRecipe, batch: int, size: int) -> int:
     """Clips of a batch that each of `size` ranks gets, those that it shares with others included.
 
@@ -179,7 +138,7 @@ def process_group(compute: ComputeRecipe) -> Iterator[Ranks]:
     """
     launch = read_launch(os.environ)
     rank, size = launch.rank, launch.size
-    device = pick_device(compute.device, launch.local)
+    device = pick_device(compute.device, launch)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     shard = compute.shard or size
@@ -191,10 +150,12 @@ def process_group(compute: ComputeRecipe) -> Iterator[Ranks]:
     if ours:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if size > 1:
-            _join(backend)
+            _join(backend, launch)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
+        if size > 1 and device.type == "cuda":
+            _refuse_shared_gpu(_name_gpu(device), launch)
         if shard == size:
             mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
         else:
@@ -209,15 +170,36 @@ def process_group(compute: ComputeRecipe) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _join(backend: str) -> None:
+def _join(backend: str, launch: Launch) -> None:
     try:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, rank=launch.rank, world_size=launch.size)
     except dist.DistError as error:  # no such host, a port in use, nobody there
         place = f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']}"
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"the processes cannot meet at {place} ({reason}): check both, or start with torchrun"
         ) from error
+
+
+def _name_gpu(device: torch.device) -> str:
+    """A name that no other GPU has, however many of them a process is shown."""
+    return f"{platform.node()} {torch.cuda.get_device_properties(device).uuid}"
+
+
+def _refuse_shared_gpu(name: str, launch: Launch) -> None:
+    """Raise UserError, on every rank, if two ranks have the GPU of one name. All ranks must ask."""
+    digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    found = [torch.zeros(1, dtype=torch.int64) for _ in range(launch.size)]
+    dist.all_gather(found, torch.tensor([digest]))
+    ranks: dict[int, list[int]] = {}
+    for rank, each in enumerate(found):
+        ranks.setdefault(int(each), []).append(rank)
+    shared = next((same for same in ranks.values() if len(same) > 1), None)
+    if shared is not None:
+        raise UserError(
+            f"processes {', '.join(map(str, shared))} were given the same GPU: show each process its own (srun "
+            "--gpus-per-task=1), or all of them to every process"
+        )
 
 
 def shard(network: Backbone, ranks: Ranks, dtype: torch.dtype) -> None:

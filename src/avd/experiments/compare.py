@@ -19,7 +19,6 @@ from avd.config import Recipe, load_recipe
 from avd.distillation.preflight import preflight
 from avd.distillation.run import distill_run
 from avd.engine.randomness import generator_for
-from avd.engine.ranks import read_launch
 from avd.engine.run_folder import RECIPE_FILE, check_same_recipe
 from avd.engine.sources import world_of
 from avd.evaluation.judging import check_model, judge
@@ -28,6 +27,7 @@ from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
 from avd.experiments.measuring import check_one_process, measure
 from avd.methods.method import Method
+from avd.models.devices import read_launch
 from avd.models.family import TextToVideo, open_model
 from avd.sampling.choose import make_sampler
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler

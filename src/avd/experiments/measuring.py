@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from avd.engine.ranks import read_launch
 from avd.evaluation.judging import judge_samples
 from avd.evaluation.rows import Row
 from avd.evaluation.sampling import Samples, sample_clips
 from avd.evaluation.suite import Suite
 from avd.experiments import Bars
+from avd.models.devices import read_launch
 from avd.sampling.samplers import Sampler
 from avd.types import UserError
 

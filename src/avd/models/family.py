@@ -7,6 +7,7 @@ the rest when one is opened. docs/adding-a-model.md says what a family holds.
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -154,12 +155,13 @@ def families() -> list[Family]:
 
 
 def open_model(name: str, *, transformer: str | None = None) -> TextToVideo:
-    """`load_model` to use a model as it is: in bfloat16 on the GPU if there is one, else in float32 on the CPU."""
+    """`load_model` to use a model as it is: in bfloat16 on this process's GPU if there is one, else in float32 on the
+    CPU."""
     import torch
 
-    from avd.models.devices import pick_device
+    from avd.models.devices import pick_device, read_launch
 
-    device = pick_device("auto")
+    device = pick_device("auto", read_launch(os.environ))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return load_model(name, transformer=transformer, dtype=dtype, device=device)
 
