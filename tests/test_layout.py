@@ -32,6 +32,7 @@ TOPICS = {
     "data/video/test_odd_files.py": "files as people have them",
     "distillation/test_compute.py": "the ways in which networks are computed",
     "distillation/test_ranks.py": "several processes against one",
+    "distillation/test_run_folder_of_ranks.py": "a run folder that ranks see differently",
     "distillation/test_step_gradient.py": "the student's gradient against autograd's",
     "models/wan/test_teachers.py": "published teachers against stock diffusers",
     "report/test_pictures.py": "sheet and page",

@@ -14,7 +14,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 LOCK_FILE = ".lock"
+PATIENCE = 30.0
+"""Seconds that a file which another machine has written may take to be seen here."""
 _ENDING = ".writing"
 _EARLIER_ENDINGS, _EARLIER_START = (".partial", ".part"), ".writing-"
 """What earlier versions called unfinished files and checkpoints; folders of theirs may still hold some."""
@@ -50,6 +53,16 @@ def clear_unfinished(folder: Path) -> None:
             shutil.rmtree(stale)
         else:
             stale.unlink()
+
+
+def wait_until(seen: Callable[[], bool]) -> bool:
+    """Whether `seen` becomes true within `PATIENCE`: network file systems show files of other machines late."""
+    end = time.monotonic() + PATIENCE
+    while not seen():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def sync(path: Path) -> None:

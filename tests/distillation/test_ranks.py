@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +20,7 @@ from avd.engine.ranks import SINGLE_PROCESS, Ranks, clips_per_rank
 from avd.models.devices import pick_device
 from avd.types import UserError
 from helpers.distill_run import distill, small_recipe
+from helpers.processes import start_two
 from helpers.tiny import tiny_model
 
 UPDATES = 4
@@ -46,20 +45,7 @@ def torchrun(*runs: str) -> subprocess.Popen[str]:
 
 
 def two_processes(*runs: str) -> list[subprocess.Popen[str]]:
-    """Two processes, as torchrun starts them, without its own between them and the test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "helpers.ranks_run", *runs],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    return start_two("helpers.ranks_run", *runs)
 
 
 def run_to_the_end(*runs: str) -> None:

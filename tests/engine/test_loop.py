@@ -203,10 +203,10 @@ def test_training_resumes_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     later, waited = threading.Event(), []
     write_pieces, update = saving.write_pieces, Toy.update
 
-    def slow(folder: Path, step: int, *rest: Any) -> None:
+    def slow(folder: Path, step: int, *rest: Any) -> int:
         if step == 2:
             waited.append(later.wait(timeout=30))  # until the update after the checkpoint has begun
-        write_pieces(folder, step, *rest)
+        return write_pieces(folder, step, *rest)
 
     def noted(self: Toy, n: int) -> UpdateResult:
         if n == 2:

@@ -94,10 +94,12 @@ def test_a_run_that_met_a_full_disk_resumes_from_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = distill(tmp_path / "straight", 6)
-    write_pieces: Callable[..., None] = saving.write_pieces
+    write_pieces: Callable[..., int] = saving.write_pieces
 
-    def fill_up(folder: Path, step: int, *args: Any) -> None:
-        full_disk() if step == 4 else write_pieces(folder, step, *args)
+    def fill_up(folder: Path, step: int, *args: Any) -> int:
+        if step == 4:
+            full_disk()
+        return write_pieces(folder, step, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(saving, "write_pieces", fill_up)

@@ -10,6 +10,7 @@ from avd.distillation.monitoring.monitor import Monitor
 from avd.distillation.monitoring.watch import RunWatch
 from avd.distillation.task import DistillTask
 from avd.engine.loop import Schedule, run
+from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.run_folder import RunFolder
 from avd.engine.trackers import Tracker, Trackers
 from helpers.tiny import tiny_interpolator, tiny_model, tiny_source
@@ -29,9 +30,9 @@ def watched_recipe(*overrides: str) -> Recipe:
     return load_recipe("avd", [*SMALL, *overrides])
 
 
-def watched_task(recipe: Recipe) -> DistillTask:
+def watched_task(recipe: Recipe, ranks: Ranks = SINGLE_PROCESS) -> DistillTask:
     model = tiny_model()
-    return DistillTask(recipe, model, tiny_source(model), tiny_interpolator())
+    return DistillTask(recipe, model, tiny_source(model), tiny_interpolator(), ranks)
 
 
 def monitor_of(task: DistillTask) -> Monitor | None:
@@ -53,13 +54,13 @@ def watched(
     recipe = watched_recipe(f"training.updates={updates}", *overrides)
     task = watched_task(recipe) if task is None else task
     tell = (lambda text: None) if messages is None else messages.append
-    folder = RunFolder(path, resume=resume, recipe_text=recipe.to_yaml())
-    folder.lock()
+    folder = RunFolder(path, resume=resume, recipe_text=recipe.to_yaml(), owner=task.ranks.is_main)
+    folder.lock(task.ranks)
     monitor = monitor_of(task)
     if monitor is not None:
         monitor.find_references(path, tell)
     every = recipe.training
     schedule = Schedule(updates, every.checkpoint_every, every.keep_checkpoints, sample_every=every.sample_every)
     watch = RunWatch(task, monitor, folder, Trackers(trackers or {}, tell), tell)
-    run(task, folder, schedule, lambda done, updates, metrics, left: None, watch)
+    run(task, folder, schedule, lambda done, updates, metrics, left: None, watch, task.ranks)
     return task

@@ -129,7 +129,7 @@ def open_run(output: Path, recipe: Section, updates: int, *, resume: bool, owner
     folder = RunFolder(output, resume=resume, recipe_text=recipe.to_yaml(), owner=owner)
     if owner:
         check_same_recipe(output, recipe)
-    check_newest(folder.checkpoints, updates)
+        check_newest(folder.checkpoints, updates)
     return folder
 
 

@@ -31,8 +31,8 @@ def distill_run(
     resolved = preflight(recipe, output, resume=resume, launch=read_launch(os.environ))
     model, folder = resolved.model, resolved.folder
     with process_group(recipe.compute) as ranks:
+        folder.lock(ranks)
         interpolator = load_interpolator(model)
-        folder.lock()
         if resolved.cache is not None:
             source: LatentSource = resolved.cache
         else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from avd.files import clear_unfinished, remove_folder, replace_folder, sync, unfinished
+from avd.files import clear_unfinished, remove_folder, replace_folder, sync, unfinished, wait_until
 from avd.types import UserError
 
 _NAME = re.compile(r"step-\d{7,}")
@@ -55,17 +55,30 @@ def copy_pieces(tensors: Mapping[str, Tensor], *, first: bool) -> dict[str, Piec
     return pieces
 
 
-def write_pieces(folder: Path, step: int, pieces: Mapping[str, Piece], rank: int = 0, ranks: int = 1) -> None:
-    """Write one rank's part of checkpoint `step`, beside its place."""
+def write_pieces(folder: Path, step: int, pieces: Mapping[str, Piece], rank: int = 0, ranks: int = 1) -> int:
+    """Write one rank's part of checkpoint `step`, beside its place. Returns its size in bytes."""
     writing = unfinished(_place(folder, step))
     writing.mkdir(parents=True, exist_ok=True)
-    path = writing / f"tensors-{rank:05d}-of-{ranks:05d}.safetensors"
+    path = writing / _part(rank, ranks)
     places = {name: {"shape": piece.shape, "offset": piece.offset} for name, piece in pieces.items()}
     # A single metadata entry: safetensors does not keep the order of several.
     save_file(
         {name: piece.values for name, piece in pieces.items()}, path, {"places": json.dumps(places, sort_keys=True)}
     )
     sync(path)
+    return path.stat().st_size
+
+
+def missing_parts(folder: Path, step: int, sizes: Sequence[int]) -> list[int]:
+    """The ranks whose part of checkpoint `step` is not beside its place as they wrote it, by its size in bytes."""
+    writing = unfinished(_place(folder, step))
+    paths = [writing / _part(rank, len(sizes)) for rank in range(len(sizes))]
+
+    def missing() -> list[int]:
+        held = (path.stat().st_size if path.is_file() else -1 for path in paths)
+        return [rank for rank, (found, wanted) in enumerate(zip(held, sizes, strict=True)) if found != wanted]
+
+    return [] if wait_until(lambda: not missing()) else missing()
 
 
 def publish(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
@@ -104,8 +117,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir())
 
 
+def newest_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
+    """Name and state of the newest checkpoint under `folder`, if there is one. Raises UserError if it is damaged."""
+    for path in list_checkpoints(folder)[-1:]:
+        with _naming_damage(path):
+            return path.name, _read_state(path)
+    return None
+
+
 def _place(folder: Path, step: int) -> Path:
     return folder / f"step-{step:07d}"
+
+
+def _part(rank: int, ranks: int) -> str:
+    return f"tensors-{rank:05d}-of-{ranks:05d}.safetensors"
 
 
 class SavedTensors(Mapping[str, Tensor]):

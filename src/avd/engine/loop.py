@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from avd.engine.checkpoint import list_checkpoints, load_checkpoint
+from avd.engine.checkpoint import load_checkpoint, newest_checkpoint
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.run_folder import RunFolder
 from avd.engine.saving import Saver, StopRequest, stop_requests
@@ -141,10 +141,11 @@ def run(
 ) -> None:
     """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export.
 
-    Every rank runs it, on a folder that all see; the first one writes. Raises Stopped, with a checkpoint saved, if
+    Every rank runs it, on a folder that all see; the first one writes, and decides what depends on what is there.
+    Raises Stopped, with a checkpoint saved, if
     `watch` ends the run or any rank is stopping to end by SIGTERM or Ctrl-C.
     """
-    folder.lock()
+    folder.lock(ranks)
     try:
         with stop_requests() as stop:
             while not _train(task, folder, schedule, progress, watch, ranks, stop):
@@ -164,10 +165,11 @@ def _train(
     stop: StopRequest,
 ) -> bool:
     """False if the run was sent back, to restart from the newest checkpoint."""
-    done = _restore(task, folder, watch)
-    folder.rewind_metrics(done)
-    if watch is not None:
-        watch.begin(done)
+    done = _restore(task, folder, watch, ranks)
+    with ranks.together():
+        folder.rewind_metrics(done)
+        if watch is not None:
+            watch.begin(done)
     saver = Saver(folder.checkpoints, schedule.keep_checkpoints, ranks)
     pace = Pace()
     for n in range(done, schedule.updates):
@@ -207,19 +209,21 @@ def _train(
     return True
 
 
-def _restore(task: Task, folder: RunFolder, watch: Watch[MeasurementT] | None) -> int:
-    saved = list_checkpoints(folder.checkpoints)
-    if not saved:
+def _restore(task: Task, folder: RunFolder, watch: Watch[MeasurementT] | None, ranks: Ranks) -> int:
+    """Load the checkpoint that the first rank finds to be the newest; returns the updates it was saved after."""
+    newest = ranks.decide(lambda: newest_checkpoint(folder.checkpoints))
+    if newest is None:
         return 0
-    tensors, state = load_checkpoint(saved[-1])
-    try:
-        task.load(tensors, state)
-        if watch is not None:
-            watch.load(state)
-    except (LookupError, RuntimeError, ValueError) as error:  # as `load_state_dict` and its like raise them
-        raise UserError(
-            f"checkpoint {saved[-1]} does not fit the model: resume with the model it began with"
-        ) from error
+    name, state = newest
+    path = folder.checkpoints / name
+    with ranks.together():
+        tensors, _ = load_checkpoint(path)
+        try:
+            task.load(tensors, state)
+            if watch is not None:
+                watch.load(state)
+        except (LookupError, RuntimeError, ValueError) as error:  # as `load_state_dict` and its like raise them
+            raise UserError(f"checkpoint {path} does not fit the model: resume with the model it began with") from error
     return int(state["step"])
 
 

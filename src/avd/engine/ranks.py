@@ -8,11 +8,13 @@ computes in float32 is the same code with nothing to shard and nobody to ask.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +26,8 @@ from avd.config import ComputeRecipe
 from avd.models.backbone import Backbone
 from avd.models.devices import Launch, pick_device, read_launch
 from avd.types import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,66 @@ class Ranks:
         """Until all ranks are here."""
         self.any_rank(False)
 
+    def list_numbers(self, number: float) -> list[float]:
+        """The number of every rank, in the order of the ranks."""
+        if self.size == 1:
+            return [number]
+        own = torch.tensor([number], dtype=torch.float64)
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(found, own)
+        return [each.item() for each in found]
+
+    def broadcast(self, value: T, source: int = 0) -> T:
+        """What rank `source` has for `value`, on all ranks. It travels as JSON: nothing is unpickled."""
+        if self.size == 1:
+            return value
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        length = torch.tensor(len(data))
+        dist.broadcast(length, source)
+        if self.rank != source:
+            data = torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(data, source)
+        received: T = json.loads(data.numpy().tobytes())
+        return received
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that all ranks get through, or none: an error on one is raised there, and as UserError on the others.
+
+        Nothing in the block may wait for another rank, which may have left it.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        failed = [rank for rank, number in enumerate(self.list_numbers(float(error is not None))) if number]
+        if not failed:
+            return
+        message = self.broadcast(_describe(error), failed[0])
+        raise UserError(message) if error is None else error
+
+    def decide(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the first rank, which alone calls it, on all ranks; it must be JSON-able.
+
+        An error is raised on all. What depends on files is decided so: network file systems show them to some ranks
+        later than to others.
+        """
+        found: list[T] = []
+        with self.together():
+            if self.is_main:
+                found.append(make())
+        return self.broadcast(found)[0]
+
     def gather(self, tensor: Tensor) -> Tensor:
         """A tensor that may be sharded, gathered, on the CPU. All ranks must ask."""
         full = getattr(tensor, "full_tensor", None)
         return (tensor if full is None else full()).detach().cpu()
+
+
+def _describe(error: Exception | None) -> str:
+    """What the other ranks report of an error."""
+    return str(error) if isinstance(error, UserError | OSError) else " ".join(repr(error).split())
 
 
 SINGLE_PROCESS = Ranks()

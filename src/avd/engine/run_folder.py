@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.files import (
     LOCK_FILE,
     FolderLock,
@@ -18,6 +21,8 @@ from avd.files import (
     is_unfinished,
     read_json_lines,
     read_text,
+    unfinished,
+    wait_until,
     write_json_lines,
     write_text,
 )
@@ -70,15 +75,37 @@ class RunFolder:
         if path.exists() and not os.access(path, os.W_OK):
             raise UserError(f"output folder {path} is not writable: change its mode, or name another")
 
-    def lock(self) -> None:
-        """Lay the folder out, or, in a run that is resumed, write its recipe again. Doing it twice does no harm."""
-        if not self._owner:
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock.acquire()
-        write_text(self.path / RECIPE_FILE, self._recipe_text)
-        self.checkpoints.mkdir(exist_ok=True)
-        self.samples.mkdir(exist_ok=True)
+    def lock(self, ranks: Ranks = SINGLE_PROCESS) -> None:
+        """Lay the folder out, or, in a run that is resumed, write its recipe again. Doing it twice does no harm.
+
+        Every rank calls it. Raises UserError on all of them if another process holds the folder, or if a rank does not
+        see what the first one writes there: its part of a checkpoint would be lost.
+        """
+        with ranks.together():
+            if self._owner:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire()
+                write_text(self.path / RECIPE_FILE, self._recipe_text)
+                self.checkpoints.mkdir(exist_ok=True)
+                self.samples.mkdir(exist_ok=True)
+        if ranks.size > 1:
+            self._check_shared(ranks)
+
+    def _check_shared(self, ranks: Ranks) -> None:
+        """Let the first rank write a file, and raise UserError on all ranks unless all can read it."""
+        probe = unfinished(self.path / "probe")
+        token, writer = ranks.decide(lambda: _write_probe(probe))
+        seen = wait_until(lambda: probe.is_file() and probe.read_text() == token)
+        blind = [rank for rank, sees in enumerate(ranks.list_numbers(float(seen))) if not sees]
+        if ranks.is_main:
+            probe.unlink(missing_ok=True)
+        if blind:
+            host = ranks.broadcast(socket.gethostname(), blind[0])
+            raise UserError(
+                f"{len(blind)} of {ranks.size} processes, the first of them rank {blind[0]} on {host}, cannot see the "
+                f"run folder {self.path} that rank 0 writes on {writer}: name a folder on storage that all machines "
+                "share, by the same path"
+            )
 
     def release(self) -> None:
         """Let another process lock the folder."""
@@ -106,6 +133,13 @@ class RunFolder:
         """Append a line. A metric that is not finite becomes null."""
         if self._owner:
             append_json_line(self.metrics, {"update": update, **values})
+
+
+def _write_probe(path: Path) -> tuple[str, str]:
+    """What it holds, and the machine that wrote it."""
+    token = uuid.uuid4().hex
+    path.write_text(token)
+    return token, socket.gethostname()
 
 
 def check_same_recipe(folder: Path, recipe: Section) -> None:

@@ -94,7 +94,7 @@ class Monitor:
         """Measure teacher and real clips, or read what an earlier process of the run measured."""
         path = folder / REFERENCES_FILE
         key = {"clips": self._indices, "teacher_steps": self.recipe.teacher_steps}
-        references = _read_references(path, key)
+        references = self._ranks.decide(lambda: _read_references(path, key))
         if references is None:
             tell(f"monitors: sampling the teacher on {len(self._indices)} prompts, once")
             steps, sampler = self.recipe.teacher_steps, self._sampler
@@ -102,8 +102,9 @@ class Monitor:
             clips = (self._source.latents([i]) for i in self._own)
             real = self._mean([measure_pixels(video) for clip in clips for video in sampler.decode(clip)])
             references = {"teacher": asdict(teacher), "real": asdict(real)}
-            if self._ranks.is_main:
-                write_json(path, {**key, **references})
+            with self._ranks.together():
+                if self._ranks.is_main:
+                    write_json(path, {**key, **references})
         self._teacher, self._real = PixelStats(**references["teacher"]), PixelStats(**references["real"])
 
     def observe(self, result: UpdateResult) -> None:

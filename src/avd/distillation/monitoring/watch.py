@@ -66,7 +66,7 @@ class RunWatch:
     def after_update(self, updates: int, metrics: Mapping[str, float], measurement: MonitorResult | None) -> Decision:
         self._trackers.metrics(updates, metrics)
         sample = self._folder.samples / f"update-{updates:06d}.mp4"
-        if sample.exists():
+        if self._task.ranks.is_main and sample.exists():
             self._trackers.video(updates, sample)
         if measurement is None:
             return CONTINUE
@@ -82,30 +82,30 @@ class RunWatch:
 
     def _stop(self, updates: int, reason: str) -> Decision:
         self._note(updates, "stopped", "run", reason, shown=False)  # it is shown as the command ends
-        best = self._folder.path / BEST / "student"
-        note = f"; the best student is in {best}" if best.exists() else ""
-        path = self._folder.path
+        best, path = self._folder.path / BEST / "student", self._folder.path
+        note = f"; the best student is in {best}" if self._task.ranks.decide(best.exists) else ""
         return Decision(
             stop=f"stopped after {updates} updates: {reason}; the state is saved in {path}{note}; "
             "to continue nevertheless, add --resume --set monitors.action=warn"
         )
 
     def roll_back(self, updates: int) -> None:
-        best, number = self._best_checkpoints(updates)[-1], self._task.roll_backs + 1
-        if self._task.ranks.is_main:
-            restore_checkpoint(best, self._folder.checkpoints, lambda state: _sent_back(state, number))
-            _forget_after(self._folder.checkpoints, _step(best))
-        self._task.ranks.barrier()
+        number = self._task.roll_backs + 1
+        with self._task.ranks.together():
+            if self._task.ranks.is_main:
+                best = self._best_checkpoints(updates)[-1]
+                restore_checkpoint(best, self._folder.checkpoints, lambda state: _sent_back(state, number))
+                _forget_after(self._folder.checkpoints, _step(best))
 
     def _best_checkpoints(self, updates: int) -> list[Path]:
         """The best checkpoints after at most `updates` updates."""
         return [path for path in list_checkpoints(self._folder.path / BEST_CHECKPOINT) if _step(path) <= updates]
 
     def _announce_roll_back(self, updates: int, reason: str) -> Decision:
-        found = self._best_checkpoints(updates)
-        if not found:  # no measurement had a score, or the options were changed and the run was resumed
+        steps = self._task.ranks.decide(lambda: [_step(path) for path in self._best_checkpoints(updates)])
+        if not steps:  # no measurement had a score, or the options were changed and the run was resumed
             return self._stop(updates, f"{reason}; and there is no best checkpoint to roll back to")
-        step, number = _step(found[-1]), self._task.roll_backs + 1
+        step, number = steps[-1], self._task.roll_backs + 1
         self._note(
             updates, "rolled back", "run", f"rolled back to update {step}, with other noise (number {number}): {reason}"
         )
