@@ -30,6 +30,7 @@ CROSS_CUTTING = {
 TOPICS = {
     "data/test_kill_preparation.py": "preparation, killed anywhere",
     "data/video/test_odd_files.py": "files as people have them",
+    "data/video/test_windows.py": "clips cut from videos",
     "distillation/test_compute.py": "the ways in which networks are computed",
     "distillation/test_ranks.py": "several processes against one",
     "distillation/test_run_folder_of_ranks.py": "a run folder that ranks see differently",

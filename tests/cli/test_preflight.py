@@ -142,6 +142,8 @@ COMMANDS = {
     "clips of no frames": ("prepare clips --model tiny -o new --frames 0", "clips of 0 frames"),
     "clips of no height": ("prepare clips --model tiny -o new --height 0", "0 x 16"),
     "clips at no rate": ("prepare clips --model tiny -o new --fps 0", "fps is 0"),
+    "more than all of a picture": ("prepare clips --model tiny -o new --min-kept 2", "min_kept is 2", "from 0 to 1"),
+    "a start that never comes": ("prepare clips --model tiny -o new --skip-start inf", "inf s to skip"),
     "windows past counting": ("prepare clips --model tiny -o new --windows 1000000000000000000000", "--windows"),
     "workers past counting": ("prepare clips --model tiny -o new --workers 1000000", "--workers"),
     "pictures past drawing": ("world render --size 100000000 -o new", "--size"),

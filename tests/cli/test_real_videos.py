@@ -114,6 +114,22 @@ def test_bad_files_are_skipped_and_named(clips: Path, capfd: pytest.CaptureFixtu
     assert len(LatentCache("few")) == 2
 
 
+def test_what_is_asked_of_videos_is_printed_and_can_be_changed(
+    clips: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ("prepare", clips, "--model", "tiny", "--workers", 0, "--output")
+    assert avd(*command, "strict", "--min-size", 17) == 2
+    printed = capfd.readouterr().err
+    assert "asked of videos: min-fps 0, min-size 17, min-kept 0.125, min-motion 0, max-black 0.1, no-cuts" in printed
+    assert "(4 too small)" in printed and not Path("strict").exists()
+    assert avd(*command, "from-the-middle", "--skip-start", 0.125, "--frames", 9, "--windows", 5, "--spread") == 0
+    assert [item.start for item in LatentCache("from-the-middle").items] == [0.5] * CLIPS
+    manifest = json.loads(Path("from-the-middle/manifest.json").read_text())
+    assert manifest["spread"] and manifest["skip_start"] == 0.125 and not manifest["checks"]["cuts"]
+    assert avd("inspect", "from-the-middle") == 0
+    assert "of frames show what the one before shows" in capfd.readouterr().out
+
+
 def test_preparation_resumes_where_it_was_interrupted(
     clips: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

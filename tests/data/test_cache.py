@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from avd.data import CacheWriter, Geometry, Item, LatentCache, LatentSource, MemoryLatents
+from avd.data import CacheWriter, Geometry, Item, LatentCache, LatentSource, MemoryLatents, Skip
 from avd.types import Conditions, UserError
 
 GEOMETRY = Geometry(frames=9, height=16, width=24, fps=8.0)
@@ -48,7 +48,7 @@ def fill(writer: CacheWriter, stop: int = COUNT) -> None:
         file = f"{index}.mp4"
         if index % 4 == 3:
             if file not in skipped:
-                writer.skip(file, "too short", f"clip {index} – too short")
+                writer.skip(Skip(file, "too short", f"clip {index} – too short"))
         elif file not in files:
             writer.add(latent(index), prompt(index), Item(f"caption {index} é", file, 0.5 * index))
 

@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import shutil
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,17 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from avd.data import CaptionedFile, LatentCache, Summary, prepare, read_captions, write_captions, write_video
+from avd.data import (
+    CaptionedFile,
+    Checks,
+    LatentCache,
+    ReadOptions,
+    Summary,
+    prepare,
+    read_captions,
+    write_captions,
+    write_video,
+)
 from avd.types import Conditions, UserError
 
 
@@ -45,8 +57,17 @@ class FakeEncoder:
 
 
 def run(folder: Path, encoder: FakeEncoder, name: str = "cache", **options: object) -> Summary:
-    settings = {"frames": 5, "fps": 8, "height": 16, "width": 24, "batch_size": 2, "shard_size": 3} | options
-    return prepare(folder / "videos", folder / "captions.jsonl", encoder, folder / name, **settings)  # type: ignore[arg-type]
+    reading = {key: options.pop(key) for key in [*options] if key in READING}
+    settings = {"batch_size": 2, "shard_size": 3} | options
+    captions = folder / "captions.jsonl"
+    return prepare(folder / "videos", captions, encoder, folder / name, clips(**reading), **settings)  # type: ignore[arg-type]
+
+
+READING = {field.name for field in fields(ReadOptions)}
+
+
+def clips(**changes: Any) -> ReadOptions:
+    return replace(ReadOptions(5, 8, (16, 24), 1), **changes)
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -149,6 +170,32 @@ def test_another_encoder_is_refused(folder: Path) -> None:
         run(folder, other)
 
 
+def test_refused_windows_are_listed_and_a_crash_among_them_leaves_no_trace(folder: Path) -> None:
+    bright = np.full((5, 32, 32, 3), 90, np.uint8)
+    dark, cut = np.zeros_like(bright), np.concatenate([bright[:3], 255 - bright[:2]])
+    files = {"a": [bright, dark, cut, bright], "b": [bright, dark], "c": [dark, dark], "d": [dark, bright]}
+    for name, windows in files.items():
+        write_video(folder / f"videos/{name}.mp4", np.concatenate(windows), 8)
+    write_captions(folder / "captions.jsonl", [CaptionedFile(f"{name}.mp4", name) for name in files])
+    options = {"windows": 4, "checks": Checks(max_black=0.5, cuts=False), "shard_size": 2}
+    summary = run(folder, FakeEncoder(), "uninterrupted", **options)
+    assert [(item.file, item.start * 8) for item in LatentCache(folder / "uninterrupted").items] == [
+        ("a.mp4", 0), ("a.mp4", 15), ("b.mp4", 0), ("d.mp4", 5)
+    ]  # fmt: skip
+    listed = [json.loads(line) for line in (folder / "uninterrupted/skipped.jsonl").read_text().splitlines()]
+    windows = [skip for skip in listed if skip["start"] is not None]
+    assert [(skip["file"][0], skip["start"] * 8, skip["reason"], skip["kept"]) for skip in windows] == [
+        ("a", 5, "black", 1), ("a", 10, "hard cut", 1), ("b", 5, "black", 1),
+        ("c", 0, "black", 0), ("c", 5, "black", 0), ("d", 0, "black", 0),
+    ]  # fmt: skip
+    assert summary.skipped["black"] == 5
+    for crash in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, FakeEncoder(fail_at=crash), f"crash-{crash}", **options)
+        assert run(folder, FakeEncoder(), f"crash-{crash}", workers=2, **options) == summary
+        assert contents(folder / f"crash-{crash}") == contents(folder / "uninterrupted")
+
+
 def test_changed_captions_are_refused(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(folder, FakeEncoder(fail_at=2), "begun")
@@ -175,9 +222,7 @@ def test_impossible_runs_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="batch size 0"):
         run(folder, FakeEncoder(), batch_size=0)
     with pytest.raises(UserError, match="no such folder"):
-        prepare(
-            folder / "no", folder / "captions.jsonl", FakeEncoder(), folder / "c", frames=5, fps=8, height=8, width=8
-        )
+        prepare(folder / "no", folder / "captions.jsonl", FakeEncoder(), folder / "c", clips())
     with pytest.raises(UserError, match="holds other files"):
         run(folder, FakeEncoder(), "videos")
 
@@ -251,7 +296,15 @@ def test_a_prompt_is_stored_and_encoded_once_a_shard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "key"),
-    [({"windows": 2}, "windows"), ({"picture_fps": 4}, "picture_fps"), ({"fps": 4}, "geometry"), (BRAIN, "dtype")],
+    [
+        ({"windows": 2}, "windows"),
+        ({"picture_fps": 4}, "picture_fps"),
+        ({"fps": 4}, "geometry"),
+        ({"skip_start": 0.1}, "skip_start"),
+        ({"spread": True}, "spread"),
+        ({"checks": Checks(min_size=8)}, "checks"),
+        (BRAIN, "dtype"),
+    ],
 )
 def test_other_ways_of_cutting_are_not_mixed(folder: Path, change: dict[str, object], key: str) -> None:
     run(folder, FakeEncoder())
@@ -281,7 +334,7 @@ def test_names_that_are_not_text_are_skipped(folder: Path, name: bytes) -> None:
 def test_a_place_without_captioned_videos_is_an_error(tmp_path: Path) -> None:
     def message(videos: Path) -> str:
         with pytest.raises(UserError) as caught:
-            prepare(videos, None, FakeEncoder(), tmp_path / "cache", frames=5, fps=8, height=16, width=24)
+            prepare(videos, None, FakeEncoder(), tmp_path / "cache", clips())
         assert not (tmp_path / "cache").exists()
         return str(caught.value)
 
@@ -328,7 +381,6 @@ def test_captions_are_looked_for_in_the_folder_of_videos(folder: Path, beside: b
         given.unlink()
     else:
         given.rename(videos / "captions.jsonl")
-    settings = {"frames": 5, "fps": 8, "height": 16, "width": 24}
-    summary = prepare(videos, None, FakeEncoder(), folder / "cache", **settings)  # type: ignore[arg-type]
+    summary = prepare(videos, None, FakeEncoder(), folder / "cache", clips())
     cache = LatentCache(folder / "cache")
     assert summary.kept == len(GOOD) and sorted(cache.captions) == sorted(f"{i} caption" for i in GOOD)

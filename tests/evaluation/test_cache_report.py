@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from avd.data import CacheWriter, Geometry, Item, LatentCache
+from avd.data import CacheWriter, Geometry, Item, LatentCache, Skip
 from avd.evaluation.cache_report import evenly_spaced, report_on, report_on_pixels
 from avd.types import Conditions
 
@@ -18,11 +18,11 @@ from avd.types import Conditions
 def cache(tmp_path: Path) -> LatentCache:
     """Eight clips of two latent frames: two of them 0 and 0 (still), six -1 and +1, so variance over frames is 1."""
     writer = CacheWriter(tmp_path / "cache", identity="x", geometry=Geometry(5, 8, 8, 10.0), shard_size=3)
-    writer.skip("a.mp4", "unreadable", "cannot be decoded")
+    writer.skip(Skip("a.mp4", "unreadable", "cannot be decoded"))
     prompt = Conditions({"embedding": torch.zeros(1, 3, 4)})
     for i in range(8):
         latent = torch.zeros(2, 2, 2, 2) if i < 2 else torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1).expand(2, 2, 2, 2)
-        writer.add(latent, prompt, Item("a red ball" if i % 2 else "one", f"{i // 3}.mp4", i % 3 / 2, 2.5))
+        writer.add(latent, prompt, Item("a red ball" if i % 2 else "one", f"{i // 3}.mp4", i % 3 / 2, 2.5, i % 3))
     writer.finish()
     return LatentCache(tmp_path / "cache")
 
@@ -34,6 +34,8 @@ def test_the_metrics_are_those_of_the_latents(cache: LatentCache) -> None:
     assert (report.different_captions, report.words) == (2, (1, 3))
     assert report.skipped == {"unreadable": 1}
     assert report.still_share == 0.25
+    assert report.repeated_share == (3 + 2 * 2) / (8 * 4)  # of 4 frames each that may repeat another
+    assert report.upsampled_share == 5 / 8
     assert report.latent_mean == 0.0
     assert report.latent_std == pytest.approx(math.sqrt(0.75 * 128 / 127))
     assert report.temporal_loss == pytest.approx(-math.log(0.75), abs=1e-5)

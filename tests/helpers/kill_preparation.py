@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avd.data import CacheWriter, Summary, cache_writer, prepare
+from avd.data import CacheWriter, ReadOptions, Summary, cache_writer, prepare
 from avd.types import Conditions
 from helpers.killing import before, die, in_a_fork
 
@@ -45,11 +45,7 @@ def run(videos: Path, cache: Path, workers: int) -> Summary:
         None,
         Pooling(),
         cache,
-        frames=5,
-        fps=8,
-        height=16,
-        width=24,
-        windows=3,
+        ReadOptions(5, 8, (16, 24), 3),
         workers=workers,
         batch_size=2,
         shard_size=4,

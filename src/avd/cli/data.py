@@ -6,9 +6,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,6 +67,41 @@ def prepare(
             help="Most clips per file, one after the other; each gets the file's caption.",
         ),
     ] = 1,
+    skip_start: Annotated[
+        float, typer.Option("--skip-start", help="Seconds at the start of each file that no clip is taken of.")
+    ] = 0.0,
+    spread: Annotated[
+        bool, typer.Option("--spread", help="Spread the clips over the file instead, each amid an equal part of it.")
+    ] = False,
+    min_fps: Annotated[
+        float | None,
+        typer.Option("--min-fps", help="Least frame rate of a file; 0: any. Default: 0.9 of the clips'."),
+    ] = None,
+    min_size: Annotated[
+        int | None,
+        typer.Option(
+            "--min-size",
+            help="Least pixels of a file's shorter side; 0: any. Default: half of the clips' shorter side.",
+        ),
+    ] = None,
+    min_kept: Annotated[
+        float | None,
+        typer.Option("--min-kept", help="Least share of the picture left by the crop; 0: any. Default: 0.5."),
+    ] = None,
+    min_motion: Annotated[
+        float | None,
+        typer.Option(
+            "--min-motion",
+            help="Least motion of a clip, in shorter sides per second; 0: stills too. Default: 0.001.",
+        ),
+    ] = None,
+    max_black: Annotated[
+        float | None,
+        typer.Option("--max-black", help="Largest share of a clip's frames that may be black; 1: any. Default: 0.1."),
+    ] = None,
+    cuts: Annotated[
+        bool, typer.Option("--cuts/--no-cuts", help="Take clips with hard cuts in them; by default they are left out.")
+    ] = False,
     picture_fps: Annotated[
         float | None, typer.Option("--picture-fps", help="Rate of folders of pictures; default: the clips'.")
     ] = None,
@@ -86,6 +122,7 @@ def prepare(
 
     Example: avd prepare clips/ --captions clips/captions.jsonl --model wan-mini --output runs/cache
     """
+    from avd.data import ReadOptions, recommended
     from avd.data import prepare as prepare_cache
     from avd.models.family import open_model
 
@@ -96,20 +133,27 @@ def prepare(
         for value, its_own in ((frames, own.frames), (height, own.height), (width, own.width))
     )
     encoder.check_clip(frames, height, width)
+    rate = own.fps if fps is None else fps
+    limits: dict[str, Any] = {
+        "min_fps": min_fps,
+        "min_size": min_size,
+        "min_kept": min_kept,
+        "min_motion": min_motion,
+        "max_black": max_black,
+    }
+    given = {name: value for name, value in limits.items() if value is not None}
+    checks = replace(recommended(rate, height, width), cuts=cuts, **given)
+    reading = ReadOptions(frames, float(rate), (height, width), windows, picture_fps, skip_start, spread, checks)
+    ui.say(f"asked of videos: {checks}")
     with interruptible(), ui.bars() as bar:
         summary = prepare_cache(
             videos,
             captions,
             encoder,
             output,
+            reading,
             file_column=file_column,
             caption_column=caption_column,
-            frames=frames,
-            fps=own.fps if fps is None else fps,
-            height=height,
-            width=width,
-            windows=windows,
-            picture_fps=picture_fps,
             workers=workers,
             dtype=dtype.value,
             heldout=heldout or (),

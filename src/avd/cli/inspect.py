@@ -61,6 +61,11 @@ def inspect(
         _tell("", caption)
     spread = f"mean {report.latent_mean:+.2f}, standard deviation {report.latent_std:.2f} (usual: 0 and 1)"
     _tell("values", f"{spread}, of {report.sampled} clips")
+    _tell(
+        "repeated",
+        f"{report.repeated_share:.1%} of frames show what the one before shows; "
+        f"a fifth or more of them in {report.upsampled_share:.1%} of clips",
+    )
     _tell("motion", f"{report.still_share:.0%} of clips nearly still; temporal loss {report.temporal_loss:.2f}")
     if network is not None:
         _show_pixels(opened, network, sheet)

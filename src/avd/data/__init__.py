@@ -7,19 +7,22 @@ from avd.data.cache import Geometry, Item, LatentCache, LatentSource, MemoryLate
 from avd.data.cache_writer import CacheWriter
 from avd.data.captions import CaptionedFile, read_captions, read_prompts, write_captions
 from avd.data.prepare import Encoder, Summary, prepare
+from avd.data.video.checks import Checks, recommended
 from avd.data.video.mp4 import video_bytes, write_video
-from avd.data.video.reading import Video, VideoError, read_video
+from avd.data.video.reading import ReadOptions, Video, VideoError, read_video
 
 __all__ = [
     "BatchOrder",
     "CacheWriter",
     "CaptionedFile",
+    "Checks",
     "Encoder",
     "Geometry",
     "Item",
     "LatentCache",
     "LatentSource",
     "MemoryLatents",
+    "ReadOptions",
     "Skip",
     "Summary",
     "Video",
@@ -29,6 +32,7 @@ __all__ = [
     "read_prompts",
     "read_skipped",
     "read_video",
+    "recommended",
     "source_seconds",
     "video_bytes",
     "write_captions",

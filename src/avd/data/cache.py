@@ -64,26 +64,30 @@ class Geometry:
 class Item:
     """A clip of a cache: its caption, the file it was cut from, and where in it the clip starts, in seconds.
 
-    `source_seconds` is the length of the full file, or at least of what was read of it.
+    `source_seconds` is the length of the full file, or at least of what was read of it. `repeated` of the clip's frames
+    show what the one before shows, as in footage stored at more frames per second than it was made with.
     """
 
     caption: str
     file: str
     start: float = 0.0
     source_seconds: float = 0.0
+    repeated: int = 0
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A file left out: `reason` in a word or two, `detail` in a sentence.
+    """A file left out, or one window of it: `reason` in a word or two, `detail` in a sentence.
 
     `kept` is the number of its clips that are in the cache all the same, because they stand before the trouble.
+    `start`, in seconds, is that of a window left out by itself; None: it is the file.
     """
 
     file: str
     reason: str
     detail: str
     kept: int = 0
+    start: float | None = None
 
 
 @dataclass(frozen=True)

@@ -122,10 +122,9 @@ class CacheWriter:
         if self.room == 0:
             self._write_shard()
 
-    def skip(self, file: str, reason: str, detail: str, clips: int = 0) -> None:
-        """Record a file that is left out; a continued run finds it in `skipped`, and may record it again in vain."""
+    def skip(self, skip: Skip) -> None:
+        """Record what is left out; a continued run finds it in `skipped`, and may record it again in vain."""
         assert not self.finished
-        skip = Skip(file, reason, detail, clips)
         if skip not in self._known_skips:
             self._known_skips.add(skip)
             self.skipped.append(skip)

@@ -16,9 +16,8 @@ from avd.data.cache import Geometry, Item, Skip, source_seconds
 from avd.data.cache_writer import CacheWriter, Dtype
 from avd.data.overlap import read_heldout, shared_prompts
 from avd.data.plan import Captioned, Planned, plan
-from avd.data.video.mp4 import exact_rate
-from avd.data.video.reading import VideoError, Window
-from avd.data.video.workers import Job, ReadOptions, decoded
+from avd.data.video.reading import ReadOptions, RefusedWindow, VideoError
+from avd.data.video.workers import Job, Outcome, decoded
 from avd.types import Conditions, CountProgress, UserError
 
 
@@ -60,15 +59,10 @@ def prepare(
     captions: Path | None,
     encoder: Encoder,
     output: Path,
+    reading: ReadOptions,
     *,
     file_column: str | None = None,
     caption_column: str | None = None,
-    frames: int,
-    fps: float,
-    height: int,
-    width: int,
-    windows: int = 1,
-    picture_fps: float | None = None,
     workers: int = 0,
     batch_size: int = 4,
     shard_size: int = 64,
@@ -80,10 +74,9 @@ def prepare(
     """Encode the captioned videos of the folder or tar `videos` into a latent cache at `output`.
 
     `captions` is a table (see `read_captions`); None takes `captions.jsonl` in the folder, or else the text beside each
-    video. Each file gives up to `windows` clips of `frames` frames, at `fps` and cropped to `height` x `width`; see
-    `read_windows`, also for `picture_fps`. They are read by `workers` processes; 0 is this one. Files that cannot be
-    used are skipped. `warn` is called with a line for each list of prompts in `heldout` that the captions overlap,
-    `progress` with the number of captioned videos done and of all.
+    video. Each file gives the clips that `reading` asks for; they are read by `workers` processes; 0 is this one. Files
+    and windows that cannot be used, or do not pass its checks, are skipped. `warn` is called with a line for each list
+    of prompts in `heldout` that the captions overlap, `progress` with the number of captioned videos done and of all.
 
     An interrupted run, repeated, resumes after the last complete shard and writes the same bytes as a run at a stretch
     (on devices that repeat their results), whatever `workers` is. A finished cache is left as it is.
@@ -91,20 +84,16 @@ def prepare(
     Raises `UserError` for captions or a `heldout` that cannot be read, a missing folder, an output folder in use by
     anything else, captions that have changed since the cache was begun, and if no file can be used at all.
     """
-    if min(batch_size, windows) < 1 or workers < 0:
+    if min(batch_size, reading.windows) < 1 or workers < 0:
         least = "at least 1, 1 and 0 are needed"
-        raise UserError(f"{windows} windows, batch size {batch_size}, {workers} workers: {least}")
-    picture_fps = fps if picture_fps is None else picture_fps
-    for rate in (fps, picture_fps):
-        exact_rate(rate)  # now, and not at the first file
-    reading = ReadOptions(frames, float(fps), (height, width), windows, float(picture_fps))
+        raise UserError(f"{reading.windows} windows, batch size {batch_size}, {workers} workers: {least}")
     planned = plan(videos, captions, file_column, caption_column)
     _warn_of_overlap(planned, heldout, warn or (lambda text: None))
     writer = CacheWriter(
         output,
         identity=encoder.identity,
-        geometry=Geometry(frames, height, width, reading.fps),
-        reading={"windows": windows, "picture_fps": reading.picture_fps},
+        geometry=Geometry(reading.frames, *reading.size, float(reading.fps)),
+        reading=reading.header,
         shard_size=shard_size,
         dtype=dtype,
     )
@@ -114,7 +103,7 @@ def prepare(
         if len(writer) == 0:
             _give_up(writer, videos)
         writer.finish()
-    return _summary(writer, frames / reading.fps)
+    return _summary(writer, reading.frames / reading.fps)
 
 
 def _warn_of_overlap(planned: list[Planned], heldout: Sequence[Path], warn: Callable[[str], None]) -> None:
@@ -165,17 +154,22 @@ def _fill(
 ) -> None:
     written = Counter(item.file for item in writer.items)
     # An interruption may have come between two windows of the last file written, and of that one only.
-    last = writer.items[-1].file if writer.items else None
-    settled = {skip.file for skip in writer.skipped if skip.kept == 0} | (written.keys() - {last})
+    last = writer.items[-1] if writer.items else None
+    settled = _files_before(last.file if last else None, planned)
+    settled |= {skip.file for skip in writer.skipped if skip.kept == 0 and skip.start is None}
     captioned = [each for each in planned if isinstance(each, Captioned)]
-    jobs = [Job(each.source, written[each.source.name]) for each in captioned if each.source.name not in settled]
+    jobs = [
+        Job(each.source, last.start if last and last.file == each.source.name else None)
+        for each in captioned
+        if each.source.name not in settled
+    ]
     done = len(captioned) - len(jobs)
     tell = progress or (lambda done, total: None)
     tell(done, len(captioned))
     with closing(decoded(jobs, reading, workers)) as results:
         for each in planned:
             if isinstance(each, Skip):
-                writer.skip(each.file, each.reason, each.detail)
+                writer.skip(each)
             elif each.source.name not in settled:
                 clips = written[each.source.name]
                 for outcome in next(results):
@@ -185,14 +179,24 @@ def _fill(
     batch.encode()
 
 
-def _add(outcome: Window | VideoError, of: Captioned, clips: int, writer: CacheWriter, batch: _Batch) -> int:
+def _files_before(file: str | None, planned: list[Planned]) -> set[str]:
+    """The captioned files that come before one; none if that is None."""
+    names = [each.source.name for each in planned if isinstance(each, Captioned)]
+    return set() if file is None else set(names[: names.index(file)])
+
+
+def _add(outcome: Outcome, of: Captioned, clips: int, writer: CacheWriter, batch: _Batch) -> int:
     """Add a window to the batch, or note why there is none; the number of windows that is."""
     name = of.source.name
     if isinstance(outcome, VideoError):
-        writer.skip(name, outcome.reason, outcome.detail, clips)
-        return 0
-    batch.add(Item(of.caption, name, outcome.start, outcome.source_seconds), outcome.frames)
-    return 1
+        writer.skip(Skip(name, outcome.reason, outcome.detail, clips))
+    elif isinstance(outcome, RefusedWindow):
+        writer.skip(Skip(name, outcome.reason, outcome.detail, clips, outcome.start))
+    else:
+        seconds, repeated = outcome.source_seconds, outcome.repeated
+        batch.add(Item(of.caption, name, outcome.start, seconds, repeated), outcome.frames)
+        return 1
+    return 0
 
 
 def _refuse_other_captions(writer: CacheWriter, planned: list[Planned], captions: Path) -> None:

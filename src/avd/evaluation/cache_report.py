@@ -12,6 +12,8 @@ from avd.measures.video import measure_pixels
 from avd.models.family import TextToVideo
 from avd.objectives.temporal import frame_variance, temporal_regularization
 
+_UPSAMPLED = 0.2
+
 
 @dataclass(frozen=True)
 class CacheReport:
@@ -28,8 +30,12 @@ class CacheReport:
     different_captions: int
     words: tuple[int, int]
     """Fewest and most words of a caption."""
+    repeated_share: float
+    """Share of the clips' frames that repeat the one before."""
+    upsampled_share: float
+    """Share of clips in which a fifth of the frames or more do: those of footage with fewer frames per second."""
     skipped: dict[str, int]
-    """Files left out, by reason."""
+    """Files and windows left out, by reason."""
     latent_mean: float
     latent_std: float
     """About 0 and 1 if the videos are like those that the VAE's statistics come from."""
@@ -44,6 +50,7 @@ def report_on(cache: LatentCache, sample: int = 256) -> CacheReport:
     latents = cache.latents(evenly_spaced(len(cache), sample))
     variance = frame_variance(latents)
     per_file = Counter(item.file for item in cache.items)
+    repeated = np.array([item.repeated for item in cache.items]) / max(cache.geometry.frames - 1, 1)
     words = [len(caption.split()) for caption in cache.captions]
     return CacheReport(
         clips=len(cache),
@@ -54,6 +61,8 @@ def report_on(cache: LatentCache, sample: int = 256) -> CacheReport:
         sampled=len(latents),
         different_captions=len(set(cache.captions)),
         words=(min(words), max(words)),
+        repeated_share=float(repeated.mean()),
+        upsampled_share=float((repeated >= _UPSAMPLED).mean()),
         skipped=dict(Counter(skip.reason for skip in read_skipped(cache.path)).most_common()),
         latent_mean=latents.mean().item(),
         latent_std=latents.std().item(),

@@ -44,7 +44,16 @@ def measure_pixels(video: np.ndarray) -> PixelStats:
     )
 
 
+def thumbnails(video: np.ndarray) -> np.ndarray:
+    """A uint8 video (F, H, W, 3) shrunk as motion is measured, float32 (F, h, w, 3) in the unit range."""
+    return shrink(video, max(1, round(min(video.shape[1:3]) / _SIDE)))
+
+
 def motion(video: np.ndarray) -> float:
     """`PixelStats.motion` of a uint8 video (F, H, W, 3); 0 for a single frame."""
-    small = shrink(video, max(1, round(min(video.shape[1:3]) / _SIDE)))
+    return motion_of_thumbnails(thumbnails(video))
+
+
+def motion_of_thumbnails(small: np.ndarray) -> float:
+    """`motion`, of `thumbnails`."""
     return mean_speed(small, brightness="window", span=_SPAN) / min(small.shape[1:3])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from avd.data import LatentCache, Summary, prepare
+from avd.data import LatentCache, ReadOptions, Summary, prepare, recommended
 from avd.types import Conditions
 from helpers.odd_videos import KEPT, SKIPPED, make_folder
 
@@ -30,7 +30,8 @@ class MeanEncoder:
 
 
 def run(videos: Path, cache: Path, workers: int = 0) -> Summary:
-    return prepare(videos, None, MeanEncoder(), cache, frames=5, fps=8, height=16, width=24, workers=workers)
+    reading = ReadOptions(5, 8, (16, 24), 1, checks=recommended(8, 16, 24))
+    return prepare(videos, None, MeanEncoder(), cache, reading, workers=workers)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -17,21 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from avd.data import VideoError, read_video, video_bytes, write_video
-from avd.data.video.reading import read_windows
+from avd.data.video.reading import ReadOptions, Window, read_windows
 from avd.data.video.sources import VideoSource
 from avd.types import UserError
+from helpers.footage import numbers, shades
 from helpers.odd_videos import encode
-
-
-def shades(count: int, height: int = 16, width: int = 16) -> np.ndarray:
-    """Frames of flat grey, each 8 levels brighter than the one before, so that a frame is known by its mean."""
-    levels = np.arange(count, dtype=np.uint8) * 8 + 16
-    return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
-
-
-def numbers(frames: np.ndarray) -> list[int]:
-    """Which frame of `shades` each frame shows."""
-    return [round((float(frame.mean()) - 16) / 8) for frame in frames]
 
 
 def write_timed(path: Path, frames: np.ndarray, times: list[int], time_base: Fraction) -> None:
@@ -275,38 +264,13 @@ def test_transparent_edges_take_no_hidden_colour(tmp_path: Path) -> None:
     assert np.abs(frame[..., 1] - frame[..., 2]).max() < 4
 
 
-def test_windows_follow_one_another(tmp_path: Path) -> None:
-    write_video(tmp_path / "a.mp4", shades(14), 8)
-    how = {"frames": 4, "fps": 8, "size": (16, 16)}
-
-    def windows(**more: int) -> list[tuple[float, list[int]]]:
-        found = read_windows(VideoSource("a", tmp_path / "a.mp4"), **how, **more)  # type: ignore[arg-type]
-        return [(window.start, numbers(window.frames)) for window in found]
-
-    every = [(0.0, [0, 1, 2, 3]), (0.5, [4, 5, 6, 7]), (1.0, [8, 9, 10, 11])]  # what is left is no window
-    assert windows(windows=9) == every
-    assert windows(windows=2) == every[:2]
-    assert windows(windows=9, first=1) == every[1:]
-    assert windows(windows=9, first=3) == []
-
-
-def test_one_window_of_a_long_video_is_in_memory(tmp_path: Path) -> None:
-    write_video(tmp_path / "a.mp4", shades(1).repeat(400, axis=0), 8)
-    tracemalloc.start()
-    peaks = []
-    for _ in read_windows(VideoSource("a", tmp_path / "a.mp4"), frames=4, fps=8, size=(64, 64), windows=100):
-        peaks.append(tracemalloc.get_traced_memory()[1])
-    tracemalloc.stop()
-    assert len(peaks) == 100
-    assert peaks[-1] < 1.5 * peaks[1] < 100 * 4 * 64 * 64 * 3 / 4
-
-
 def test_pictures_are_shown_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number, pixels in zip([2, 10, 9, 100], shades(4), strict=True):
         Image.fromarray(pixels).save(tmp_path / f"frame{number}.png")
     (tmp_path / "cover.png").write_bytes(b"not numbered")
     source = VideoSource("a", tmp_path)
-    (window,) = read_windows(source, frames=8, fps=8, size=(16, 16), windows=1, picture_fps=4)
+    (window,) = read_windows(source, ReadOptions(8, 8, (16, 16), 1, picture_fps=4))
+    assert isinstance(window, Window)
     assert numbers(window.frames) == [0, 0, 2, 2, 1, 1, 3, 3]
     assert window.source_seconds == 1.0
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from avd.data import CaptionedFile, LatentCache, prepare, read_captions, write_captions
+from avd.data import CaptionedFile, LatentCache, ReadOptions, prepare, read_captions, write_captions
 from avd.data.video.shards import index_tar, open_span
 from avd.types import UserError
 from helpers.kill_preparation import Pooling
 from helpers.odd_videos import KEPT, SKIPPED, as_bytes, beside, make_folder, pictures
 
-SETTINGS = {"frames": 5, "fps": 8, "height": 16, "width": 24}
+READING = ReadOptions(5, 8, (16, 24), 1)
 
 
 def make_tar(path: Path, members: dict[str, bytes]) -> None:
@@ -61,8 +61,8 @@ def test_a_tar_gives_what_the_same_files_in_a_folder_give(tmp_path: Path) -> Non
             for path in (video, beside(video), video.with_suffix(".json")):
                 if path.is_file():
                     tar.add(path, path.relative_to(tmp_path / "videos"))
-    prepare(tmp_path / "videos", None, Pooling(), tmp_path / "folder", batch_size=1, **SETTINGS)  # type: ignore[arg-type]
-    prepare(tmp_path / "all.tar", None, Pooling(), tmp_path / "tar", batch_size=1, **SETTINGS)  # type: ignore[arg-type]
+    prepare(tmp_path / "videos", None, Pooling(), tmp_path / "folder", READING, batch_size=1)
+    prepare(tmp_path / "all.tar", None, Pooling(), tmp_path / "tar", READING, batch_size=1)
     of_folder = {f"all.tar/{file}": value for file, value in listed(tmp_path / "folder").items()}
     of_tar = listed(tmp_path / "tar")
     assert len(of_tar) > 50 and of_tar == {file: of_folder[file] for file in of_tar}
@@ -77,7 +77,7 @@ def test_a_folder_of_shards_is_read_shard_by_shard(tmp_path: Path) -> None:
     make_tar(tmp_path / "data/b.tar", {f"./deep/{name}": data for name, data in three.items()})
     captions = {"0.json": b'{"caption": "zero", "size": 3}', "1.json": b'{"text": "one"}'}
     make_tar(tmp_path / "data/a.tar", {name: data for name, data in three.items() if name.endswith("4")} | captions)
-    prepare(tmp_path / "data", None, Pooling(), tmp_path / "cache", **SETTINGS)  # type: ignore[arg-type]
+    prepare(tmp_path / "data", None, Pooling(), tmp_path / "cache", READING)
     assert LatentCache(tmp_path / "cache").captions == ["zero", "one", "0", "1", "2"]
     assert [item.file for item in LatentCache(tmp_path / "cache").items][1:3] == ["a.tar/1.mp4", "b.tar/deep/0.mp4"]
     assert skipped(tmp_path / "cache") == {"a.tar/2.mp4": "no caption"}
@@ -87,7 +87,7 @@ def test_a_table_may_name_members(tmp_path: Path) -> None:
     make_tar(tmp_path / "data/a.tar", clips(3))
     names = ["a.tar/2.mp4", "a.tar/7.mp4", "a.tar/0.mp4"]
     write_captions(tmp_path / "data/captions.jsonl", [CaptionedFile(name, name[-5]) for name in names])
-    prepare(tmp_path / "data", None, Pooling(), tmp_path / "cache", **SETTINGS)  # type: ignore[arg-type]
+    prepare(tmp_path / "data", None, Pooling(), tmp_path / "cache", READING)
     assert LatentCache(tmp_path / "cache").captions == ["2", "0"]
     assert skipped(tmp_path / "cache") == {"a.tar/7.mp4": "no such file", "a.tar/1.mp4": "no caption"}
     assert len(read_captions(tmp_path / "data/captions.jsonl")) == 3
@@ -102,7 +102,7 @@ def test_a_damaged_header_costs_one_member(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "a.tar").read_bytes())
     data[header_of(data, "2.mp4") + 150] ^= 0xFF
     (tmp_path / "a.tar").write_bytes(data)
-    prepare(tmp_path / "a.tar", None, Pooling(), tmp_path / "cache", **SETTINGS)  # type: ignore[arg-type]
+    prepare(tmp_path / "a.tar", None, Pooling(), tmp_path / "cache", READING)
     assert LatentCache(tmp_path / "cache").captions == ["0", "1", "3"]
     assert skipped(tmp_path / "cache") == {"a.tar": "damaged tar"}
     (trouble,) = index_tar(tmp_path / "a.tar").troubles
@@ -114,7 +114,7 @@ def test_of_a_cut_archive_the_full_members_are_read(tmp_path: Path, share: float
     make_tar(tmp_path / "whole.tar", clips(4))
     data = (tmp_path / "whole.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(data[: int(header_of(data, "3.txt") * share) // 512 * 512 + 700])
-    prepare(tmp_path / "a.tar", None, Pooling(), tmp_path / "cache", **SETTINGS)  # type: ignore[arg-type]
+    prepare(tmp_path / "a.tar", None, Pooling(), tmp_path / "cache", READING)
     captions = LatentCache(tmp_path / "cache").captions
     assert captions == [str(i) for i in range(len(captions))] and 1 <= len(captions) <= 3
     assert skipped(tmp_path / "cache")["a.tar"] == "damaged tar"
@@ -124,7 +124,7 @@ def test_an_archive_of_nothing_readable_is_an_error(tmp_path: Path) -> None:
     for data in (b"", b"no tar" * 1000):
         (tmp_path / "a.tar").write_bytes(data)
         with pytest.raises(UserError, match=r"no file in .* can be used .*1 damaged tar"):
-            prepare(tmp_path / "a.tar", None, Pooling(), tmp_path / "cache", **SETTINGS)  # type: ignore[arg-type]
+            prepare(tmp_path / "a.tar", None, Pooling(), tmp_path / "cache", READING)
         assert not (tmp_path / "cache").exists()
 
 

@@ -37,6 +37,11 @@ def kept_share(frame: av.VideoFrame, size: tuple[int, int], pixel_aspect: Fracti
     return min(ratio, 1 / ratio)
 
 
+def shorter_side(frame: av.VideoFrame, pixel_aspect: Fraction) -> float:
+    """Pixels of the shorter side of a frame, were its pixels square."""
+    return min(float(frame.width * pixel_aspect), frame.height)
+
+
 def picture(frame: av.VideoFrame, size: tuple[int, int] | None, pixel_aspect: Fraction) -> np.ndarray:
     """One frame as upright RGB, uint8 (H, W, 3), with square pixels, covering `size`, cropped to it about the centre.
 

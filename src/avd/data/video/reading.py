@@ -6,10 +6,11 @@ pictures are videos too. What is read is uint8 sRGB of shape (F, H, W, 3) at a c
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -19,14 +20,12 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from avd.data.video.frames import deinterlaced, is_hdr, kept_share, picture
+from avd.data.video.checks import Checks, examine
+from avd.data.video.frames import deinterlaced, is_hdr, kept_share, picture, shorter_side
 from avd.data.video.images import numbered_pictures
 from avd.data.video.mp4 import exact_rate
 from avd.data.video.sources import VideoSource
 from avd.types import UserError
-
-MIN_KEPT_SHARE = 1 / 8
-"""Least share of a picture left by cropping; below it a caption no longer says what is left."""
 
 # FFmpeg tells formats by content, whatever a file is called. Only containers may be opened, and no protocol: a playlist
 # disguised as a video then fetches nothing from anywhere.
@@ -45,12 +44,66 @@ class Video:
 
 
 @dataclass(frozen=True)
+class ReadOptions:
+    """How clips are cut from videos: up to `windows` of `frames` frames at `fps`, of `size` (height, width) pixels.
+
+    They follow one another from `skip_start` seconds on, or, if `spread`, stand in the middle of equal parts of what is
+    left of the video. `picture_fps` is the rate of a folder of pictures; None is `fps`. `checks` is what is asked.
+
+    Raises `UserError` for a rate, or a time to skip, that makes no sense.
+    """
+
+    frames: int
+    fps: float
+    size: tuple[int, int]
+    windows: int
+    picture_fps: float | None = None
+    skip_start: float = 0.0
+    spread: bool = False
+    checks: Checks = field(default_factory=Checks)
+
+    def __post_init__(self) -> None:
+        for rate in (self.fps, self.rate_of_pictures):
+            exact_rate(rate)  # now, and not at the first file
+        if not 0 <= self.skip_start < math.inf:
+            raise UserError(f"{self.skip_start:g} s to skip at the start of a video: it must be a number, at least 0")
+
+    @property
+    def rate_of_pictures(self) -> float:
+        return float(self.fps if self.picture_fps is None else self.picture_fps)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What decides which clips a file gives, beside their size: what a cache remembers."""
+        return {
+            "windows": self.windows,
+            "picture_fps": self.rate_of_pictures,
+            "skip_start": self.skip_start,
+            "spread": self.spread,
+            "checks": asdict(self.checks),
+        }
+
+
+@dataclass(frozen=True)
 class Window:
-    """Consecutive frames, uint8 (F, H, W, 3), that begin `start` seconds into a video of `source_seconds` in all."""
+    """Consecutive frames, uint8 (F, H, W, 3), that begin `start` seconds into a video of `source_seconds` in all.
+
+    `repeated` of the frames repeat the one before.
+    """
 
     start: float
     frames: np.ndarray
     source_seconds: float
+    repeated: int = 0
+
+
+@dataclass(frozen=True)
+class RefusedWindow:
+    """A window that begins `start` seconds into a video and is left out; `reason` as in `VideoError`."""
+
+    start: float
+    reason: str
+    detail: str
 
 
 class VideoError(UserError):
@@ -97,48 +150,66 @@ def read_video(
     rate = None if fps is None else exact_rate(fps)
     with _opened(source, rate) as footage:
         chosen = (each.frame for each in footage.timed) if rate is None else _resample(footage.timed, rate)
-        pictures = list(_pictures(source, islice(chosen, frames), size, footage.pixel_aspect))
+        pictures = list(_pictures(source, islice(chosen, frames), size, footage.pixel_aspect, Checks()))
         fps = fps or float(footage.rate)
         _check_length(source, len(pictures), frames or 1, fps)
         return Video(np.stack(pictures), fps)
 
 
 def read_windows(
-    source: VideoSource,
-    *,
-    frames: int,
-    fps: float,
-    size: tuple[int, int],
-    windows: int,
-    first: int = 0,
-    picture_fps: float | None = None,
-) -> Iterator[Window]:
-    """The windows of `frames` frames that follow one another in a video, from number `first` up to `windows`.
+    source: VideoSource, options: ReadOptions, after: float | None = None
+) -> Iterator[Window | RefusedWindow]:
+    """The windows that `options` ask for, in order, those that start `after` so many seconds if it is given.
 
-    Frames are read as `read_video` reads them, and what is left after the last full window is dropped. One window is
-    in memory at a time. `picture_fps` is the rate of a folder of pictures; None is `fps`.
+    Frames are read as `read_video` reads them, and a window that is not complete is dropped. One window is in memory at
+    a time. A video that does not say how long it is cannot be spread over: its windows follow one another.
 
-    Raises `VideoError` as `read_video` does, also between windows where the video turns out to be damaged.
+    Raises `VideoError` as `read_video` does, also between windows where the video turns out to be damaged, and for a
+    file that is not what the checks ask.
     """
-    rate = exact_rate(fps)
-    with _opened(source, rate if picture_fps is None else exact_rate(picture_fps)) as footage:
-        chosen = islice(_resample(footage.timed, rate), first * frames, windows * frames)
-        pictures = _pictures(source, chosen, size, footage.pixel_aspect)
-        for number in range(first, windows):
-            window = list(islice(pictures, frames))
-            if number == 0:
-                _check_length(source, len(window), frames, fps)
-            if len(window) < frames:
+    rate, count, checks = exact_rate(options.fps), options.frames, options.checks
+    with _opened(source, exact_rate(options.rate_of_pictures)) as footage:
+        if footage.rate < checks.min_fps:
+            detail = f"has {float(footage.rate):g} frames per second, {checks.min_fps:g} are asked"
+            raise VideoError(source.name, "low frame rate", detail)
+        chosen, position = _resample(footage.timed, rate), 0
+        for begin in _window_starts(options, rate, footage.seconds):
+            start = float(begin / rate)
+            if after is not None and start <= after:
+                continue
+            frames = islice(chosen, begin - position, begin - position + count)
+            window = list(_pictures(source, frames, options.size, footage.pixel_aspect, checks))
+            position = begin + count
+            if after is None and len(window) < count:
+                skipped = f" from {start:g} s on" if begin else ""
+                _check_length(source, len(window), count, options.fps, skipped)
+            if len(window) < count:
                 return
-            start, end = (float(count * frames / rate) for count in (number, number + 1))
-            yield Window(start, np.stack(window), footage.seconds or end)
+            after = start
+            stacked = np.stack(window)
+            found = examine(stacked, options.fps, checks)
+            if found.reason is not None:
+                yield RefusedWindow(start, found.reason, found.detail)
+            else:
+                yield Window(start, stacked, footage.seconds or float(position / rate), found.repeated)
 
 
-def _check_length(source: VideoSource, found: int, needed: int, fps: float) -> None:
-    if found == 0:
+def _window_starts(options: ReadOptions, rate: Fraction, seconds: float) -> list[int]:
+    """The ticks of `rate` at which windows start in a video of `seconds`, 0 if that is not known."""
+    first = math.ceil(Fraction(str(options.skip_start)) * rate)
+    left = math.floor(Fraction(seconds) * rate) - first
+    fitting = min(options.windows, left // options.frames)
+    if not options.spread or fitting < 1:
+        return [first + number * options.frames for number in range(options.windows)]
+    # In the middle of each of `fitting` equal parts; the parts are no shorter than a window, so none overlap.
+    return [first + ((2 * k + 1) * left - fitting * options.frames) // (2 * fitting) for k in range(fitting)]
+
+
+def _check_length(source: VideoSource, found: int, needed: int, fps: float, where: str = "") -> None:
+    if found == 0 and not where:
         raise VideoError(source.name, "no frames", "the video stream holds no frames")
     if found < needed:
-        raise VideoError(source.name, "too short", f"holds {found} frames at {fps:g} fps, {needed} are needed")
+        raise VideoError(source.name, "too short", f"holds {found} frames at {fps:g} fps{where}, {needed} are needed")
 
 
 @contextmanager
@@ -263,17 +334,32 @@ def _resample(timed: Iterable[_TimedFrame], rate: Fraction) -> Iterator[av.Video
 
 
 def _pictures(
-    source: VideoSource, frames: Iterable[av.VideoFrame], size: tuple[int, int] | None, pixel_aspect: Fraction
+    source: VideoSource,
+    frames: Iterable[av.VideoFrame],
+    size: tuple[int, int] | None,
+    pixel_aspect: Fraction,
+    checks: Checks,
 ) -> Iterator[np.ndarray]:
     """RGB pictures of `size`, or else of the first one's own size, should later ones differ."""
     last: av.VideoFrame | None = None
     pixels: np.ndarray = np.empty(0)
     for frame in frames:
         if frame is not last:
-            if size is not None and kept_share(frame, size, pixel_aspect) < MIN_KEPT_SHARE:
-                shape = f"{frame.width} x {frame.height}"
-                raise VideoError(source.name, "too narrow", f"a crop would leave less than an eighth of {shape} pixels")
+            if size is not None:
+                _check_picture(source, frame, size, pixel_aspect, checks)
             pixels = picture(frame, size, pixel_aspect)
             size = size or pixels.shape[:2]
             last = frame
         yield pixels
+
+
+def _check_picture(
+    source: VideoSource, frame: av.VideoFrame, size: tuple[int, int], pixel_aspect: Fraction, checks: Checks
+) -> None:
+    """Raise `VideoError` for a picture that is smaller than asked, or of which the crop leaves too little."""
+    shape, share = f"{frame.width} x {frame.height}", kept_share(frame, size, pixel_aspect)
+    if shorter_side(frame, pixel_aspect) < checks.min_size:
+        raise VideoError(source.name, "too small", f"{shape} pixels, the shorter side must have {checks.min_size}")
+    if share < checks.min_kept:
+        detail = f"a crop would leave {share:.0%} of {shape} pixels, at least {checks.min_kept:.4g} is needed"
+        raise VideoError(source.name, "too narrow", detail)

@@ -19,33 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from avd.data.video.reading import VideoError, Window, read_windows
+from avd.data.video.reading import ReadOptions, RefusedWindow, VideoError, Window, read_windows
 from avd.data.video.sources import VideoSource
 
 _START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
-Outcome = Window | VideoError
+Outcome = Window | RefusedWindow | VideoError
 Outcomes = Iterator[Outcome]
-"""Windows of a video; a `VideoError`, if any, comes last."""
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How clips are cut from videos: see `read_windows`."""
-
-    frames: int
-    fps: float
-    size: tuple[int, int]
-    windows: int
-    picture_fps: float
+"""Windows of a video, taken or refused; a `VideoError`, if any, comes last."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A video to read from its window number `first` on."""
+    """A video to read; of its windows, those that start `after` so many seconds, if that is given."""
 
     source: VideoSource
-    first: int = 0
+    after: float | None = None
 
 
 def decoded(jobs: Sequence[Job], reading: ReadOptions, workers: int) -> Generator[Outcomes, None, None]:
@@ -74,15 +63,7 @@ def decoded(jobs: Sequence[Job], reading: ReadOptions, workers: int) -> Generato
 
 def _outcomes(job: Job, reading: ReadOptions) -> Outcomes:
     try:
-        yield from read_windows(
-            job.source,
-            frames=reading.frames,
-            fps=reading.fps,
-            size=reading.size,
-            windows=reading.windows,
-            first=job.first,
-            picture_fps=reading.picture_fps,
-        )
+        yield from read_windows(job.source, reading, job.after)
     except VideoError as error:
         yield error
 
@@ -93,6 +74,7 @@ class _Announced:
 
     start: float
     source_seconds: float
+    repeated: int
     shape: tuple[int, ...]
 
 
@@ -115,7 +97,9 @@ class _Worker:
                 if isinstance(message, _Announced):
                     frames = np.empty(message.shape, np.uint8)
                     self._connection.recv_bytes_into(frames.data.cast("B"))
-                    yield Window(message.start, frames, message.source_seconds)
+                    yield Window(message.start, frames, message.source_seconds, message.repeated)
+                elif isinstance(message, RefusedWindow):
+                    yield message
                 else:
                     source, reason, detail = message
                     yield VideoError(source, reason, detail)
@@ -160,8 +144,11 @@ def _serve(connection: Connection, reading: ReadOptions) -> None:
             for outcome in _outcomes(job, reading):
                 if isinstance(outcome, VideoError):
                     connection.send((job.source.name, outcome.reason, outcome.detail))
+                elif isinstance(outcome, RefusedWindow):
+                    connection.send(outcome)
                 else:
-                    connection.send(_Announced(outcome.start, outcome.source_seconds, outcome.frames.shape))
+                    shape = outcome.frames.shape
+                    connection.send(_Announced(outcome.start, outcome.source_seconds, outcome.repeated, shape))
                     connection.send_bytes(outcome.frames.data.cast("B"))
             connection.send(None)
     except (EOFError, OSError):
