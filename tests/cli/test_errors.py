@@ -122,7 +122,7 @@ MISTAKES = {
     ),
     "nothing to inspect": ("inspect clips", "clips is not a latent cache"),
     "sheet without a model": ("inspect cache --sheet new.png", "--sheet needs --model"),
-    "inspected with another model": ("inspect cache --model other --no-verify", "another model"),
+    "inspected with another model": ("inspect cache --model other", "another model"),
     # generate
     "no prompt": ("generate student -o new.mp4", "--prompt TEXT"),
     "missing prompt file": ("generate student --prompts none.txt -o new.mp4", "none.txt"),

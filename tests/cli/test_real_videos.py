@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +76,7 @@ def test_the_cache_holds_the_clips(cache: Path, clips: Path) -> None:
 
 def test_the_cache_is_described_and_shown(cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
-    assert avd("inspect", cache, "--model", "tiny", "--sheet", "sheet.png") == 0
+    assert avd("inspect", cache, "--model", "tiny", "--sheet", "sheet.png", "--verify") == 0
     printed = capfd.readouterr().out
     for words in (
         "4 clips",
@@ -89,15 +91,44 @@ def test_the_cache_is_described_and_shown(cache: Path, capfd: pytest.CaptureFixt
     assert Image.open("sheet.png").width > 16
 
 
+def test_a_cache_is_read_in_full_only_if_that_is_asked(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    digest, read = hashlib.file_digest, []
+
+    def counted(file: Any, name: str) -> Any:
+        read.append(Path(file.name).name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    assert avd("inspect", cache) == 0 and read == []
+    assert "checksums not compared: --verify reads everything" in capfd.readouterr().out
+    assert avd("inspect", cache, "--verify") == 0 and "shard-00000.safetensors" in read
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short"])
+def test_a_file_that_is_not_all_there_is_found_without_reading_everything(
+    damage: str, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(cache, damage)
+    (shard, *_) = sorted(Path(damage).rglob("shard-*.safetensors"))
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-1])
+    assert avd("inspect", damage) == 2
+    assert f"cannot read the shard {shard}" in capfd.readouterr().err
+
+
 def test_a_changed_byte_is_found(cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(cache, "changed")
     shard = Path("changed/shard-00000.safetensors")
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    assert avd("inspect", "changed") == 2
+    assert avd("inspect", "changed", "--verify") == 2
     assert "shard-00000.safetensors has changed" in capfd.readouterr().err
-    assert avd("inspect", "changed", "--no-verify") == 0
+    assert avd("inspect", "changed") == 0
 
 
 def test_bad_files_are_skipped_and_named(clips: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -25,9 +25,9 @@ def inspect(
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="PNG to write with frames of the decoded clips; needs --model.")
     ] = None,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Read everything and compare checksums.")] = True,
+    verify: Annotated[bool, typer.Option("--verify", help="Also read everything and compare checksums.")] = False,
 ) -> None:
-    """Say what a latent cache holds, check that it is intact, and show some of its clips.
+    """Say what a latent cache holds, check that no file is missing or cut short, and show some of its clips.
 
     Example: avd inspect runs/cache --model wan-mini --sheet runs/cache.png
     """
@@ -44,7 +44,7 @@ def inspect(
     if verify:
         opened.verify()
     report, geometry = report_on(opened), opened.geometry
-    size = sum(entry.stat().st_size for entry in cache.iterdir())
+    size = sum(entry.stat().st_size for entry in cache.rglob("*") if entry.is_file())
     fewest, most = report.words
     least, greatest = report.clips_per_file
     examples = sorted(set(opened.captions), key=opened.captions.index)[:_EXAMPLES]
@@ -54,7 +54,7 @@ def inspect(
     _tell("clips", f"{geometry.frames} frames of {geometry.height} x {geometry.width} at {geometry.fps:g} fps")
     prompts = ", ".join(f"{name} {_shape(shape)}" for name, shape in opened.condition_shapes.items())
     _tell("latents", f"{_shape(opened.latent_shape)}; prompts: {prompts}")
-    _tell("checksums", "right" if verify else "not compared")
+    _tell("checksums", "right" if verify else "not compared: --verify reads everything")
     _tell("skipped", ", ".join(f"{n} {reason}" for reason, n in report.skipped.items()) or "none")
     _tell("captions", f"{report.different_captions} different ones, of {fewest} to {most} words, such as")
     for caption in examples:
