@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from avd.config import AdaptersRecipe, Recipe, load_recipe
-from avd.data import CacheWriter, Geometry, Item, LatentCache, MemoryLatents
+from avd.data import CacheWriter, Geometry, Item, LatentCache, MemoryLatents, encode_texts
 from avd.distillation.task import DistillTask
 from avd.engine.sources import open_cache
 from avd.models.adapters import AdapterVelocity, add_adapters, merged_weights
@@ -69,7 +69,7 @@ def source_of(model: TextToVideo) -> MemoryLatents:
 def test_a_folder_opens_as_its_family(folder: Path, model: TextToVideo) -> None:
     assert model.folder == folder and model.identity.startswith(f"{folder.name}-")
     assert load_model(str(folder)).identity == model.identity
-    assert model.negative_prompt is None or isinstance(model.negative_prompt, str)
+    assert isinstance(model.settings.negative_prompt, str)
     with pytest.raises(UserError):
         model.check_clip(2, 16, 16)
     model.check_clip(model.settings.frames, model.settings.height, model.settings.width)
@@ -224,14 +224,19 @@ def test_a_cache_holds_every_condition(model: TextToVideo, tmp_path: Path) -> No
     )
     latents, prompts = torch.randn(3, *model.latent_shape()), model.encode_prompts(CAPTIONS)
     for i, caption in enumerate(CAPTIONS):
-        writer.add(latents[i], prompts[i : i + 1], Item(caption, f"{i}.mp4"))
+        writer.add(latents[i], Item(caption, f"{i}.mp4"))
     writer.finish()
+    encode_texts(tmp_path / "cache", model, ["", *CAPTIONS])
     cache = open_cache(tmp_path / "cache", model)
     cache.verify()
     assert isinstance(cache, LatentCache) and cache.condition_shapes == dict(model.sizes.conditions)
     read = cache.prompts([2, 0])
     for name, tensor in prompts.tensors.items():
         torch.testing.assert_close(read[name], tensor[[2, 0]], rtol=1e-3, atol=1e-3)
+    assert cache.texts is not None
+    null = model.encode_prompts([""])
+    for name, tensor in cache.texts.conditions([""]).tensors.items():
+        torch.testing.assert_close(tensor, null[name], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("overrides", [(), ("roles=adapters", "adapters.rank=2")], ids=["full", "adapters"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from avd.data import CacheWriter, Geometry, Item, LatentCache, LatentSource, MemoryLatents, Skip
+from avd.data import CacheWriter, Geometry, Item, LatentCache, LatentSource, MemoryLatents, Skip, encode_texts
 from avd.types import Conditions, UserError
 
 GEOMETRY = Geometry(frames=9, height=16, width=24, fps=8.0)
@@ -50,7 +50,19 @@ def fill(writer: CacheWriter, stop: int = COUNT) -> None:
             if file not in skipped:
                 writer.skip(Skip(file, "too short", f"clip {index} – too short"))
         elif file not in files:
-            writer.add(latent(index), prompt(index), Item(f"caption {index} é", file, 0.5 * index))
+            writer.add(latent(index), Item(f"caption {index} é", file, 0.5 * index))
+
+
+class Numbered:
+    """An encoder of the captions of `fill`."""
+
+    identity = "fake-1"
+
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        return Conditions.cat([prompt(int(text.split()[1])) for text in prompts])
+
+
+CAPTIONS = [f"caption {index} é" for index in range(COUNT)]
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -62,6 +74,7 @@ def cache_path(tmp_path: Path) -> Path:
     writer = open_writer(tmp_path / "cache")
     fill(writer)
     writer.finish()
+    encode_texts(tmp_path / "cache", Numbered(), CAPTIONS, shard_size=6)
     return tmp_path / "cache"
 
 
@@ -94,11 +107,12 @@ def test_a_cache_reads_what_was_written(cache_path: Path) -> None:
     assert cache.items[3] == Item("caption 4 é", "4.mp4", 2.0)
     manifest = json.loads((cache_path / "manifest.json").read_text())
     assert [shard["items"] for shard in manifest["shards"]] == [3, 3, 2]
-    assert sorted(contents(cache_path)) == ["manifest.json", *SHARDS, "skipped.jsonl"]
+    assert sorted(contents(cache_path)) == ["manifest.json", *SHARDS, "skipped.jsonl", *TEXT_FILES, "texts.json"]
     assert len({path.stat().st_mode for path in cache_path.iterdir()}) == 1
 
 
 SHARDS = [f"shard-0000{number}.safetensors" for number in range(3)]
+TEXT_FILES = [f"texts-0000{number}.safetensors" for number in range(2)]
 
 
 def test_memory_latents_read_alike() -> None:
@@ -107,19 +121,20 @@ def test_memory_latents_read_alike() -> None:
 
 
 def test_bfloat16_holds_a_wider_range(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"0\.mp4: latent or prompt holds values that torch\.float16 cannot"):
-        open_writer(tmp_path / "half").add(latent(0) * 1e6, prompt(0), Item("a", "0.mp4"))
+    with pytest.raises(UserError, match=r"0\.mp4: the latent holds values that torch\.float16 cannot"):
+        open_writer(tmp_path / "half").add(latent(0) * 1e6, Item("a", "0.mp4"))
     writer = open_writer(tmp_path / "brain", dtype="bfloat16")
-    writer.add(latent(0) * 1e6, prompt(0), Item("a", "0.mp4"))
+    writer.add(latent(0) * 1e6, Item("caption 0", "0.mp4"))
     writer.finish()
+    encode_texts(tmp_path / "brain", Numbered(), ["caption 0"], dtype="bfloat16")
     torch.testing.assert_close(LatentCache(tmp_path / "brain").latents([0])[0], latent(0) * 1e6, atol=0, rtol=0.01)
 
 
 def test_shapes_must_agree(tmp_path: Path) -> None:
     writer = open_writer(tmp_path / "cache", shard_size=1)
-    writer.add(latent(0), prompt(0), Item("a", "0.mp4"))
-    with pytest.raises(UserError, match=r"1\.mp4: latent and prompt shapes"):
-        open_writer(tmp_path / "cache", shard_size=1).add(latent(1)[:, :2], prompt(1), Item("b", "1.mp4"))
+    writer.add(latent(0), Item("a", "0.mp4"))
+    with pytest.raises(UserError, match=r"1\.mp4: its latent has the shape \(4, 2, 2, 3\), earlier ones had"):
+        open_writer(tmp_path / "cache", shard_size=1).add(latent(1)[:, :2], Item("b", "1.mp4"))
 
 
 @given(stops=st.lists(st.integers(0, COUNT), max_size=4))
@@ -156,7 +171,7 @@ def test_debris_of_a_crash_is_cleared(tmp_path: Path, cache_path: Path, left_ove
     assert len(writer) == 3 and len(writer.skipped) == 1
     fill(writer)
     writer.finish()
-    assert contents(path) == contents(cache_path)
+    assert contents(path) == {name: data for name, data in contents(cache_path).items() if "texts" not in name}
 
 
 @pytest.mark.parametrize("ending", [".writing", ".partial"])  # an earlier version has left the second
@@ -179,7 +194,7 @@ def test_a_finished_cache_is_left_alone(cache_path: Path) -> None:
     assert writer.finished and len(writer) == len(KEPT)
     assert [skip.file for skip in writer.skipped] == ["3.mp4", "7.mp4"]
     with pytest.raises(AssertionError):
-        writer.add(latent(0), prompt(0), Item("a", "a.mp4"))
+        writer.add(latent(0), Item("a", "a.mp4"))
     assert contents(cache_path) == before
 
 
@@ -231,11 +246,11 @@ def test_what_is_no_cache_does_not_open(tmp_path: Path, cache_path: Path) -> Non
     with pytest.raises(UserError, match="unfinished"):
         LatentCache(tmp_path / "unfinished")
     manifest = json.loads((cache_path / "manifest.json").read_text())
-    for version in (1, 4, None):
+    for version in (1, 5, None):
         (cache_path / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
-        with pytest.raises(UserError, match=f"format version {version}, this program reads 2 and 3: prepare the cache"):
+        with pytest.raises(UserError, match=f"format version {version}, this program reads 2 to 4: prepare the cache"):
             LatentCache(cache_path)
-    (cache_path / "manifest.json").write_text(json.dumps(manifest | {"condition_shapes": [1]}))
+    (cache_path / "manifest.json").write_text(json.dumps(manifest | {"latent_shape": 1}))
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         LatentCache(cache_path)
     del manifest["shards"]
@@ -244,29 +259,50 @@ def test_what_is_no_cache_does_not_open(tmp_path: Path, cache_path: Path) -> Non
         LatentCache(cache_path)
 
 
-def test_a_cache_of_version_2_is_read(tmp_path: Path) -> None:
-    """Written by hand, as that version was: one tensor of embeddings by the name of `prompts`."""
-    path = tmp_path / "old"
+def test_a_cache_without_all_of_its_captions_is_unfinished(cache_path: Path) -> None:
+    for left in (6, 0):
+        texts = json.loads((cache_path / "texts.json").read_text())
+        if left:
+            (cache_path / "texts.json").write_text(json.dumps(texts | {"shards": texts["shards"][:1]}))
+        else:
+            (cache_path / "texts.json").unlink()
+        with pytest.raises(UserError, match="is unfinished: run the command that began it again"):
+            LatentCache(cache_path)
+    assert encode_texts(cache_path, Numbered(), CAPTIONS, shard_size=6) == COUNT
+    check_source(LatentCache(cache_path), 1e-3)
+
+
+def write_old(path: Path, version: int) -> tuple[Tensor, Tensor]:
+    """A cache by hand, as version 2, with one tensor of embeddings by the name of `prompts`, or 3 was. Returns latents
+    and embeddings."""
     path.mkdir()
     latents, embeddings = (torch.stack([make(i) for i in range(3)]).half() for make in (latent, embedding))
     items = [{"caption": f"caption {i}", "file": f"{i}.mp4", "start": 0.0, "source_seconds": 1.0} for i in range(3)]
     rows = torch.tensor([2, 0, 2], dtype=torch.int32)
-    tensors = {"latents": latents, "prompts": embeddings, "prompt_rows": rows}
+    name = "prompts" if version == 2 else "condition.embedding"
+    tensors = {"latents": latents, name: embeddings, "prompt_rows": rows}
     save_file(tensors, path / SHARDS[0], {"items": json.dumps(items)})
     digest = hashlib.sha256((path / SHARDS[0]).read_bytes()).hexdigest()
     manifest = {
         "format": "avd-latent-cache",
-        "version": 2,
+        "version": version,
         "identity": "fake-1",
         "geometry": {"frames": 9, "height": 16, "width": 24, "fps": 8.0},
         "dtype": "float16",
         "shard_size": 3,
         "count": 3,
         "latent_shape": [4, 3, 2, 3],
-        "prompt_shape": [5, 6],
+        **({"prompt_shape": [5, 6]} if version == 2 else {"condition_shapes": {"embedding": [5, 6]}}),
         "shards": [{"file": SHARDS[0], "items": 3, "sha256": digest}],
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
+    return latents, embeddings
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_cache_of_an_earlier_version_is_read(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "old"
+    latents, embeddings = write_old(path, version)
     before = contents(path)
     cache = LatentCache(path)
     cache.verify()
@@ -275,14 +311,26 @@ def test_a_cache_of_version_2_is_read(tmp_path: Path) -> None:
     assert list(prompts.tensors) == ["embedding"]
     assert torch.equal(prompts["embedding"], embeddings[[0, 2]].float())
     assert torch.equal(cache.latents([2, 1]), latents[[2, 1]].float())
-    assert open_writer(path).finished and contents(path) == before  # prepared again, it is left as it is
+    writer = open_writer(path)
+    assert writer.finished and writer.holds_prompts and contents(path) == before  # prepared again, it is left as it is
+
+
+def test_texts_are_added_to_a_cache_of_an_earlier_version(tmp_path: Path) -> None:
+    _, embeddings = write_old(tmp_path / "old", 3)
+    before = contents(tmp_path / "old")
+    assert LatentCache(tmp_path / "old").texts is None
+    encode_texts(tmp_path / "old", Numbered(), ["negative 7"])
+    cache = LatentCache(tmp_path / "old")
+    assert cache.texts is not None and "negative 7" in cache.texts and "caption 0" not in cache.texts
+    assert torch.equal(cache.prompts([1])["embedding"], embeddings[:1].float())
+    assert {name: data for name, data in contents(tmp_path / "old").items() if "texts" not in name} == before
 
 
 def test_an_unfinished_cache_of_version_2_is_not_continued(tmp_path: Path) -> None:
     fill(open_writer(tmp_path / "old"), 5)
     journal = tmp_path / "old" / "journal.jsonl"
-    journal.write_text(journal.read_text().replace('"version": 3', '"version": 2'))
-    with pytest.raises(UserError, match="begun with version 2, this run has 3: choose another folder"):
+    journal.write_text(journal.read_text().replace('"version": 4', '"version": 2'))
+    with pytest.raises(UserError, match="begun with version 2, this run has 4: choose another folder"):
         open_writer(tmp_path / "old")
 
 
@@ -296,20 +344,14 @@ def test_damaged_shards_are_named(cache_path: Path) -> None:
     shutil.copy(cache_path / SHARDS[2], shard)
     with pytest.raises(UserError, match=f"{SHARDS[1]} does not fit the manifest"):
         LatentCache(cache_path)
-    tensors = {"latents": torch.zeros(3, 4, 3, 2, 3), "condition.embedding": torch.zeros(3, 5, 6)}
-    save_file({"latents": tensors["latents"]}, shard)
-    with pytest.raises(UserError, match=rf"{SHARDS[1]} holds no condition\.embedding"):
-        LatentCache(cache_path)
-    tensors["condition.pooled"] = torch.zeros(3, 7)
-    save_file(tensors, shard)
-    with pytest.raises(UserError, match=f"{SHARDS[1]} holds no prompt_rows"):
-        LatentCache(cache_path)
-    rows = torch.tensor([0, 1, 3], dtype=torch.int32)
     items = json.dumps([{"caption": "a", "file": f"{i}.mp4"} for i in range(3)])
-    save_file(tensors | {"prompt_rows": rows}, shard, {"items": items})
-    with pytest.raises(UserError, match=f"{SHARDS[1]} lacks prompts"):
+    save_file({"other": torch.zeros(3)}, shard, {"items": items})
+    with pytest.raises(UserError, match=rf"{SHARDS[1]} holds no latents"):
         LatentCache(cache_path)
-    save_file(tensors | {"prompt_rows": rows}, shard)
+    save_file({"latents": torch.zeros(2, 4, 3, 2, 3)}, shard, {"items": items})
+    with pytest.raises(UserError, match=f"{SHARDS[1]} holds 2 latents of 3 clips"):
+        LatentCache(cache_path)
+    save_file({"latents": torch.zeros(3, 4, 3, 2, 3)}, shard)
     with pytest.raises(UserError, match=f"{SHARDS[1]} names no clips"):
         LatentCache(cache_path)
     shard.unlink()
@@ -319,12 +361,28 @@ def test_damaged_shards_are_named(cache_path: Path) -> None:
     LatentCache(cache_path).verify()
 
 
-def test_flipped_bits_are_found_by_verify(cache_path: Path) -> None:
-    shard = cache_path / SHARDS[2]
+def test_damaged_shards_of_an_earlier_version_are_named(tmp_path: Path) -> None:
+    latents, embeddings = write_old(tmp_path / "old", 3)
+    shard = tmp_path / "old" / SHARDS[0]
+    items = {"items": json.dumps([{"caption": "a", "file": f"{i}.mp4"} for i in range(3)])}
+    for tensors, message in (
+        ({}, r"holds no condition\.embedding"),
+        ({"condition.embedding": embeddings}, "holds no prompt_rows"),
+        ({"condition.embedding": embeddings[:, :4], "prompt_rows": torch.zeros(3)}, "does not fit the manifest"),
+        ({"condition.embedding": embeddings, "prompt_rows": torch.tensor([0, 1, 3])}, "lacks prompts"),
+    ):
+        save_file({"latents": latents, **{name: each.contiguous() for name, each in tensors.items()}}, shard, items)
+        with pytest.raises(UserError, match=f"{SHARDS[0]} {message}"):
+            LatentCache(tmp_path / "old")
+
+
+@pytest.mark.parametrize("name", [SHARDS[2], TEXT_FILES[1]])
+def test_flipped_bits_are_found_by_verify(cache_path: Path, name: str) -> None:
+    shard = cache_path / name
     data = bytearray(shard.read_bytes())
     data[-3] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(UserError, match=f"{SHARDS[2]} has changed since it was written"):
+    with pytest.raises(UserError, match=f"{name} has changed since it was written"):
         LatentCache(cache_path).verify()
 
 

@@ -52,8 +52,11 @@ class FakeEncoder:
         return torch.nn.functional.avg_pool3d(pixels_BCFHW, (1, 8, 8))[:, :, ::4] * (1 + len(frames) / 8)
 
     def encode_prompts(self, prompts: list[str]) -> Conditions:
-        letters = [[[float(ord(letter))] * 2 for letter in prompt[:4].ljust(4)] for prompt in prompts]
+        letters = [[[float(ord(letter))] * 2 for letter in prompt[:4].ljust(4, "\0")] for prompt in prompts]
         return Conditions({"embedding": torch.tensor(letters)})
+
+    def drop(self, *parts: str) -> None:
+        self.dropped = parts
 
 
 def run(folder: Path, encoder: FakeEncoder, name: str = "cache", **options: object) -> Summary:
@@ -273,25 +276,32 @@ def test_long_files_give_several_windows(folder: Path) -> None:
     torch.testing.assert_close(cache.prompts([6])["embedding"], cache.prompts([7])["embedding"])
 
 
-def test_a_prompt_is_stored_and_encoded_once_a_shard(tmp_path: Path) -> None:
-    captions = ["abc", "abc", "abc", "def", "abc", "abc", "def", "def"]
+def test_a_text_is_encoded_and_stored_once_after_all_videos(tmp_path: Path) -> None:
+    captions = ["abc", "abc", "abc", "def", "abc", "abc", "def", "g"]
     for index in range(len(captions)):
         write_video(tmp_path / f"videos/{index}.mp4", np.full((6, 32, 32, 3), 90, np.uint8), 8)
     write_captions(tmp_path / "captions.jsonl", [CaptionedFile(f"{i}.mp4", text) for i, text in enumerate(captions)])
-    encoded: list[str] = []
+    events: list[str] = []
 
     class Listing(FakeEncoder):
+        def encode_video(self, frames: np.ndarray) -> Tensor:
+            events.append("video")
+            return super().encode_video(frames)
+
         def encode_prompts(self, prompts: list[str]) -> Conditions:
-            encoded.extend(prompts)
+            events.extend(prompts)
             return super().encode_prompts(prompts)
 
-    run(tmp_path, Listing(), shard_size=4)
-    assert encoded == ["abc", "def", "abc", "def"]
+        def drop(self, *parts: str) -> None:
+            events.append(f"drop {' '.join(parts)}")
+
+    run(tmp_path, Listing(), shard_size=4, texts=["", "ugly"])
+    assert events == ["video"] * 4 + ["drop vae", "", "ugly", "abc", "def", "g"]
     expected = FakeEncoder().encode_prompts(captions)["embedding"]
     found = LatentCache(tmp_path / "cache").prompts([7, 3, 0, 4])["embedding"]
-    torch.testing.assert_close(found, expected[[7, 3, 0, 4]])
-    with safe_open(tmp_path / "cache" / "shard-00000.safetensors", "pt") as shard:
-        assert shard.get_slice("condition.embedding").get_shape() == [2, 4, 2]
+    assert torch.equal(found, expected[[7, 3, 0, 4]])
+    with safe_open(tmp_path / "cache" / "texts-00000.safetensors", "pt") as shard:
+        assert shard.get_slice("condition.embedding").get_shape() == [0 + 4 + 3 + 3 + 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from avd.data import CacheWriter, Geometry, Item, LatentCache, Skip
+from avd.data import CacheWriter, Geometry, Item, LatentCache, Skip, encode_texts
 from avd.evaluation.cache_report import evenly_spaced, report_on, report_on_pixels
 from avd.types import Conditions
+
+
+class Letters:
+    """An encoder of texts."""
+
+    identity = "x"
+
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        return Conditions({"embedding": torch.ones(len(prompts), 3, 4)})
 
 
 @pytest.fixture
@@ -19,11 +28,11 @@ def cache(tmp_path: Path) -> LatentCache:
     """Eight clips of two latent frames: two of them 0 and 0 (still), six -1 and +1, so variance over frames is 1."""
     writer = CacheWriter(tmp_path / "cache", identity="x", geometry=Geometry(5, 8, 8, 10.0), shard_size=3)
     writer.skip(Skip("a.mp4", "unreadable", "cannot be decoded"))
-    prompt = Conditions({"embedding": torch.zeros(1, 3, 4)})
     for i in range(8):
         latent = torch.zeros(2, 2, 2, 2) if i < 2 else torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1).expand(2, 2, 2, 2)
-        writer.add(latent, prompt, Item("a red ball" if i % 2 else "one", f"{i // 3}.mp4", i % 3 / 2, 2.5, i % 3))
+        writer.add(latent, Item("a red ball" if i % 2 else "one", f"{i // 3}.mp4", i % 3 / 2, 2.5, i % 3))
     writer.finish()
+    encode_texts(tmp_path / "cache", Letters(), ["a red ball", "one"])
     return LatentCache(tmp_path / "cache")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avd.data import CacheWriter, ReadOptions, Summary, cache_writer, prepare
+from avd.data import CacheWriter, ReadOptions, Summary, prepare, tensor_files
 from avd.types import Conditions
 from helpers.killing import before, die, in_a_fork
 
@@ -38,6 +38,9 @@ class Pooling:
         letters = [[[float(ord(letter))] * 2 for letter in prompt[:4].ljust(4)] for prompt in prompts]
         return Conditions({"embedding": torch.tensor(letters)})
 
+    def drop(self, *parts: str) -> None:
+        """There are none."""
+
 
 def run(videos: Path, cache: Path, workers: int) -> Summary:
     return prepare(
@@ -54,7 +57,7 @@ def run(videos: Path, cache: Path, workers: int) -> Summary:
 
 def half_a_shard() -> None:
     """Die when half of the second shard is on disk."""
-    original, calls = cache_writer.save_file, 0
+    original, calls = tensor_files.save_file, 0
 
     def torn(tensors: Any, path: Path, metadata: Any) -> None:
         nonlocal calls
@@ -64,7 +67,7 @@ def half_a_shard() -> None:
             os.truncate(path, path.stat().st_size // 2)
             die()
 
-    cache_writer.save_file = torn
+    tensor_files.save_file = torn
 
 
 def half_a_line() -> None:
@@ -86,6 +89,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "half a shard": half_a_shard,
     "half a line": half_a_line,
     "end": lambda: before(CacheWriter, "finish", 1),
+    "texts": lambda: before(Pooling, "encode_prompts", 1),
 }
 
 

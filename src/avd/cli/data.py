@@ -29,14 +29,26 @@ class Precision(StrEnum):
 
 
 def prepare(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the cache.")],
     videos: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             help="Folder, searched recursively, of video files, folders of numbered pictures and .tar shards; or one "
-            ".tar. Pictures are scaled to cover the size, the aspect ratio kept, and cropped about the centre."
+            ".tar. Pictures are scaled to cover the size, the aspect ratio kept, and cropped about the centre. Without "
+            "it, only texts are encoded: prompts, and what a finished cache lacks."
         ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the cache.")],
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            help="Prompts of their own for the student's rollouts (data.prompts): a text file of lines, or JSONL.",
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option("--negative-prompt", help="Encode this one for guidance too; default: the model's own."),
+    ] = None,
     captions: Annotated[
         Path | None,
         typer.Option(
@@ -118,21 +130,32 @@ def prepare(
         ),
     ] = None,
 ) -> None:
-    """Encode videos and captions once, for distillation. Run again after an interruption, it continues.
+    """Encode videos, captions and prompts once, for distillation. Run again after an interruption, it continues.
 
-    Example: avd prepare clips/ --captions clips/captions.jsonl --model wan-mini --output runs/cache
+    Examples: avd prepare clips/ --captions clips/captions.jsonl --output runs/cache · avd prepare --prompts list.txt
+    --output runs/prompts
     """
-    from avd.data import ReadOptions, recommended
+    from avd.data import ReadOptions, prepare_texts, read_prompts, recommended
     from avd.data import prepare as prepare_cache
     from avd.models.family import open_model
 
     encoder = open_model(model)
     own = encoder.settings
+    texts = list(dict.fromkeys(["", own.negative_prompt, negative_prompt or ""]))
+    if prompts is not None:
+        read_prompts(prompts)  # raises now, and not after the videos
     frames, height, width = (
         its_own if value is None else value
         for value, its_own in ((frames, own.frames), (height, own.height), (width, own.width))
     )
     encoder.check_clip(frames, height, width)
+    if videos is None:
+        with interruptible(), ui.bars() as bar:
+            count = prepare_texts(
+                output, encoder, texts, prompts=prompts, dtype=dtype.value, progress=bar("encoding texts")
+            )
+        ui.say(f"encoded {count} texts into {output}")
+        return
     rate = own.fps if fps is None else fps
     limits: dict[str, Any] = {
         "min_fps": min_fps,
@@ -156,10 +179,14 @@ def prepare(
             caption_column=caption_column,
             workers=workers,
             dtype=dtype.value,
+            texts=texts,
             heldout=heldout or (),
             warn=lambda text: ui.say(f"warning: {text}"),
             progress=with_rate(bar("encoding videos")),
+            encoding=bar("encoding texts"),
         )
+        if prompts is not None:
+            prepare_texts(output, encoder, texts, prompts=prompts, progress=bar("encoding prompts"))
     _tell(summary, output)
 
 

@@ -7,6 +7,8 @@ from avd.data.cache import Geometry, Item, LatentCache, LatentSource, MemoryLate
 from avd.data.cache_writer import CacheWriter
 from avd.data.captions import CaptionedFile, read_captions, read_prompts, write_captions
 from avd.data.prepare import Encoder, Summary, prepare
+from avd.data.prepare_texts import prepare_texts
+from avd.data.texts import EncodedTexts, encode_texts
 from avd.data.video.checks import Checks, recommended
 from avd.data.video.mp4 import video_bytes, write_video
 from avd.data.video.reading import ReadOptions, Video, VideoError, read_video
@@ -16,6 +18,7 @@ __all__ = [
     "CacheWriter",
     "CaptionedFile",
     "Checks",
+    "EncodedTexts",
     "Encoder",
     "Geometry",
     "Item",
@@ -27,7 +30,9 @@ __all__ = [
     "Summary",
     "Video",
     "VideoError",
+    "encode_texts",
     "prepare",
+    "prepare_texts",
     "read_captions",
     "read_prompts",
     "read_skipped",

@@ -2,47 +2,46 @@
 
 A cache is a folder:
 
-    shard-00000.safetensors   `latents` (N, C, F, H, W), whitened, and `condition.<name>` (P, ...) for each tensor of
-    shard-00001.safetensors   `avd.types.Conditions`, all of the cache's dtype; `prompt_rows` (N,), which of the P
-    ...                       different prompts each of the N clips has; the metadata entry `items` is JSON: caption,
-                              file, start and source_seconds of each of the N
+    shard-00000.safetensors   `latents` (N, C, F, H, W), whitened, of the cache's dtype; the metadata entry `items` is
+    shard-00001.safetensors   JSON: the `Item` of each of the N
+    ...
     skipped.jsonl             the files left out, and why; only if there are any
     manifest.json             what the cache holds and by whom it was encoded, with the SHA-256 of each shard
+    texts.json, texts-*       its captions, encoded, and other texts that a run needs (see `avd.data.texts`)
 
-A manifest is written last, so a folder without one is not, or not yet, a cache. Version 2 of the format, which is read
-and no longer written, holds the one tensor `prompts` (P, L, D), which is "embedding".
+A manifest is written once all shards are, so a folder without one is not, or not yet, a cache; nor is one that lacks
+some of its captions. Versions 2 and 3 of the format, which are read and no longer written, hold the prompts of their
+clips in the shards (see `avd.data.shard_prompts`); texts can be added to them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import operator
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from avd.data.shard_prompts import ShardPrompts
+from avd.data.tensor_files import ShardRecord, check_file, open_shard
+from avd.data.texts import TEXTS, EncodedTexts
 from avd.files import read_json, read_text
 from avd.types import Conditions, UserError
 
 FORMAT = "avd-latent-cache"
-VERSION = 3
-_READ = (2, 3)
-_PREFIX = "condition."
+VERSION = 4
+_READ = (2, 3, 4)
 MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
 SKIPPED = "skipped.jsonl"
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,6 @@ class Skip:
     detail: str
     kept: int = 0
     start: float | None = None
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """A complete shard as the journal and the manifest name it."""
-
-    file: str
-    items: int
-    sha256: str
 
 
 def source_seconds(items: Iterable[Item]) -> float:
@@ -158,19 +148,24 @@ class LatentCache:
             self.identity = str(manifest["identity"])
             self.geometry = Geometry(**manifest["geometry"])
             self.latent_shape = tuple(manifest["latent_shape"])
-            self.condition_shapes = _condition_shapes(manifest)
-            """The shape of one prompt's tensor, by name."""
-            self._names = condition_names(manifest["version"], self.condition_shapes)
             self._shards = [ShardRecord(**record) for record in manifest["shards"]]
+            old = holds_prompts(manifest)
+            self._in_shards = ShardPrompts(self.path, self._shards, manifest) if old else None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{self.path / MANIFEST} is damaged ({error}): prepare the cache again") from error
         self.items: list[Item] = []
         for record in self._shards:
-            items, shapes = read_shard_header(self.path / record.file, manifest["version"])
-            if len(items) != record.items or shapes != (self.latent_shape, self.condition_shapes):
+            items, shape = read_shard_header(self.path / record.file)
+            if len(items) != record.items or shape != self.latent_shape:
                 raise UserError(f"{self.path / record.file} does not fit the manifest: prepare the cache again")
             self.items += items
         self._ends = list(accumulate(record.items for record in self._shards))
+        self.texts = EncodedTexts(self.path) if (self.path / TEXTS).exists() else None
+        """The texts that are encoded here; None if there are none, as in the caches of earlier versions."""
+        if self._in_shards is not None:
+            self._in_shards.check()
+        elif self.texts is None or self.texts.lacking(self.captions):
+            raise UserError(_unfinished(self.path))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -179,46 +174,45 @@ class LatentCache:
     def captions(self) -> list[str]:
         return [item.caption for item in self.items]
 
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one prompt's tensor, by name."""
+        if self._in_shards is not None:
+            return self._in_shards.shapes
+        assert self.texts is not None
+        return self.texts.condition_shapes
+
     def latents(self, indices: Sequence[int]) -> Tensor:
         gathered = torch.empty(len(indices), *self.latent_shape)
-        for handle, places in self._places(indices):
-            latents = handle.get_slice("latents")
-            for row, offset in places:
-                gathered[row] = latents[offset]
+        for shard, places in self._places(indices).items():
+            with open_shard(self.path / self._shards[shard].file) as handle:
+                latents = handle.get_slice("latents")
+                for row, offset in places:
+                    gathered[row] = latents[offset]
         return gathered
 
     def prompts(self, indices: Sequence[int]) -> Conditions:
-        gathered = {name: torch.empty(len(indices), *shape) for name, shape in self.condition_shapes.items()}
-        for handle, places in self._places(indices):
-            rows = handle.get_tensor("prompt_rows").tolist()
-            for name, stored in self._names.items():
-                tensor = handle.get_slice(stored)
-                for row, offset in places:
-                    gathered[name][row] = tensor[rows[offset]]
-        return Conditions(gathered)
+        if self._in_shards is not None:
+            return self._in_shards.conditions(len(indices), self._places(indices))
+        assert self.texts is not None
+        return self.texts.conditions([self.items[index].caption for index in indices])
 
     def verify(self) -> None:
-        """Read everything and compare checksums. Raises `UserError` naming the first shard that has changed."""
+        """Read everything and compare checksums. Raises `UserError` naming the first file that has changed."""
         for record in self._shards:
-            with (self.path / record.file).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != record.sha256:
-                raise UserError(
-                    f"{self.path / record.file} has changed since it was written: SHA-256 is {found[:12]}..., "
-                    f"the manifest says {record.sha256[:12]}...: prepare the cache again"
-                )
+            check_file(self.path, record)
+        if self.texts is not None:
+            self.texts.verify()
 
-    def _places(self, indices: Sequence[int]) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
-        """Each shard that is needed, open, with (row of the result, row of the shard) of what is needed of it."""
+    def _places(self, indices: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+        """The shards that are needed, by number, with (row of the result, row of the shard) of what is needed."""
         by_shard: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for row, index in enumerate(indices):
             if not 0 <= index < len(self):
                 raise IndexError(f"index {index} of a cache of {len(self)} clips")
             shard = bisect_right(self._ends, index)
             by_shard[shard].append((row, index - self._ends[shard] + self._shards[shard].items))
-        for shard, places in by_shard.items():
-            with open_shard(self.path / self._shards[shard].file) as handle:
-                yield handle, places
+        return by_shard
 
 
 def manifest_header(
@@ -242,7 +236,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"no latent cache at {path}: there is no such folder")
     if not (path / MANIFEST).exists():
         if (path / JOURNAL).exists():
-            raise UserError(f"the latent cache {path} is unfinished: run the command that began it again")
+            raise UserError(_unfinished(path))
         raise UserError(f"{path} is not a latent cache: there is no {MANIFEST} in it")
     manifest = read_json(path / MANIFEST, "the manifest", "prepare the cache again")
     if manifest.get("format") != FORMAT:
@@ -250,58 +244,33 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if manifest.get("version") not in _READ:
         raise UserError(
             f"the latent cache {path} has format version {manifest.get('version')}, "
-            f"this program reads {' and '.join(map(str, _READ))}: prepare the cache again"
+            f"this program reads {_READ[0]} to {_READ[-1]}: prepare the cache again"
         )
     return manifest
 
 
-@contextmanager
-def open_shard(path: Path) -> Iterator[Any]:
-    """A memory map of a shard. Raises `UserError` naming it if it is missing, cut short or foreign."""
-    try:
-        with safe_open(path, framework="pt") as handle:
-            yield handle
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read the shard {path} ({error}): prepare the cache again") from error
+def holds_prompts(manifest: Mapping[str, Any]) -> bool:
+    """Whether a cache's shards hold the prompts of their clips, as those of earlier versions do."""
+    return int(manifest["version"]) < 4
 
 
-Shapes = tuple[tuple[int, ...], dict[str, tuple[int, ...]]]
-"""Shapes of one latent and, by name, of one prompt's conditions."""
-
-
-def read_shard_header(path: Path, version: int) -> tuple[list[Item], Shapes]:
-    """A shard's items, and the shapes in it. Raises `UserError` as `open_shard`."""
+def read_shard_header(path: Path) -> tuple[list[Item], tuple[int, ...]]:
+    """A shard's items, and the shape of one latent. Raises `UserError` as `open_shard`."""
     with open_shard(path) as handle:
-        metadata, stored = handle.metadata() or {}, set(handle.keys())
-        found = [name.removeprefix(_PREFIX) for name in sorted(stored) if name.startswith(_PREFIX)]
-        names = condition_names(version, found or ["embedding"])
-        missing = [name for name in ("latents", *names.values(), "prompt_rows") if name not in stored]
-        if missing:
-            raise UserError(f"the shard {path} holds no {missing[0]}: prepare the cache again")
-        latents = tuple(handle.get_slice("latents").get_shape())
-        conditions = {name: tuple(handle.get_slice(tensor).get_shape()) for name, tensor in names.items()}
-        rows = handle.get_tensor("prompt_rows")
+        if "latents" not in handle.keys():  # noqa: SIM118  # it is no dict
+            raise UserError(f"the shard {path} holds no latents: prepare the cache again")
+        metadata, latents = handle.metadata() or {}, tuple(handle.get_slice("latents").get_shape())
     try:
         items = [Item(**record) for record in json.loads(metadata["items"])]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the shard {path} names no clips ({error!r}): prepare the cache again") from error
-    if not len(items) == latents[0] == len(rows):
+    if len(items) != latents[0]:
         raise UserError(f"the shard {path} holds {latents[0]} latents of {len(items)} clips: prepare the cache again")
-    prompts = min(shape[0] for shape in conditions.values())
-    if not ((rows >= 0) & (rows < prompts)).all():
-        raise UserError(f"the shard {path} lacks prompts that its clips have: prepare the cache again")
-    return items, (latents[1:], {name: shape[1:] for name, shape in conditions.items()})
+    return items, latents[1:]
 
 
-def condition_names(version: int, names: Iterable[str]) -> dict[str, str]:
-    """What the tensor of each of the conditions `names` is called in a shard of a format version."""
-    return {name: "prompts" if version == 2 else _PREFIX + name for name in names}
-
-
-def _condition_shapes(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    if manifest["version"] == 2:
-        return {"embedding": tuple(manifest["prompt_shape"])}
-    return {str(name): tuple(shape) for name, shape in manifest["condition_shapes"].items()}
+def _unfinished(path: Path) -> str:
+    return f"the latent cache {path} is unfinished: run the command that began it again"
 
 
 def read_skipped(cache: Path) -> list[Skip]:

@@ -1,45 +1,39 @@
-"""Writes a latent cache, over as many interruptions as it takes.
+"""Writes the clips of a latent cache, over as many interruptions as it takes.
 
 While a cache is being written, `journal.jsonl` in its folder records what is settled: a header line, then a line for
 each complete shard and each skipped file. Whatever is not in the journal is done again, so an interrupted and continued
-cache ends with the same bytes as one written at a stretch. The manifest then takes the journal's place.
+cache ends with the same bytes as one written at a stretch. The manifest then takes the journal's place. The
+captions are encoded after that, by `avd.data.texts.encode_texts`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from avd.data.cache import (
-    DTYPES,
     JOURNAL,
     MANIFEST,
     SKIPPED,
     VERSION,
     Geometry,
     Item,
-    Shapes,
-    ShardRecord,
     Skip,
-    condition_names,
+    holds_prompts,
     manifest_header,
     read_manifest,
     read_shard_header,
     read_skipped,
 )
-from avd.files import append_json_line, is_unfinished, read_json_lines, replacing, write_json, write_json_lines
-from avd.types import Conditions, UserError
-
-Dtype = Literal["float16", "bfloat16"]
+from avd.data.tensor_files import DTYPES, Dtype, ShardRecord, save_shard, stored
+from avd.files import append_json_line, is_unfinished, read_json_lines, write_json, write_json_lines
+from avd.types import UserError
 
 
 class CacheWriter:
@@ -49,7 +43,9 @@ class CacheWriter:
     number of clips in a shard, what an interruption can cost and what is held in memory. A finished cache opens with
     `finished` true and is never written to again.
 
-    Attributes: `items`, the clips of complete shards, in order; `skipped`, the files left out so far; `finished`.
+    Attributes: `items`, the clips of complete shards, in order; `skipped`, the files left out so far; `finished`;
+    `holds_prompts`, whether the shards hold the prompts of their clips too, as those of a finished cache of an earlier
+    version do.
 
     Raises `UserError` if the folder holds anything else, or a cache begun with another identity, geometry, reading,
     dtype or shard size.
@@ -75,10 +71,10 @@ class CacheWriter:
         self._dtype = DTYPES[dtype]
         self._shard_size = shard_size
         self._shards: list[ShardRecord] = []
-        self._shapes: Shapes | None = None
+        self._shape: tuple[int, ...] | None = None
         self._pending: list[Item] = []
         self._latents = torch.empty(0)
-        self._prompts: dict[str, dict[str, Tensor]] = {}
+        self.holds_prompts = False
         self.finished = (self.path / MANIFEST).exists()
         if self.finished:
             self._open_finished()
@@ -96,27 +92,19 @@ class CacheWriter:
         """Clips that the shard under way still takes, at least 1."""
         return self._shard_size - len(self._pending)
 
-    def lacks_prompt(self, caption: str) -> bool:
-        """Whether the next clip of this caption must come with its prompt's conditions: once per shard it must."""
-        return caption not in self._prompts
+    def add(self, latent_CFHW: Tensor, item: Item) -> None:
+        """Append a clip: its whitened latent. Writes a shard when that makes one full.
 
-    def add(self, latent_CFHW: Tensor, prompt: Conditions | None, item: Item) -> None:
-        """Append a clip: its whitened latent and its prompt, of one row. Writes a shard when that makes one full.
-
-        The prompt of a caption that the shard under way has (see `lacks_prompt`) is not looked at.
-        Raises `UserError` if the shapes differ from the clips before, or a value is not finite in the cache's dtype.
+        Raises `UserError` if the shape differs from the clips before, or a value is not finite in the cache's dtype.
         """
         assert not self.finished
-        latent = self._checked(latent_CFHW, item)
-        if self.lacks_prompt(item.caption):
-            assert prompt is not None and len(prompt) == 1
-            self._prompts[item.caption] = {k: self._checked(v[0], item) for k, v in prompt.tensors.items()}
-        shapes = (tuple(latent.shape), {k: tuple(v.shape) for k, v in self._prompts[item.caption].items()})
-        self._shapes = self._shapes or shapes
-        if shapes != self._shapes:
-            raise UserError(f"{item.file}: latent and prompt shapes are {shapes}, earlier ones were {self._shapes}")
+        latent = stored(latent_CFHW, self._dtype, f"{item.file}: the latent")
+        shape = tuple(latent.shape)
+        self._shape = self._shape or shape
+        if shape != self._shape:
+            raise UserError(f"{item.file}: its latent has the shape {shape}, earlier ones had {self._shape}")
         if not self._pending:
-            self._latents = torch.empty(self._shard_size, *latent.shape, dtype=self._dtype)
+            self._latents = torch.empty(self._shard_size, *shape, dtype=self._dtype)
         self._latents[len(self._pending)] = latent
         self._pending.append(item)
         if self.room == 0:
@@ -135,13 +123,11 @@ class CacheWriter:
         assert not self.finished and len(self) > 0
         if self._pending:
             self._write_shard()
-        assert self._shapes is not None
         if self.skipped:
             write_json_lines(self.path / SKIPPED, (asdict(skip) for skip in self.skipped))
         manifest = self._header | {
             "count": len(self),
-            "latent_shape": self._shapes[0],
-            "condition_shapes": self._shapes[1],
+            "latent_shape": self._shape,
             "shards": [asdict(record) for record in self._shards],
         }
         write_json(self.path / MANIFEST, manifest, indent=1, ascii_only=False)
@@ -183,13 +169,14 @@ class CacheWriter:
         # A crash between writing the manifest and removing the journal leaves both.
         (self.path / JOURNAL).unlink(missing_ok=True)
         self.skipped = read_skipped(self.path)
-        self._take([ShardRecord(**record) for record in manifest["shards"]], manifest["version"])
+        self.holds_prompts = holds_prompts(manifest)
+        self._take([ShardRecord(**record) for record in manifest["shards"]])
 
-    def _take(self, shards: list[ShardRecord], version: int = VERSION) -> None:
+    def _take(self, shards: list[ShardRecord]) -> None:
         """Count complete shards as written."""
         self._shards = shards
         for record in shards:
-            items, self._shapes = read_shard_header(self.path / record.file, version)
+            items, self._shape = read_shard_header(self.path / record.file)
             self.items += items
 
     def _refuse_to_mix(self, found: dict[str, Any]) -> None:
@@ -200,39 +187,14 @@ class CacheWriter:
                     "choose another folder"
                 )
 
-    def _checked(self, value: Tensor, item: Item) -> Tensor:
-        """On the CPU, in the cache's dtype, and not a view of something larger."""
-        stored = value.detach().to("cpu", self._dtype, copy=True)
-        if not stored.isfinite().all():
-            raise UserError(
-                f"{item.file}: latent or prompt holds values that {self._dtype} cannot hold: check the encoder"
-            )
-        return stored
-
     def _write_shard(self) -> None:
-        count, places = len(self._pending), {caption: row for row, caption in enumerate(self._prompts)}
-        assert self._shapes is not None
-        names = condition_names(VERSION, self._shapes[1])
-        tensors = {
-            "latents": self._latents[:count],
-            **{stored: torch.stack([prompt[k] for prompt in self._prompts.values()]) for k, stored in names.items()},
-            "prompt_rows": torch.tensor([places[item.caption] for item in self._pending], dtype=torch.int32),
-        }
-        # A single metadata entry: safetensors does not keep the order of several.
         metadata = {"items": json.dumps([asdict(item) for item in self._pending], ensure_ascii=False)}
         path = self.path / f"shard-{len(self._shards):05d}.safetensors"
-        try:
-            with replacing(path) as writing:
-                save_file(tensors, writing, metadata)
-                with writing.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except SafetensorError as error:  # a full disk
-            raise UserError(f"cannot write {path}: {error}") from error
-        self._shards.append(ShardRecord(path.name, count, digest))
+        count = len(self._pending)
+        self._shards.append(save_shard(path, count, {"latents": self._latents[:count]}, metadata))
         self._log({"shard": asdict(self._shards[-1])})
         self.items += self._pending
         self._pending.clear()
-        self._prompts.clear()
 
     def _log(self, event: dict[str, Any]) -> None:
         append_json_line(self.path / JOURNAL, event, durable=True)

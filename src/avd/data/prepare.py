@@ -13,26 +13,25 @@ import numpy as np
 from torch import Tensor
 
 from avd.data.cache import Geometry, Item, Skip, source_seconds
-from avd.data.cache_writer import CacheWriter, Dtype
+from avd.data.cache_writer import CacheWriter
 from avd.data.overlap import read_heldout, shared_prompts
 from avd.data.plan import Captioned, Planned, plan
+from avd.data.tensor_files import Dtype
+from avd.data.texts import TextEncoder, encode_texts
 from avd.data.video.reading import ReadOptions, RefusedWindow, VideoError
 from avd.data.video.workers import Job, Outcome, decoded
-from avd.types import Conditions, CountProgress, UserError
+from avd.types import CountProgress, UserError
 
 
-class Encoder(Protocol):
-    """A model as preparation sees it. `identity` changes whenever the encodings would."""
-
-    @property
-    def identity(self) -> str: ...
+class Encoder(TextEncoder, Protocol):
+    """A model as preparation sees it."""
 
     def encode_video(self, frames: np.ndarray) -> Tensor:
         """Whitened latents (B, C, F', H', W') of uint8 clips (B, F, H, W, 3)."""
         ...
 
-    def encode_prompts(self, prompts: list[str]) -> Conditions:
-        """A row per prompt, of the same shapes for all prompts."""
+    def drop(self, *parts: str) -> None:
+        """Forget parts (`text_encoder`, `vae`) until they are needed again."""
         ...
 
 
@@ -67,16 +66,20 @@ def prepare(
     batch_size: int = 4,
     shard_size: int = 64,
     dtype: Dtype = "float16",
+    texts: Sequence[str] = ("",),
     heldout: Sequence[Path] = (),
     warn: Callable[[str], None] | None = None,
     progress: CountProgress | None = None,
+    encoding: CountProgress | None = None,
 ) -> Summary:
     """Encode the captioned videos of the folder or tar `videos` into a latent cache at `output`.
 
     `captions` is a table (see `read_captions`); None takes `captions.jsonl` in the folder, or else the text beside each
     video. Each file gives the clips that `reading` asks for; they are read by `workers` processes; 0 is this one. Files
-    and windows that cannot be used, or do not pass its checks, are skipped. `warn` is called with a line for each list
-    of prompts in `heldout` that the captions overlap, `progress` with the number of captioned videos done and of all.
+    and windows that cannot be used, or do not pass its checks, are skipped. Then the captions of the clips are encoded,
+    and `texts`, which a run needs besides: the null prompt and a negative one. `warn` is called with a line for each
+    list of prompts in `heldout` that the captions overlap, `progress` with the number of captioned videos done and of
+    all, `encoding` with that of texts.
 
     An interrupted run, repeated, resumes after the last complete shard and writes the same bytes as a run at a stretch
     (on devices that repeat their results), whatever `workers` is. A finished cache is left as it is.
@@ -103,6 +106,9 @@ def prepare(
         if len(writer) == 0:
             _give_up(writer, videos)
         writer.finish()
+    encoder.drop("vae")  # it and a text encoder need not be in memory together
+    own = () if writer.holds_prompts else (item.caption for item in writer.items)
+    encode_texts(output, encoder, [*texts, *own], dtype=dtype, progress=encoding)
     return _summary(writer, reading.frames / reading.fps)
 
 
@@ -134,12 +140,8 @@ class _Batch:
         if not self._items:
             return
         latents = self._encoder.encode_video(np.stack(self._frames))
-        captions = dict.fromkeys(item.caption for item in self._items)
-        lacking = [caption for caption in captions if self._writer.lacks_prompt(caption)]
-        encoded = self._encoder.encode_prompts(lacking) if lacking else None
-        prompts = {} if encoded is None else {c: encoded[i : i + 1] for i, c in enumerate(lacking)}
         for item, latent in zip(self._items, latents, strict=True):
-            self._writer.add(latent, prompts.get(item.caption), item)
+            self._writer.add(latent, item)
         self._items.clear()
         self._frames.clear()
 

@@ -36,7 +36,7 @@ class TextToVideo(Protocol):
     """
 
     settings: Settings
-    """Clip geometry, and how the model is sampled."""
+    """Clip geometry, and how the model is sampled, with the negative prompt that it is guided away from."""
 
     @property
     def folder(self) -> Path | None:
@@ -61,11 +61,6 @@ class TextToVideo(Protocol):
     @property
     def sizes(self) -> Sizes:
         """Sizes of the network, of one clip of the settings' size and of one prompt, without loading anything."""
-        ...
-
-    @property
-    def negative_prompt(self) -> str | None:
-        """What the family is guided away from as published; None where it has no such text."""
         ...
 
     def velocity(self, device: torch.device | None = None) -> Backbone:
@@ -93,7 +88,7 @@ class TextToVideo(Protocol):
         ...
 
     def encode_prompts(self, prompts: list[str]) -> Conditions:
-        """The conditions of prompts, float32; those of "" are the null prompt of guidance."""
+        """The conditions of prompts, float32; those of "" are the null prompt."""
         ...
 
     def drop(self, *parts: str) -> None:

@@ -35,6 +35,8 @@ class Settings:
     """Set for a distilled model: it is sampled with the few-step rollout at these timesteps."""
     half_rate_stages: int = 0
     solver: SolverName = "euler"
+    negative_prompt: str = ""
+    """What guidance leads away from, in training and sampling alike; empty: the null prompt."""
 
 
 _LARGEST = {"frames": 100_000, "height": 100_000, "width": 100_000, "steps": 100_000}
@@ -94,4 +96,6 @@ def _checked(values: Mapping[str, Any]) -> Settings:
         raise ValueError(f"half_rate_stages is {stages!r}, not a whole number from 0 to {most}")
     if values.get("solver", "euler") not in get_args(SolverName):
         raise ValueError(f"solver is {values['solver']!r}")
+    if not isinstance(values.get("negative_prompt", ""), str):
+        raise ValueError(f"negative_prompt is {values['negative_prompt']!r}, not a text")
     return Settings(**{**values, "student_timesteps": None if timesteps is None else tuple(timesteps)})

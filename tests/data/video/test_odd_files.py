@@ -28,6 +28,9 @@ class MeanEncoder:
     def encode_prompts(self, prompts: list[str]) -> Conditions:
         return Conditions({"embedding": torch.zeros(len(prompts), 2, 2)})
 
+    def drop(self, *parts: str) -> None:
+        """There are none."""
+
 
 def run(videos: Path, cache: Path, workers: int = 0) -> Summary:
     reading = ReadOptions(5, 8, (16, 24), 1, checks=recommended(8, 16, 24))

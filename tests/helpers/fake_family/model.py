@@ -107,8 +107,6 @@ class FakeSizes(Sizes):
 class FakeModel:
     """See `avd.models.family.TextToVideo`. Latents are pooled pixels, prompts their letters."""
 
-    negative_prompt = None
-
     def __init__(self, transformer: FakeTransformer, settings: Settings, source: ModelSource | None = None) -> None:
         self.transformer, self.settings, self.source = transformer, settings, source
         self.folder = None if source is None else source.settings_folder

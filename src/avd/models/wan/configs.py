@@ -13,7 +13,7 @@ from typing import Any
 
 from avd.models.folders import ModelSource, read_object
 from avd.models.settings import Settings, is_count, is_number, read_settings
-from avd.models.wan.known import KNOWN, TEXT_TOKENS, UMT5_XXL, WAN22_TI2V
+from avd.models.wan.known import KNOWN, TEXT_TOKENS, UMT5_XXL, WAN21_T2V, WAN22_TI2V
 from avd.types import UserError
 
 _Range = tuple[int, int]
@@ -144,13 +144,13 @@ def settings_of(source: ModelSource, transformer: Mapping[str, Any], vae: Mappin
 
 
 def _implied(source: ModelSource) -> Settings:
-    """Settings of a folder from elsewhere: solver and shift of its scheduler, clips of its family.
+    """Settings of a folder from elsewhere: solver and shift of its scheduler, clips and negative prompt of its family.
 
     A pipeline that expands timesteps is Wan2.2-TI2V's; others are taken for Wan2.1's.
     """
     path = source.folder / "scheduler" / "scheduler_config.json"
     scheduler = read_object(path) if path.exists() else {}
-    settings = WAN22_TI2V if source.index.get("expand_timesteps") else Settings()
+    settings = WAN22_TI2V if source.index.get("expand_timesteps") else WAN21_T2V
     unipc = scheduler.get("_class_name") == "UniPCMultistepScheduler"
     key = "flow_shift" if unipc else "shift"
     shift = scheduler[key] if unipc else scheduler.get(key, settings.shift)

@@ -15,8 +15,6 @@ Config = Mapping[str, Any]
 
 TEXT_TOKENS = 512
 """The longest prompt of a Wan model; its tokenizer may allow less."""
-WAN22_TI2V = Settings(frames=121, height=704, width=1280, fps=24)
-"""Clips of Wan2.2-TI2V-5B; the defaults of `Settings` are Wan2.1-T2V's."""
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量"
     "，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸"
@@ -24,6 +22,10 @@ NEGATIVE_PROMPT = (
     "着走"
 )
 """What Wan's own code guides away from: gaudy colours, overexposure, stillness, bad quality, bad anatomy."""
+WAN21_T2V = Settings(negative_prompt=NEGATIVE_PROMPT)
+"""Clips of Wan2.1-T2V, which the defaults of `Settings` are."""
+WAN22_TI2V = replace(WAN21_T2V, frames=121, height=704, width=1280, fps=24)
+"""Clips of Wan2.2-TI2V-5B."""
 
 UMT5_XXL: Config = {
     "vocab_size": 256384,
@@ -109,7 +111,7 @@ class KnownModel:
     expand_timesteps: bool = False
 
 
-_AS_SHIPPED = replace(Settings(), solver="unipc", shift=3.0)
+_AS_SHIPPED = replace(WAN21_T2V, solver="unipc", shift=3.0)
 
 KNOWN: Mapping[str, KnownModel] = {
     "wan2.1-1.3b": KnownModel(

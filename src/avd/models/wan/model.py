@@ -25,7 +25,7 @@ from avd.models.settings import Settings, write_settings
 from avd.models.wan.codec import decode_video, encode_video
 from avd.models.wan.configs import check_clip, latent_shape
 from avd.models.wan.files import ModelFiles
-from avd.models.wan.known import NEGATIVE_PROMPT, TEXT_TOKENS
+from avd.models.wan.known import TEXT_TOKENS
 from avd.models.wan.lora import fused_weights, merge_saved, read_adapter, save_adapter
 from avd.models.wan.network import WanVelocity
 from avd.models.wan.schedulers import scheduler_of
@@ -127,10 +127,6 @@ class VideoModel:
     @property
     def sizes(self) -> WanSizes:
         return make_sizes(dict(self._config("transformer")), self.latent_shape(), self.text_length)
-
-    @property
-    def negative_prompt(self) -> str:
-        return NEGATIVE_PROMPT
 
     def check_clip(self, frames: int, height: int, width: int) -> None:
         """Raise UserError unless the model can encode and denoise clips of this size."""
