@@ -160,6 +160,8 @@ def test_the_recipes_for_wan_have_the_papers_settings() -> None:
 
     alone = {"objective.regression.weight": 0.0, "objective.temporal.weight": 0.0}
     larger = {"model": "Wan-AI/Wan2.1-T2V-14B-Diffusers", "roles": "adapters"}
+    larger |= {f"{role}.optimizer.learning_rate": 2e-5 for role in ("student", "fake_score")}
+    larger |= {f"{role}.optimizer.weight_decay": 0.0 for role in ("student", "fake_score")}
     assert changes("avd-wan2.1-14b", "avd-wan2.1-1.3b") == larger
     assert changes("dmd-wan2.1-1.3b", "avd-wan2.1-1.3b") == alone
     assert changes("dmd-wan2.1-14b", "avd-wan2.1-14b") == alone

@@ -57,6 +57,15 @@ def test_what_the_verdict_names_makes_it_fit(place: Path, tmp_path: Path, capfd:
     assert after["fits"] and after["bytes"] == before["remedy"]["plan"]["bytes"]
 
 
+def test_a_plan_and_a_run_say_that_adapters_learn_too_slowly(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    low = ["--set", "roles=adapters", "--set", "adapters.rank=4", "--set", "student.optimizer.learning_rate=2e-6"]
+    line = "student.optimizer.learning_rate is 2e-06: adapters move several times less"
+    assert avd("plan", "small.yaml", *low) == 0
+    assert line in capfd.readouterr().out
+    assert avd("distill", "small.yaml", *low, "--updates", 1, "--output", "run") == 0
+    assert line in capfd.readouterr().err
+
+
 def test_time_follows_the_assumptions(place: Path, tmp_path: Path) -> None:
     command = ["small.yaml", "--mfu", 0.5, "--peak-tflops", 100]
     one, two = (planned(tmp_path / f"{n}.json", *command, "--gpus", n) for n in (1, 2))

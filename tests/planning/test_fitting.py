@@ -44,7 +44,8 @@ def test_what_rounds_moments_comes_before_what_learns_less_and_that_before_more_
     """Each budget is just above what the best of a tier takes, and just below what the tier before it does."""
     best = ["compute.checkpointing=full", "compute.microbatch=1"]
     eight = [*best, "student.optimizer.bits=8", "fake_score.optimizer.bits=8"]
-    last = [*eight, "roles=adapters"]
+    rates = [f"{role}.optimizer.learning_rate=0.002" for role in ("student", "fake_score")]  # 10 times the recipe's
+    last = [*eight, "roles=adapters", *rates]
 
     def needs(overrides: list[str], gpus: int = 4) -> float:
         plan = planner.plan(recipe(*overrides), Machine(gpus))
@@ -55,6 +56,7 @@ def test_what_rounds_moments_comes_before_what_learns_less_and_that_before_more_
         remedy = find_remedy(planner, recipe(), Machine(4, needs(overrides)))
         assert remedy is not None and remedy.gpus is None
         assert any(key.startswith(changed) for key in remedy.changes)
+        assert {f"{key}={value}" for key, value in remedy.changes.items()} == set(overrides)
     remedy = find_remedy(planner, recipe(), Machine(4, 0.99 * needs(last)))
     assert remedy is not None and remedy.gpus == 8
 

@@ -83,6 +83,8 @@ def _for_json(plan: Plan, remedy: Remedy | None) -> dict[str, Any]:
 
 
 def _show(plan: Plan, remedy: Remedy | None) -> None:
+    from avd.methods.adapter_rates import explain_low_rates
+
     recipe, sizes, machine = plan.recipe, plan.sizes, plan.machine
     compute, clips = recipe.compute, recipe.training.batch * recipe.compute.context // machine.gpus
     millions = plan.parameters.network / 1e6
@@ -102,6 +104,9 @@ def _show(plan: Plan, remedy: Remedy | None) -> None:
     _say(f"{_number(plan.seconds)} s per update, {_number(hours)} h for {recipe.training.updates:,} updates,")
     _say(f"at {machine.mfu:.0%} of {machine.peak_of(recipe):g} TFLOP/s per GPU{kind}")
     _say(_verdict(plan, remedy))
+    low_rates = explain_low_rates(recipe)
+    if low_rates is not None:
+        _say(low_rates)
 
 
 def _memory_table(plan: Plan) -> Table:
@@ -156,10 +161,13 @@ def _verdict(plan: Plan, remedy: Remedy | None) -> str:
         return f"does not fit: {needed}; no change that was tried makes it fit"
     words = [] if remedy.gpus is None else [f"--gpus {remedy.gpus}"]
     words += [f"--set {key}={'null' if value is None else value}" for key, value in remedy.changes.items()]
-    return (
-        f"does not fit: {needed}\n"
-        f"fits with {' '.join(words)}: {_needed(remedy.plan)}, {_number(remedy.plan.seconds)} s per update"
-    )
+    lines = [
+        f"does not fit: {needed}",
+        f"fits with {' '.join(words)}: {_needed(remedy.plan)}, {_number(remedy.plan.seconds)} s per update",
+    ]
+    if "roles" in remedy.changes:
+        lines.append("adapters learn less than full models, and at rates of their own, which are among these values")
+    return "\n".join(lines)
 
 
 def _needed(plan: Plan) -> str:

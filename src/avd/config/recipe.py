@@ -79,6 +79,10 @@ class AdaptersRecipe(Section):
     """Export the student as a full model; false: as a LoRA file beside it for its base."""
 
 
+FULL_WEIGHT_DECAY = 0.01
+"""Weight decay of full models. Adapters have none, as it would undo what they have learnt."""
+
+
 class OptimizerRecipe(Section):
     """AdamW."""
 
@@ -87,7 +91,8 @@ class OptimizerRecipe(Section):
 
     learning_rate: float = Field(2e-6, gt=0, le=1)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(0.01, ge=0, le=100)
+    weight_decay: float | None = Field(None, ge=0, le=100)
+    """Decoupled. None: `FULL_WEIGHT_DECAY` for full models and none for adapters, as a `Recipe` fills in."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     warmup: int = Field(0, ge=0, le=MOST_UPDATES)
@@ -211,6 +216,18 @@ class Recipe(Section):
         if not name.strip(". ") or any(letter in name for letter in "/\\\0"):
             raise ValueError("it names the run's folder, so it must be a word, not a path")
         return name
+
+    @model_validator(mode="after")
+    def _fill_in_weight_decay(self) -> Recipe:
+        """A recipe leaves nothing implicit, so that its file says what was trained."""
+        decay = FULL_WEIGHT_DECAY if self.roles == "full" else 0.0
+        for role in ("student", "fake_score"):
+            section: StudentRecipe | FakeScoreRecipe = getattr(self, role)
+            if section.optimizer.weight_decay is None:
+                optimizer = section.optimizer.model_copy(update={"weight_decay": decay})
+                # past the lock of a frozen section, while it is being made
+                object.__setattr__(self, role, section.model_copy(update={"optimizer": optimizer}))
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -15,6 +15,7 @@ from avd.engine.loop import Progress, Schedule, run
 from avd.engine.ranks import process_group
 from avd.engine.sources import encode_world
 from avd.engine.trackers import open_trackers
+from avd.methods.adapter_rates import explain_low_rates
 from avd.models.devices import read_launch
 from avd.sampling.choose import load_interpolator
 from avd.types import CountProgress
@@ -28,8 +29,12 @@ def distill_run(
     `tell` shows a line. Raises UserError as `preflight`, which changes nothing, and Stopped if a monitor or a signal
     ends the run.
     """
-    resolved = preflight(recipe, output, resume=resume, launch=read_launch(os.environ))
+    launch = read_launch(os.environ)
+    resolved = preflight(recipe, output, resume=resume, launch=launch)
     model, folder = resolved.model, resolved.folder
+    low_rates = explain_low_rates(recipe)
+    if low_rates is not None and launch.rank == 0:
+        tell(low_rates)
     with process_group(recipe.compute) as ranks:
         folder.lock(ranks)
         interpolator = load_interpolator(model)

@@ -11,6 +11,7 @@ from avd.types import UserError
 
 def make_optimizer(parameters: list[nn.Parameter], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
     """AdamW as the recipe says; see `check_optimizer` for what it may lack."""
+    assert recipe.weight_decay is not None, "a full recipe fills it in"
     if recipe.bits == 32:
         return torch.optim.AdamW(
             parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay

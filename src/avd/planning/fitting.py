@@ -4,7 +4,7 @@ Changes are tried in tiers, of which the first that holds one that fits ends the
 
 1. how the run is computed, which only rounds differently: `compute.shard`, `microbatch`, `checkpointing`, `dtype`;
 2. with optimizer moments of 8 bits;
-3. with adapters, which learn less than full models do;
+3. with adapters, at rates of their own, which learn less than full models do;
 4. with more GPUs, their number doubled as often as the batch can be spread over them.
 
 Within a tier the cheapest takes the least time per update; among equals, the fewest changes.
@@ -18,6 +18,7 @@ from itertools import product
 from typing import Any
 
 from avd.config import Recipe
+from avd.methods.adapter_rates import adapter_rates
 from avd.models.sizes import Sizes
 from avd.planning.plan import Machine, Plan, Planner
 
@@ -55,7 +56,9 @@ def _tiers(sizes: Sizes, recipe: Recipe, machine: Machine) -> Iterator[list[_Can
     bits = [_EIGHT_BITS] if gpu else []
     largest = sizes.largest_rank(recipe.adapters.targets)
     narrow = largest is None or recipe.adapters.rank <= largest
-    adapters: list[dict[str, Any]] = [{"roles": "adapters"}] if recipe.roles == "full" and narrow else []
+    adapters: list[dict[str, Any]] = []
+    if recipe.roles == "full" and narrow:
+        adapters = [{"roles": "adapters", **adapter_rates(recipe)}]
     computed = list(_computed(recipe, machine.gpus))
     yield [(changes, machine.gpus) for changes in computed if changes]
     yield [({**a, **b}, machine.gpus) for a, b in product(computed, bits)]
