@@ -20,7 +20,7 @@ from avd.engine.ranks import SINGLE_PROCESS, Ranks, clips_per_rank
 from avd.models.devices import pick_device
 from avd.types import UserError
 from helpers.distill_run import distill, small_recipe
-from helpers.processes import start_two
+from helpers.processes import start_ranks
 from helpers.tiny import tiny_model
 
 UPDATES = 4
@@ -45,7 +45,7 @@ def torchrun(*runs: str) -> subprocess.Popen[str]:
 
 
 def two_processes(*runs: str) -> list[subprocess.Popen[str]]:
-    return start_two("helpers.ranks_run", *runs)
+    return start_ranks(2, "helpers.ranks_run", *runs)
 
 
 def run_to_the_end(*runs: str) -> None:

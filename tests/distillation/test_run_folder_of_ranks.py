@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from helpers.processes import start_two
+from helpers.processes import start_ranks
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each scene of `helpers.ranks_folders` gave on either rank. A rank that waits for the other is a failure."""
     found = []
-    for process in start_two("helpers.ranks_folders", str(tmp_path_factory.mktemp("ranks"))):
+    for process in start_ranks(2, "helpers.ranks_folders", str(tmp_path_factory.mktemp("ranks"))):
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         found.append(json.loads(output.splitlines()[-1]))

@@ -8,12 +8,12 @@ import subprocess
 import sys
 
 
-def start_two(module: str, *arguments: str) -> list[subprocess.Popen[str]]:
-    """`python -m module` as ranks 0 and 1 of two, as torchrun starts them."""
+def start_ranks(size: int, module: str, *arguments: str) -> list[subprocess.Popen[str]]:
+    """`python -m module` as each of `size` ranks, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -22,5 +22,14 @@ def start_two(module: str, *arguments: str) -> list[subprocess.Popen[str]]:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(size)
     ]
+
+
+def end_of(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Exit code and stderr of each, within five minutes."""
+    ends = []
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        ends.append((process.returncode, errors))
+    return ends

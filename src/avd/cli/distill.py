@@ -39,6 +39,13 @@ def distill(
 
     folder = output if output is not None else Path("runs") / resolved.name
     with ui.bars() as bar:
-        encoding, progress = bar("encoding clips"), bar(f"distilling ({resolved.name})")
-        student = distill_run(resolved, folder, resume=resume, encoding=encoding, progress=progress, tell=ui.say)
+        student = distill_run(
+            resolved,
+            folder,
+            resume=resume,
+            encoding=bar("encoding clips"),
+            measuring=bar("measuring references"),
+            progress=bar(f"distilling ({resolved.name})"),
+            tell=ui.say,
+        )
     ui.say(f"the student is in {student}")

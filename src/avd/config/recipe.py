@@ -154,7 +154,7 @@ class MonitorsRecipe(Section):
     clips: int = Field(16, ge=1, le=MOST_CLIPS)
     """Prompts, from the run's data, on which student and teacher are sampled."""
     teacher_steps: int | None = Field(None, ge=1, le=10_000)
-    """Steps of the teacher's videos. None: as its model's settings say."""
+    """Steps of the teacher's videos. None: as its model's settings say, but at most 25 for a large model."""
     limits: LimitsRecipe = LimitsRecipe()
     action: Literal["warn", "stop", "roll_back"] = "warn"
     """What follows when a limit is crossed for `patience` measurements in a row, besides a warning."""

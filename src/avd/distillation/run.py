@@ -22,12 +22,19 @@ from avd.types import CountProgress
 
 
 def distill_run(
-    recipe: Recipe, output: Path, *, resume: bool, encoding: CountProgress, progress: Progress, tell: Tell
+    recipe: Recipe,
+    output: Path,
+    *,
+    resume: bool,
+    encoding: CountProgress,
+    measuring: CountProgress,
+    progress: Progress,
+    tell: Tell,
 ) -> Path:
     """Distil as `recipe` says in the folder `output`, with as many processes as torchrun started; the student's folder.
 
-    `tell` shows a line. Raises UserError as `preflight`, which changes nothing, and Stopped if a monitor or a signal
-    ends the run.
+    `encoding` counts clips of the world, `measuring` those of the monitors' references; `tell` shows a line. Raises
+    UserError as `preflight`, which changes nothing, and Stopped if a monitor or a signal ends the run.
     """
     launch = read_launch(os.environ)
     resolved = preflight(recipe, output, resume=resume, launch=launch)
@@ -46,7 +53,7 @@ def distill_run(
         task = DistillTask(recipe, model, source, interpolator, ranks)
         monitor = Monitor(recipe, source, task.sampler(), ranks) if recipe.monitors.every else None
         if monitor is not None:
-            monitor.find_references(folder.path, tell)
+            monitor.find_references(folder.path, tell, measuring)
         with open_trackers(recipe, folder.path, tell, ranks) as trackers:
             watch = RunWatch(task, monitor, folder, trackers, tell)
             run(task, folder, _schedule(recipe), progress, watch, ranks)

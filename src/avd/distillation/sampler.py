@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avd.distillation.monitoring.measuring import Heed
 from avd.distillation.roles import Roles
 from avd.models.family import TextToVideo
 from avd.models.solvers import make_solver
+from avd.planning.monitors import default_teacher_steps
 from avd.sampling.rollout import Renoise, Rollout
 from avd.sampling.teacher import sample_teacher
-from avd.types import Conditions
+from avd.types import Conditions, Velocity
 
 
 class RunSampler:
@@ -22,21 +24,26 @@ class RunSampler:
         self._device = null_prompt["embedding"].device
 
     @torch.no_grad()
-    def student(self, noise_BCFHW: Tensor, prompts: Conditions, renoise: Renoise) -> Tensor:
-        """Latents of the averaged student's rollout."""
-        network, device = self._roles.average.network, self._device
+    def student(self, noise_BCFHW: Tensor, prompts: Conditions, renoise: Renoise, heed: Heed = lambda: None) -> Tensor:
+        """Latents of the averaged student's rollout. `heed` is called before each call of the network."""
+        network, device = _heeding(self._roles.average.network, heed), self._device
         noise, prompts = noise_BCFHW.to(device), prompts.to(device)
         return self._rollout(network, noise, prompts, lambda stage: renoise(stage).to(device)).cpu()
 
-    def teacher(self, noise_BCFHW: Tensor, prompts: Conditions, steps: int | None) -> Tensor:
-        """Latents of the teacher, in `steps` or as many as its model's settings say."""
+    @property
+    def default_teacher_steps(self) -> int:
+        """Steps of the teacher where a recipe does not say."""
+        return default_teacher_steps(self._model.settings, self._model.sizes)
+
+    def teacher(self, noise_BCFHW: Tensor, prompts: Conditions, steps: int, heed: Heed = lambda: None) -> Tensor:
+        """Latents of the teacher in `steps` steps. `heed` is called before each call of the network."""
         settings = self._model.settings
         return sample_teacher(
-            self._roles.teacher,
+            _heeding(self._roles.teacher, heed),
             noise_BCFHW.to(self._device),
             prompts.to(self._device),
             self._null_prompt,
-            steps=settings.steps if steps is None else steps,
+            steps=steps,
             guidance=settings.guidance,
             shift=settings.shift,
             solver=make_solver(settings.solver, settings.shift),
@@ -49,3 +56,13 @@ class RunSampler:
     def rest(self) -> None:
         """Let go of what training has no use for."""
         self._model.drop("vae")
+
+
+def _heeding(network: Velocity, heed: Heed) -> Velocity:
+    """The network, calling `heed` before it computes."""
+
+    def call(x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+        heed()
+        return network(x_BCFHW, sigma_B, conditions, frame_stride=frame_stride)
+
+    return call

@@ -78,8 +78,16 @@ def run_comparison(
         run = _run_folder(output, recipe)
         if not (run / "student").exists():
             with bars() as bar:
-                encoding, progress = bar("encoding clips"), bar(run.name)
-                distill_run(recipe, run, resume=run.exists(), encoding=encoding, progress=progress, tell=say)
+                encoding, measuring, progress = bar("encoding clips"), bar("measuring references"), bar(run.name)
+                distill_run(
+                    recipe,
+                    run,
+                    resume=run.exists(),
+                    encoding=encoding,
+                    measuring=measuring,
+                    progress=progress,
+                    tell=say,
+                )
     contenders = [each for seed in _seeds(recipes) for each in _teachers(teacher, first, output, seed)]
     contenders += [each for recipe in recipes for each in _students(recipe, output, half_rate)]
     rows = [truth]

@@ -63,8 +63,15 @@ def run_demo(output: Path, plan: DemoPlan, seed: int, *, bars: Bars, say: Say) -
     run = output / RUN
     with bars() as bar:
         say(f"1/2  distilling {recipe.model} into {len(recipe.rollout.timesteps)} steps, {plan.updates} updates")
-        encoding, training = bar("encoding clips"), bar("distilling")
-        student = distill_run(recipe, run, resume=run.exists(), encoding=encoding, progress=training, tell=say)
+        student = distill_run(
+            recipe,
+            run,
+            resume=run.exists(),
+            encoding=bar("encoding clips"),
+            measuring=bar("measuring references"),
+            progress=bar("distilling"),
+            tell=say,
+        )
     say("2/2  sampling and measuring")
     return _measure(output, student, plan, seed, bars)
 

@@ -11,53 +11,28 @@ same student whether it is watched or not.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-import torch
-from torch import Tensor
+from signal import SIGTERM
+from typing import Any
 
 from avd.config import Recipe
 from avd.data import LatentSource
 from avd.distillation.monitoring.alarms import Alarms, Event, rules_of
+from avd.distillation.monitoring.clips import MonitorClips
+from avd.distillation.monitoring.measuring import ClipMeter, VideoSampler
+from avd.distillation.monitoring.references import ReferenceFinder, References, mean_stats
 from avd.distillation.monitoring.statistics import FakeScoreLevel, WeightStatistics
 from avd.engine.loop import UpdateResult
-from avd.engine.randomness import generator_for
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
-from avd.files import read_text, write_json
-from avd.measures.video import PixelStats, measure_pixels
-from avd.sampling.rollout import Renoise
-from avd.types import Conditions
-
-REFERENCES_FILE = "references.json"
+from avd.engine.saving import StopRequest, stop_requests
+from avd.measures.video import PixelStats
+from avd.types import CountProgress, Stopped
 
 _SMALLEST = 1e-4
 """References below this are as good as nothing, and a ratio to them means nothing: grey videos, videos at rest."""
-
-
-class VideoSampler(Protocol):
-    """What makes the videos. `noise` is (B, C, F, H, W), `prompts` one row per clip, all on the CPU."""
-
-    def student(self, noise: Tensor, prompts: Conditions, renoise: Renoise) -> Tensor:
-        """Latents of the averaged student's rollout."""
-        ...
-
-    def teacher(self, noise: Tensor, prompts: Conditions, steps: int | None) -> Tensor:
-        """Latents of the teacher, in as many steps as its model's settings say or in `steps`."""
-        ...
-
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """uint8 videos (B, F, H, W, 3)."""
-        ...
-
-    def rest(self) -> None:
-        """Called when no video is wanted for a while."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -77,35 +52,40 @@ class Monitor:
     def __init__(
         self, recipe: Recipe, source: LatentSource, sampler: VideoSampler, ranks: Ranks = SINGLE_PROCESS
     ) -> None:
-        self.recipe, self._source, self._sampler, self._ranks = recipe.monitors, source, sampler, ranks
-        self._seed, self._batch = recipe.seed, recipe.compute.microbatch
-        count = min(self.recipe.clips, len(source))
-        self._indices = [i * len(source) // count for i in range(count)]
-        shares = ranks.data_size
-        self._own = self._indices[ranks.data_rank :: shares] if count % shares == 0 else self._indices
-        """What this rank makes: its share, or all where shares would not be equal."""
+        self.recipe, self._sampler, self._ranks = recipe.monitors, sampler, ranks
+        self._meter = ClipMeter(MonitorClips(recipe, source, ranks), sampler, ranks)
         self.weights = WeightStatistics(recipe.rollout.timesteps, ranks)
         self.fake_score = FakeScoreLevel()
         self._alarms = Alarms(rules_of(self.recipe.limits, recipe.rollout.timesteps))
-        self._teacher = self._real = PixelStats(math.nan, math.nan, math.nan)
+        nothing = PixelStats(math.nan, math.nan, math.nan)
+        self._references = References(nothing, nothing)
         self._best: float | None = None
 
-    def find_references(self, folder: Path, tell: Callable[[str], None]) -> None:
-        """Measure teacher and real clips, or read what an earlier process of the run measured."""
-        path = folder / REFERENCES_FILE
-        key = {"clips": self._indices, "teacher_steps": self.recipe.teacher_steps}
-        references = self._ranks.decide(lambda: _read_references(path, key))
+    def find_references(
+        self, folder: Path, tell: Callable[[str], None], progress: CountProgress = lambda done, total: None
+    ) -> None:
+        """Read what an earlier process of the run measured of teacher and real clips, or measure it.
+
+        Raises Stopped, on all ranks, if one is asked to end meanwhile, before its next call of a network.
+        """
+        steps = self.recipe.teacher_steps or self._sampler.default_teacher_steps
+        finder = ReferenceFinder(folder, self._meter, steps, self._ranks)
+        references = finder.read()
         if references is None:
-            tell(f"monitors: sampling the teacher on {len(self._indices)} prompts, once")
-            steps, sampler = self.recipe.teacher_steps, self._sampler
-            teacher = self._measure(lambda noise, prompts, _: sampler.teacher(noise, prompts, steps))
-            clips = (self._source.latents([i]) for i in self._own)
-            real = self._mean([measure_pixels(video) for clip in clips for video in sampler.decode(clip)])
-            references = {"teacher": asdict(teacher), "real": asdict(real)}
-            with self._ranks.together():
-                if self._ranks.is_main:
-                    write_json(path, {**key, **references})
-        self._teacher, self._real = PixelStats(**references["teacher"]), PixelStats(**references["real"])
+            tell(f"monitors: sampling the teacher on {len(self._meter.clips)} prompts in {steps} steps, once")
+            with stop_requests() as stop:
+                references = finder.measure(lambda: self._obey(stop), progress)
+            self._sampler.rest()
+        self._references = references
+
+    def _obey(self, stop: StopRequest) -> None:
+        if self._ranks.any_rank(bool(stop)):
+            number = stop.signal or SIGTERM
+            raise Stopped(
+                f"stopped by {number.name} while the monitors measured their references; clips that are measured are "
+                "kept: continue with --resume",
+                128 + number,
+            )
 
     def observe(self, result: UpdateResult) -> None:
         """Take note of one update: the fake score's loss and the regression's weights, if the method has them."""
@@ -117,11 +97,11 @@ class Monitor:
 
     def measure(self) -> MonitorResult:
         """Measure the student as it is, and judge."""
-        stats = self._measure(self._sampler.student)
+        stats = mean_stats(self._meter.student(lambda: None))
         metrics: dict[str, float] = asdict(stats)
         for name in asdict(stats):
-            metrics[f"{name}_to_real"] = _ratio(getattr(stats, name), getattr(self._real, name))
-            metrics[f"{name}_to_teacher"] = _ratio(getattr(stats, name), getattr(self._teacher, name))
+            metrics[f"{name}_to_real"] = _ratio(getattr(stats, name), getattr(self._references.real, name))
+            metrics[f"{name}_to_teacher"] = _ratio(getattr(stats, name), getattr(self._references.teacher, name))
         distances = score(metrics)
         metrics |= {"score": distances["score"], **self.weights.pop_metrics(), **self.fake_score.pop_metrics()}
         events = self._alarms.judge(metrics)
@@ -149,27 +129,6 @@ class Monitor:
         if state["best"]["by"] == self.recipe.keep_best:  # it may have been changed since
             self._best = state["best"]["value"]
 
-    def _measure(self, make: Callable[[Tensor, Conditions, Renoise], Tensor]) -> PixelStats:
-        """Mean metrics of what `make` makes of the fixed prompts and noise."""
-        stats, shape = [], self._source.latents([0]).shape[1:]
-        size = self._batch or len(self._own)
-        for start in range(0, len(self._own), size):
-            indices = self._own[start : start + size]
-
-            def noise(stage: int | str, indices: list[int] = indices) -> Tensor:
-                each = (generator_for(self._seed, "monitor", stage, i) for i in indices)
-                return torch.stack([torch.randn(*shape, generator=generator) for generator in each])
-
-            latents = make(noise("start"), self._source.prompts(indices), noise)
-            stats += [measure_pixels(video) for latent in latents.split(1) for video in self._sampler.decode(latent)]
-        return self._mean(stats)
-
-    def _mean(self, stats: list[PixelStats]) -> PixelStats:
-        """Over the clips of all ranks."""
-        columns = zip(*(asdict(each).values() for each in stats), strict=True)
-        own = {name: float(np.mean(column)) for name, column in zip(asdict(stats[0]), columns, strict=True)}
-        return PixelStats(**self._ranks.mean_metrics(own))
-
 
 def score(metrics: Mapping[str, float]) -> dict[str, float]:
     """How far the student is from its references, 0 at best: what `monitors.keep_best` keeps the least of.
@@ -188,13 +147,3 @@ def score(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _ratio(value: float, reference: float) -> float:
     return value / reference if reference >= _SMALLEST else math.nan
-
-
-def _read_references(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the file holds, if it answers `key`; a recipe's monitors may change between processes."""
-    try:
-        found: dict[str, Any] = json.loads(read_text(path))
-        fits = all(found[name] == value for name, value in key.items())
-        return found if fits and PixelStats(**found["teacher"]) and PixelStats(**found["real"]) else None
-    except (ValueError, KeyError, TypeError):
-        return None
