@@ -14,14 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from avd.engine import checkpoint
-from avd.engine.checkpoint import (
-    list_checkpoints,
-    load_checkpoint,
-)
+from avd.engine.checkpoint import Reader, SavedTensors, list_checkpoints, load_checkpoint
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.miniature import architecture as mini
 from avd.types import UserError
-from helpers.checkpoints import save_checkpoint
+from helpers.checkpoints import save_checkpoint, save_sharded, shard_rows
 
 
 class Killed(BaseException):
@@ -187,3 +184,77 @@ def test_the_state_is_readable_json(tmp_path: Path) -> None:
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+# -- the parts of many ranks --------------------------------------------------------------------------------------
+
+RANKS = 64
+MANY = {
+    f"net.{i}": torch.randn(rows, 2, generator=torch.Generator().manual_seed(i)) for i, rows in enumerate((130, 64, 3))
+}
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are opened, in order."""
+    names: list[str] = []
+    safe_open = checkpoint.safe_open
+    monkeypatch.setattr(
+        checkpoint, "safe_open", lambda path, **how: (names.append(path.name), safe_open(path, **how))[1]
+    )
+    return names
+
+
+def read_shards(path: Path, reader: Reader) -> None:
+    """Read all shards of `reader`, and compare."""
+    with SavedTensors(path, reader) as saved:
+        for name in saved:
+            tensor = MANY[name]
+            rows = shard_rows(len(tensor), reader.shard, reader.shards)
+            found = saved.region(name, (rows.start, 0), (len(rows), 2))
+            assert torch.equal(found, tensor[rows.start : rows.stop])
+
+
+@pytest.mark.parametrize(("copies", "own"), [(1, 37), (8, 5)])
+def test_as_many_ranks_as_saved_open_their_own_part_and_the_first(
+    tmp_path: Path, opened: list[str], copies: int, own: int
+) -> None:
+    """With `copies`, groups of ranks hold the same shards (HSDP), and only the first group has saved them."""
+    save_sharded(tmp_path, 1, MANY, RANKS, copies=copies)
+    read_shards(tmp_path / "step-0000001", Reader(own, RANKS // copies, RANKS))
+    assert sorted(opened) == ["tensors-00000-of-00064.safetensors", f"tensors-{own:05d}-of-00064.safetensors"]
+
+
+@pytest.mark.parametrize("shards", [1, 8, 48, 100])
+def test_no_rank_opens_a_part_twice(tmp_path: Path, opened: list[str], shards: int) -> None:
+    save_sharded(tmp_path, 1, MANY, RANKS)
+    for shard in range(0, shards, 7):
+        opened.clear()
+        read_shards(tmp_path / "step-0000001", Reader(shard, shards, shards))
+        assert len(opened) == len(set(opened)) <= RANKS
+
+
+def test_neighbours_are_looked_in_before_the_rest(tmp_path: Path, opened: list[str]) -> None:
+    """Half as many ranks as saved need two parts each, besides the first."""
+    save_sharded(tmp_path, 1, {"net.1": MANY["net.1"]}, RANKS)
+    read_shards(tmp_path / "step-0000001", Reader(20, 32, 32))
+    assert sorted(int(name[8:13]) for name in opened) == [0, 40, 41]
+
+
+def test_rows_that_no_part_holds_are_damage(tmp_path: Path) -> None:
+    save_sharded(tmp_path, 1, MANY, 2)
+    part = tmp_path / "step-0000001" / "tensors-00001-of-00002.safetensors"
+    checkpoint.save_file({}, part, {"places": "{}"})
+    with (
+        SavedTensors(tmp_path / "step-0000001") as saved,
+        pytest.raises(UserError, match=r"no part holds all of net\.0"),
+    ):
+        saved["net.0"]
+
+
+def test_the_newest_checkpoint_is_checked_part_by_part(tmp_path: Path) -> None:
+    """A rank may meet a damaged part hours later; the first one looks at all of them before any work."""
+    save_sharded(tmp_path, 1, MANY, 4)
+    cut(tmp_path / "step-0000001" / "tensors-00003-of-00004.safetensors")
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.check_newest(tmp_path, 5)

@@ -6,8 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from avd.config import ComputeRecipe
 from avd.engine.ranks import process_group
@@ -75,3 +78,11 @@ def test_processes_that_srun_started_meet_and_refuse_to_share_a_gpu() -> None:
         met, refusal = process.communicate(timeout=120)[0].splitlines()
         assert met == f"{rank} 2 21.0 {rank == 1}"
         assert refusal.startswith("processes 0, 1 were given the same GPU: show each process its own")
+
+
+def test_groups_of_ranks_wait_as_long_as_the_recipe_says() -> None:
+    """One rank in bfloat16 is a group of its own."""
+    with process_group(ComputeRecipe(dtype="bfloat16", device="cpu", timeout_minutes=7)) as ranks:
+        assert ranks.mesh is not None
+        for group in (dist.group.WORLD, *ranks.mesh.get_all_groups()):
+            assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(minutes=7)

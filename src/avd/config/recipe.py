@@ -129,6 +129,8 @@ class ComputeRecipe(Section):
     """Ranks that share one copy of the weights (FSDP); the groups replicate it (HSDP). None: all ranks."""
     context: int = Field(1, ge=1, le=MOST_RANKS)
     """Ranks that share each clip, splitting its sequence between them (Ulysses, through diffusers)."""
+    timeout_minutes: float = Field(30.0, gt=0, le=10_080)
+    """How long a rank waits for the others before the run fails."""
 
 
 class LimitsRecipe(Section):

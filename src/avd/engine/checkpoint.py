@@ -9,10 +9,11 @@ processes killed at any moment leave either the old set of checkpoints or the ne
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ from avd.types import UserError
 
 _NAME = re.compile(r"step-\d{7,}")
 _STATE = "state.json"
-_PARTS = re.compile(r"tensors-(\d{5})-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -133,27 +133,54 @@ def _part(rank: int, ranks: int) -> str:
     return f"tensors-{rank:05d}-of-{ranks:05d}.safetensors"
 
 
-class SavedTensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint, read from disk as they are asked for.
+@dataclass(frozen=True)
+class Reader:
+    """Who reads a checkpoint: a process with shard `shard` of `shards` of the weights, one of `ranks` processes."""
 
-    Raises ValueError or what safetensors raises if a part is missing or damaged.
+    shard: int = 0
+    shards: int = 1
+    ranks: int = 1
+
+    def guess(self, parts: int) -> int:
+        """The part of a checkpoint of `parts` parts that most probably holds the reader's shards."""
+        return self.shard if parts == self.ranks else self.shard * parts // self.shards
+
+
+class SavedTensors(Mapping[str, Tensor]):
+    """The tensors of a checkpoint, read from disk as they are asked for. As a context, it closes its files at the end.
+
+    A part is opened once, when a piece is looked for that the parts before it do not hold, and stays open. The first
+    part, which has a piece of every tensor, says which tensors there are. Pieces are looked for in the part that the
+    reader probably wrote itself, then in the first, then in those around it: of a checkpoint that as many ranks wrote,
+    a rank opens two.
+
+    Raises UserError if a part is missing or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        parts = sorted(path.glob("tensors-*.safetensors"))
-        matches = [_PARTS.fullmatch(part.name) for part in parts]
-        if not parts or any(m is None or int(m[1]) != i or int(m[2]) != len(parts) for i, m in enumerate(matches)):
-            raise ValueError(f"holds {len(parts)} tensor files that do not belong together")
-        self._pieces: dict[str, list[tuple[Path, tuple[int, ...]]]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for part in parts:
-            with safe_open(part, framework="pt") as file:
-                places = json.loads((file.metadata() or {})["places"])
-                if places.keys() != set(file.keys()):
-                    raise ValueError(f"{part.name} does not hold what its header says")
-            for name, place in places.items():
-                self._shapes[name] = tuple(place["shape"])
-                self._pieces.setdefault(name, []).append((part, tuple(place["offset"])))
+    def __init__(self, path: Path, reader: Reader | None = None) -> None:
+        self._path, self._open = path, ExitStack()
+        self._parts: dict[int, _Part] = {}
+        with _naming_damage(path):
+            names = sorted(part.name for part in path.glob("tensors-*.safetensors"))
+            self._count = len(names)
+            if not names or names != [_part(number, self._count) for number in range(self._count)]:
+                raise ValueError(f"holds {len(names)} tensor files that do not belong together")
+            own = (reader or Reader()).guess(self._count)
+            self._order = sorted(range(self._count), key=lambda part: (part != own, part != 0, abs(part - own), -part))
+            self._shapes = {name: shape for name, (shape, _) in self._part(0).places.items()}
+
+    def __enter__(self) -> SavedTensors:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._parts.clear()
+        self._open.close()
+
+    def check(self) -> None:
+        """Open every part. Raises UserError if one is damaged, as far as its header and its length tell."""
+        with _naming_damage(self._path):
+            for number in self._order:
+                self._part(number)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.region(name, (0,) * len(self._shapes[name]), self._shapes[name])
@@ -169,31 +196,65 @@ class SavedTensors(Mapping[str, Tensor]):
 
     def region(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
         """The values from `offset` on, of this shape, put together from whichever pieces hold them."""
+        self._shapes[name]  # a KeyError, if there is no such tensor
         found: Tensor | None = None
-        for path, start in self._pieces[name]:
-            with safe_open(path, framework="pt") as file:
-                stored = file.get_slice(name)
-                stop = [a + n for a, n in zip(start, stored.get_shape(), strict=True)]
-                low = [max(a, b) for a, b in zip(start, offset, strict=True)]
-                high = [min(a, b + n) for a, b, n in zip(stop, offset, shape, strict=True)]
-                if any(a >= b for a, b in zip(low, high, strict=True)):
+        missing = math.prod(shape)
+        if not missing:
+            return torch.empty(shape)
+        with _naming_damage(self._path):
+            for part in map(self._part, self._order):
+                piece = part.read(name, offset, shape) if name in part.places else None
+                if piece is None:
                     continue
-                values = (
-                    stored[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))]
-                    if shape
-                    else file.get_tensor(name)
-                )
+                place, values = piece
                 if tuple(values.shape) == shape:
                     return values
                 found = torch.empty(shape, dtype=values.dtype) if found is None else found
-                found[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))] = values
-        return torch.empty(shape) if found is None else found
+                found[place] = values
+                missing -= values.numel()
+                if not missing:
+                    return found
+            raise ValueError(f"no part holds all of {name}")
+
+    def _part(self, number: int) -> _Part:
+        """The part of this number, opened if it is not yet."""
+        if number not in self._parts:
+            file = self._open.enter_context(safe_open(self._path / _part(number, self._count), framework="pt"))
+            self._parts[number] = _Part(file)
+        return self._parts[number]
+
+
+class _Part:
+    """An open file of a checkpoint: `places` holds shape of the full tensor and offset of the piece, by name."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        places = json.loads((file.metadata() or {})["places"])
+        if places.keys() != set(file.keys()):
+            raise ValueError("a tensor file does not hold what its header says")
+        self.places = {name: (tuple(each["shape"]), tuple(each["offset"])) for name, each in places.items()}
+
+    def read(
+        self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]
+    ) -> tuple[tuple[slice, ...], Tensor] | None:
+        """What the piece of a tensor holds of the region at `offset`, and its place in the region; None if nothing."""
+        if not shape:
+            return (), self._file.get_tensor(name)
+        stored, start = self._file.get_slice(name), self.places[name][1]
+        stop = [a + n for a, n in zip(start, stored.get_shape(), strict=True)]
+        low = [max(a, b) for a, b in zip(start, offset, strict=True)]
+        high = [min(a, b + n) for a, b, n in zip(stop, offset, shape, strict=True)]
+        if any(a >= b for a, b in zip(low, high, strict=True)):
+            return None
+        values = stored[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))]
+        return tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True)), values
 
 
 def load_checkpoint(path: Path) -> tuple[SavedTensors, dict[str, Any]]:
-    """Tensors and state of one checkpoint. Raises UserError if it is damaged."""
+    """Tensors and state of one checkpoint, for a single process. Raises UserError if it is damaged."""
+    tensors = SavedTensors(path)
     with _naming_damage(path):
-        return SavedTensors(path), _read_state(path)
+        return tensors, _read_state(path)
 
 
 def check_newest(folder: Path, updates: int) -> None:
@@ -202,10 +263,13 @@ def check_newest(folder: Path, updates: int) -> None:
     Raises UserError if it is past `updates`, or damaged as far as can be seen without reading its tensors.
     """
     for path in list_checkpoints(folder)[-1:]:
-        done = load_checkpoint(path)[1]["step"]
-        if done > updates:
+        tensors, state = load_checkpoint(path)
+        with tensors:
+            tensors.check()
+        if state["step"] > updates:
             raise UserError(
-                f"{folder.parent} has done {done} updates already: resume with at least that many, not {updates}"
+                f"{folder.parent} has done {state['step']} updates already: resume with at least that many, not "
+                f"{updates}"
             )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from avd.engine.checkpoint import load_checkpoint, newest_checkpoint
+from avd.engine.checkpoint import Reader, SavedTensors, newest_checkpoint
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.run_folder import RunFolder
 from avd.engine.saving import Saver, StopRequest, stop_requests
@@ -216,12 +216,14 @@ def _restore(task: Task, folder: RunFolder, watch: Watch[MeasurementT] | None, r
         return 0
     name, state = newest
     path = folder.checkpoints / name
-    with ranks.together():
-        tensors, _ = load_checkpoint(path)
+    reader = Reader(ranks.shard_rank, ranks.shard_size, ranks.size)
+    with ranks.together(), SavedTensors(path, reader) as tensors:
         try:
             task.load(tensors, state)
             if watch is not None:
                 watch.load(state)
+        except UserError:  # a file that cannot be read
+            raise
         except (LookupError, RuntimeError, ValueError) as error:  # as `load_state_dict` and its like raise them
             raise UserError(f"checkpoint {path} does not fit the model: resume with the model it began with") from error
     return int(state["step"])

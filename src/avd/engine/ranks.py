@@ -14,12 +14,14 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from avd.config import ComputeRecipe
@@ -62,6 +64,16 @@ class Ranks:
     def data_size(self) -> int:
         """Shares that a batch is divided into."""
         return self.size // self.context_size
+
+    @property
+    def shard_rank(self) -> int:
+        """Which of the `shard_size` shards of the weights this rank holds."""
+        return 0 if self.mesh is None else self.mesh.get_local_rank("shard")
+
+    @property
+    def shard_size(self) -> int:
+        """Shards that a copy of the weights is divided into."""
+        return 1 if self.mesh is None else self.mesh.size(-1)
 
     def samples(self, batch: int) -> range:
         """The samples of a batch that are this rank's; see `clips_per_rank`."""
@@ -192,9 +204,9 @@ def clips_per_rank(compute: ComputeRecipe, batch: int, size: int) -> int:
 def process_group(compute: ComputeRecipe) -> Iterator[Ranks]:
     """The ranks that `torchrun` started with this process, or this one alone.
 
-    A process group that is there already is joined and left as it is. `clips_per_rank` says which numbers of ranks go
-    with `compute`. Raises UserError for an environment that does not describe a launch, and for a GPU that is asked
-    for and not there.
+    A process group that is there already is joined and, but for its timeout, left as it is. `clips_per_rank` says which
+    numbers of ranks go with `compute`. Raises UserError for an environment that does not describe a launch, and for a
+    GPU that is asked for and not there.
     """
     launch = read_launch(os.environ)
     rank, size = launch.rank, launch.size
@@ -206,13 +218,13 @@ def process_group(compute: ComputeRecipe) -> Iterator[Ranks]:
     if size == 1 and compute.dtype == "float32":
         yield Ranks(device=device)
         return
-    ours = not dist.is_initialized()
+    ours, timeout = not dist.is_initialized(), timedelta(minutes=compute.timeout_minutes)
     if ours:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if size > 1:
-            _join(backend, launch)
+            _join(backend, launch, timeout)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     try:
         if size > 1 and device.type == "cuda":
             _refuse_shared_gpu(_name_gpu(device), launch)
@@ -224,15 +236,17 @@ def process_group(compute: ComputeRecipe) -> Iterator[Ranks]:
         if compute.context > 1:  # named as diffusers names them
             shape = (size // compute.context, 1, compute.context)
             context = init_device_mesh(device.type, shape, mesh_dim_names=("data", "ring", "ulysses"))
+        for group in (group for each in (mesh, context) if each is not None for group in each.get_all_groups()):
+            _set_pg_timeout(timeout, group)  # a mesh makes its own groups with PyTorch's default
         yield Ranks(rank, size, device, mesh, context)
     finally:
         if ours:
             dist.destroy_process_group()
 
 
-def _join(backend: str, launch: Launch) -> None:
+def _join(backend: str, launch: Launch, timeout: timedelta) -> None:
     try:
-        dist.init_process_group(backend, rank=launch.rank, world_size=launch.size)
+        dist.init_process_group(backend, timeout=timeout, rank=launch.rank, world_size=launch.size)
     except dist.DistError as error:  # no such host, a port in use, nobody there
         place = f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']}"
         reason = str(error).partition("\n")[0]

@@ -31,7 +31,7 @@ from avd.types import UserError
 
 RECIPE_FILE = "recipe.yaml"
 _SCHEDULE = ("updates", "checkpoint_every", "keep_checkpoints", "sample_every")
-_COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "shard", "context")
+_COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "shard", "context", "timeout_minutes")
 _MAY_CHANGE = {
     "updates",
     "trackers",
