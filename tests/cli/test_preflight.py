@@ -66,7 +66,7 @@ RUNS = {
     "shared clips without processes": ("--set compute.context=2", "compute.context is 2, with 1 process", "torchrun"),
     # the model
     "a student": ("--set model=student", "model student is a student", "distilled from"),
-    "attention of no name": ("--set compute.attention=flish", "compute.attention is 'flish'", "native"),
+    "attention of no name": ("--set compute.attention=flish", "attention is 'flish'", "native"),
     "adapters wider than a layer": ("--set roles=adapters --set adapters.rank=25", "adapters.rank is 25", "at most 24"),
     "adapters of no layer": (f"{ADAPTERS} --set adapters.targets=[to_q,to_z]", "adapters.targets names 'to_z'"),
     "adapters of an attention": (f"{ADAPTERS} --set adapters.targets=[attn1]", "'attn1', which is not a linear layer"),
@@ -109,7 +109,7 @@ COMMANDS = {
         "plan small.yaml --gpus 2 --set compute.context=2 --set compute.attention=_native_math --set data.cache=tall",
         "'_native_math', which cannot share sequences",
     ),
-    "plan of no attention": ("plan small.yaml --set compute.attention=flish", "compute.attention is 'flish'"),
+    "plan of no attention": ("plan small.yaml --set compute.attention=flish", "attention is 'flish'"),
     "plan of a student": ("plan small.yaml --model student", "model student is a student"),
     "plan of adapters": ("plan small.yaml --set roles=adapters", "adapters.rank is 64", "at most 24"),
     "plan of even clips": ("plan small.yaml --model even", "4 latent frames, an even number"),

@@ -190,10 +190,22 @@ def test_recomputed_blocks_keep_less_and_give_the_same_gradient(model: TextToVid
 def test_what_cannot_be_computed_is_one_line(model: TextToVideo) -> None:
     network: Backbone = model.fresh_velocity()
     network.use_attention(None)
-    with pytest.raises(UserError, match=r"compute\.attention is 'magic'"):
+    with pytest.raises(UserError, match="attention is 'magic'"):
         model.sizes.check_attention("magic")
     with pytest.raises(UserError, match=r"compute\.context is 7"):
         model.sizes.check_context(7)
+    with pytest.raises(UserError, match="decoder") as caught:
+        model.decode_with(tiled=False, decoder=Path("nowhere.safetensors"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_blocks_may_wait_in_the_hosts_memory(model: TextToVideo) -> None:
+    (x, sigma), conditions = inputs(model), prompts_of(model)
+    network = model.fresh_velocity()
+    with torch.no_grad():
+        expected = network(x, sigma, conditions)
+        network.stream_blocks(torch.device("cpu"))
+        torch.testing.assert_close(network(x, sigma, conditions), expected, rtol=0, atol=0)
 
 
 def test_adapters_go_into_the_declared_targets(model: TextToVideo) -> None:

@@ -21,6 +21,7 @@ class Painter:
     steps: int = 4
     network_calls: int = 4
     identity: str = "painter"
+    unconditional: tuple[str, ...] = ()
     settings: Settings = field(default_factory=lambda: Settings(frames=17, height=48, width=48, fps=8))
     shape: tuple[int, int, int, int] = (12, 5, 6, 6)
     prompts: list[list[str]] = field(default_factory=list)

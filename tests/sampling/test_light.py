@@ -40,7 +40,7 @@ def test_the_watch_sees_training_code(tmp_path: Path) -> None:
     assert "avd.engine.loop" in loaded_by("import avd.engine.loop", tmp_path)
 
 
-@pytest.mark.parametrize("module", ["rollout", "teacher", "samplers", "choose"])
+@pytest.mark.parametrize("module", ["rollout", "teacher", "samplers", "choose", "placement", "generation"])
 def test_sampling_loads_no_training_code(module: str, tmp_path: Path) -> None:
     assert loaded_by(f"import avd.sampling.{module}", tmp_path) == []
 

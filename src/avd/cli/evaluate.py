@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avd import ui
+from avd.cli.placement import Attention, Compile, Decoder, Float8, Int8, Offload, Tiling, place, placement_of
 
 if TYPE_CHECKING:
     from avd.engine.ranks import Ranks
     from avd.evaluation.rows import Row
     from avd.evaluation.sampling import Samples
     from avd.evaluation.suite import Suite
+    from avd.sampling.placement import PlacedModel, Placement
     from avd.sampling.samplers import Sampler
 
 
@@ -40,6 +42,13 @@ def evaluate(
         Path | None,
         typer.Option("--samples", help="Keep the sampled clips here; default: beside the row until it is written."),
     ] = None,
+    offload: Offload = None,
+    tiling: Tiling = None,
+    attention: Attention = None,
+    fp8: Float8 = False,
+    int8: Int8 = False,
+    compiled: Compile = False,
+    decoder: Decoder = None,
 ) -> None:
     """Measure a model, or videos made elsewhere, and write the row as JSON.
 
@@ -54,6 +63,7 @@ def evaluate(
     from avd.evaluation.suites import make_suite
     from avd.files import check_can_make
     from avd.report import terminal_table
+    from avd.sampling.choose import make_sampler
     from avd.types import UserError
 
     if json.exists():
@@ -61,6 +71,7 @@ def evaluate(
     check_can_make(json)
     if samples is not None:
         check_can_make(samples / "clips")
+    placement = placement_of(offload, tiling, attention, fp8, int8, compiled, decoder)
     judging = make_suite(suite, _options({"clips": clips, "repeats": repeats, "level": level}, changes or []))
     name, is_videos = name or Path(what).resolve().name, _is_videos(Path(what))
     with process_group(ComputeRecipe()) as ranks:
@@ -69,7 +80,8 @@ def evaluate(
         if not is_videos:
             clips_folder = samples or json.with_name(f"{json.stem}-samples")
             recipe_of(what)  # raises where it cannot be read, before hours of sampling
-            sampler = _open_sampler(what, ranks, half_rate, steps, guidance)
+            placed = _open_model(what, ranks, placement)
+            sampler = make_sampler(placed, half_rate=half_rate, steps=steps, guidance=guidance)
             sampled = _sample(judging, what, sampler, clips_folder, seed, ranks)
         if ranks.is_main:
             row = _judge(judging, what, sampled, name)
@@ -79,18 +91,14 @@ def evaluate(
             ui.out.print(terminal_table([row]))
 
 
-def _open_sampler(
-    model: str, ranks: Ranks, half_rate: bool | None, steps: int | None, guidance: float | None
-) -> Sampler:
+def _open_model(model: str, ranks: Ranks, placement: Placement) -> PlacedModel:
     """The model on this process's device, in bfloat16 on a GPU."""
     import torch
 
     from avd.models.family import load_model
-    from avd.sampling.choose import make_sampler
 
     dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
-    opened = load_model(model, dtype=dtype, device=ranks.device)
-    return make_sampler(opened, half_rate=half_rate, steps=steps, guidance=guidance)
+    return place(load_model(model, dtype=dtype, device=ranks.device), placement)
 
 
 def _sample(suite: Suite, model: str, sampler: Sampler, folder: Path, seed: int, ranks: Ranks) -> Samples:

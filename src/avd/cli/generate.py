@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from avd import ui
+from avd.cli.placement import (
+    Attention,
+    Compile,
+    Decoder,
+    Float8,
+    Int8,
+    Offload,
+    Tiling,
+    place,
+    placement_of,
+)
 from avd.models.settings import SolverName
 
 
@@ -15,7 +27,15 @@ def generate(
     model: Annotated[
         str, typer.Argument(help="A shipped model's name, a diffusers folder (a student's too), a hub id.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="MP4 file; several get -0, -1 ... before the suffix.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File that ends in .mp4, .webm or .gif, or without a suffix a folder of PNG pictures; several get -0, "
+            "-1 ... before the suffix.",
+        ),
+    ],
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="What to show; repeatable.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="A file with one prompt per line.")] = None,
     seed: Annotated[
@@ -34,42 +54,51 @@ def generate(
         Path | None,
         typer.Option("--transformer", help="Safetensors file with the transformer, in place of the model's own."),
     ] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Make only the videos whose file is not there yet.")
+    ] = False,
+    offload: Offload = None,
+    tiling: Tiling = None,
+    attention: Attention = None,
+    fp8: Float8 = False,
+    int8: Int8 = False,
+    compiled: Compile = False,
+    decoder: Decoder = None,
 ) -> None:
     """Make videos with a student (4 steps) or a teacher (many steps).
+
+    Each is written as soon as it is made, and holds what made it: see `avd inspect VIDEO`. Started by torchrun, the
+    processes share the videos.
 
     Example: avd generate runs/avd/student --prompt "a red ball drifting left" --seed 1 --output ball.mp4
     """
     from avd.data import read_prompts
-    from avd.files import check_can_make
+    from avd.models.devices import read_launch
+    from avd.sampling.generation import Wanted, list_videos, select_missing
+    from avd.sampling.generation import generate as generate_videos
     from avd.types import UserError
 
     texts = list(prompt or ()) + (read_prompts(prompts) if prompts else [])
     if not texts:
         raise UserError("there is nothing to show: give --prompt TEXT or --prompts FILE")
-    wanted = [(text, seed + i) for text in texts for i in range(count)]
-    many = len(wanted) > 1
-    files = [output.with_stem(f"{output.stem}-{i}") if many else output for i in range(len(wanted))]
-    if output.suffix.lower() != ".mp4":
-        raise UserError(f"output {output} is not an MP4 file: name one that ends in .mp4")
-    taken = next((file for file in files if file.exists()), None)
-    if taken is not None:
-        raise UserError(f"output {taken} exists already: name another file")
-    check_can_make(output)
+    placement = placement_of(offload, tiling, attention, fp8, int8, compiled, decoder)
+    launch = read_launch(os.environ)
+    own = list_videos(texts, seed, count, output)[launch.rank :: launch.size]
+    missing = select_missing(own, skip_existing=skip_existing)
 
-    import torch
-
-    from avd.data import write_video
     from avd.models.family import open_model
     from avd.sampling.choose import make_sampler
 
-    video_model = open_model(model, transformer=None if transformer is None else str(transformer))
-    sampler = make_sampler(video_model, half_rate=half_rate, steps=steps, guidance=guidance, solver=solver)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    opened = open_model(model, transformer=None if transformer is None else str(transformer))
+    placed = place(opened, placement)
+    sampler = make_sampler(placed, half_rate=half_rate, steps=steps, guidance=guidance, solver=solver)
     with ui.bars() as bar:
         progress = bar("generating")
-        for i, ((text, own_seed), file) in enumerate(zip(wanted, files, strict=True)):
-            latents = sampler([text], torch.Generator().manual_seed(own_seed))
-            write_video(file, video_model.decode_video(latents)[0], video_model.settings.fps)
-            progress(i + 1, len(files))
-    for (text, own_seed), file in zip(wanted, files, strict=True):
-        ui.say(f"{file}  {sampler.network_calls} network calls, seed {own_seed}: {text}")
+
+        def made(done: int, video: Wanted) -> None:
+            progress(done, len(missing))
+            ui.say(f"{video.path}  {sampler.network_calls} network calls, seed {video.seed}: {video.prompt}")
+
+        generate_videos(sampler, missing, model, made=made)
+    if len(missing) < len(own):
+        ui.say(f"{len(own) - len(missing)} of {len(own)} videos were there already")

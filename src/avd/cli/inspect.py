@@ -1,4 +1,4 @@
-"""`avd inspect`: look at a latent cache before training on it."""
+"""`avd inspect`: look at a latent cache before training on it, or at what made a video."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _EXAMPLES = 5
 
 
 def inspect(
-    cache: Annotated[Path, typer.Argument(help="A cache written by `avd prepare`.")],
+    cache: Annotated[
+        Path, typer.Argument(metavar="CACHE_OR_VIDEO", help="A cache of `avd prepare`, or a video of `avd generate`.")
+    ],
     model: Annotated[
         str | None, typer.Option("--model", help="The model it was made with: decodes some clips and measures colours.")
     ] = None,
@@ -27,7 +29,8 @@ def inspect(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Also read everything and compare checksums.")] = False,
 ) -> None:
-    """Say what a latent cache holds, check that no file is missing or cut short, and show some of its clips.
+    """Say what a latent cache holds, check that no file is missing or cut short, and show some of its clips; of a
+    video, what made it.
 
     Example: avd inspect runs/cache --model wan-mini --sheet runs/cache.png
     """
@@ -37,6 +40,9 @@ def inspect(
     from avd.models.family import open_model
     from avd.types import UserError
 
+    if cache.is_file() or (cache / "00000.png").exists():
+        _show_video(cache)
+        return
     if sheet is not None and model is None:
         raise UserError("--sheet needs --model, the model that the cache was made with")
     network = None if model is None else open_model(model)
@@ -86,6 +92,17 @@ def _show_pixels(cache: LatentCache, model: TextToVideo, sheet: Path | None) -> 
     if sheet is not None:
         contact_sheet(sheet, [(caption, [video]) for caption, video in zip(captions, videos, strict=True)])
         _tell("sheet", str(sheet))
+
+
+def _show_video(video: Path) -> None:
+    from avd.sampling.generation import read_description
+    from avd.types import UserError
+
+    about = read_description(video)
+    if about is None:
+        raise UserError(f"{video} does not say what made it: only files of `avd generate` do")
+    for key, value in about.items():
+        _tell(f"{key:<18}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _tell(what: str, text: str) -> None:

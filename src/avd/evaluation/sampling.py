@@ -27,8 +27,8 @@ from avd.data import Video
 from avd.engine.randomness import generator_for
 from avd.evaluation.suite import Clip, Prompt
 from avd.files import read_text, write_atomically
-from avd.models.family import TextToVideo
-from avd.sampling.samplers import Sampler
+from avd.sampling.placement import encoded_first
+from avd.sampling.samplers import SampledModel, Sampler
 from avd.types import CountProgress, UserError
 
 _LARGEST_BATCH = 16
@@ -37,7 +37,7 @@ _POSITIONS = 2**15
 has four times as many. The miniature is far below."""
 
 
-def batch_size(model: TextToVideo) -> int:
+def batch_size(model: SampledModel) -> int:
     """Clips that are sampled together: as many as fit, from the size of one clip's latents."""
     _, frames, height, width = model.latent_shape()
     return max(1, min(_LARGEST_BATCH, _POSITIONS // (frames * height * width)))
@@ -82,6 +82,10 @@ class Samples:
     def indices(self, start: int) -> range:
         """The clips of the batch that begins with clip `start`."""
         return range(start, min(start + self.batch, len(self.prompts)))
+
+    def texts(self, start: int) -> list[str]:
+        """The prompts of that batch."""
+        return [self.prompts[i].text for i in self.indices(start)]
 
     def clip_file(self, index: int) -> Path:
         return self.folder / f"clip-{index:06d}.safetensors"
@@ -143,10 +147,14 @@ def sample_clips(
     samples = Samples(folder, tuple(prompts), batch, seed, sampler.steps, sampler.network_calls, key)
     samples.check_folder()
     own = samples.starts()[rank::size]
-    done, total = 0, sum(len(samples.indices(start)) for start in own)
-    for start in own:
-        if not samples.has_batch(start):
-            _sample_batch(sampler, samples, start)
+    missing = [start for start in own if not samples.has_batch(start)]
+    total = sum(len(samples.indices(start)) for start in own)
+    done = total - sum(len(samples.indices(start)) for start in missing)
+    if done:
+        progress(done, total)
+    batches = [(start, samples.texts(start)) for start in missing]
+    for start in encoded_first(sampler.model, batches, sampler.unconditional):
+        _sample_batch(sampler, samples, start)
         done += len(samples.indices(start))
         progress(done, total)
     return samples
@@ -156,13 +164,13 @@ def _sample_batch(sampler: Sampler, samples: Samples, start: int) -> None:
     indices = samples.indices(start)
     generator = generator_for(samples.seed, "samples", start)
     began = time.perf_counter()
-    latents = sampler([samples.prompts[i].text for i in indices], generator)
+    latents = sampler(samples.texts(start), generator)
     seconds = time.perf_counter() - began
     fps = sampler.model.settings.fps
     for i, video in zip(indices, sampler.model.decode_video(latents), strict=True):
         write_atomically(samples.clip_file(i), save({"video": np.ascontiguousarray(video)}, {"fps": str(fps)}))
-    texts = [samples.prompts[i].text for i in indices]
-    record = {"key": samples.key, "seed": generator.initial_seed(), "seconds": seconds, "prompts": texts}
+    seed = generator.initial_seed()
+    record = {"key": samples.key, "seed": seed, "seconds": seconds, "prompts": samples.texts(start)}
     write_atomically(samples.record_file(start), json.dumps(record, ensure_ascii=False, indent=1).encode())
 
 

@@ -78,6 +78,15 @@ class Backbone(nn.Module):
         outputs and has a part of the gradient. `Sizes.check_context` says where that cannot be."""
         raise NotImplementedError
 
+    def stream_blocks(self, device: torch.device) -> None:
+        """Have each block's weights wait in the host's memory and come to `device` while it computes; the rest of the
+        network stays there. For sampling; afterwards the network must not be moved."""
+        self.to(device)
+        for block in self.blocks:
+            block.to("cpu")
+            block.register_forward_pre_hook(lambda block, _: block.to(device) and None)
+            block.register_forward_hook(lambda block, *_: block.to("cpu") and None)
+
     def compile_blocks(self) -> None:
         """Compile each block with torch.compile, in place."""
         for block in self.blocks:

@@ -87,6 +87,11 @@ class TextToVideo(Protocol):
         """Latents to clips."""
         ...
 
+    def decode_with(self, *, tiled: bool, decoder: Path | None) -> None:
+        """Decode from here on in overlapping tiles of the picture, which takes less memory, or with the tiny decoder in
+        a file. Raises UserError where the family cannot, and for a file that holds none."""
+        ...
+
     def encode_prompts(self, prompts: list[str]) -> Conditions:
         """The conditions of prompts, float32; those of "" are the null prompt."""
         ...

@@ -66,10 +66,12 @@ class Sizes(ABC):
     def attention_flops(self, stride: int = 1) -> int:
         """Operations of one clip's attention, scores and sums; a multiply-add is two."""
 
-    def check_attention(self, backend: str, context: int = 1, device: torch.device | None = None) -> None:
+    def check_attention(
+        self, backend: str, context: int = 1, device: torch.device | None = None, *, training: bool = True
+    ) -> None:
         """Raise UserError for an attention backend that the family does not know, that cannot share sequences over
-        `context` ranks, or, with a device, that cannot compute a gradient there."""
-        raise UserError(f"compute.attention is {backend!r}, and this model family offers no choice: set it to null")
+        `context` ranks, or, with a device, that cannot compute there, in `training` with a gradient."""
+        raise UserError(f"attention is {backend!r}, and this model family has one: leave it out (null in a recipe)")
 
     def check_context(self, ranks: int) -> None:
         """Raise UserError unless `ranks` ranks can share each sequence."""

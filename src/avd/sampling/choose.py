@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import SolverName
-from avd.sampling.samplers import FewSteps, ManySteps, Sampler
+from avd.sampling.samplers import FewSteps, ManySteps, SampledModel, Sampler
 from avd.types import UserError
 
 _MOST_STEPS, _MOST_GUIDANCE = 10_000, 1000
 
 
-def load_interpolator(model: TextToVideo) -> FrameInterpolator | None:
+def load_interpolator(model: SampledModel) -> FrameInterpolator | None:
     """The interpolator shipped in the model's folder, if there is one."""
     folder = find_interpolator(model)
     return None if folder is None else FrameInterpolator.load(folder)
 
 
-def find_interpolator(model: TextToVideo) -> Path | None:
+def find_interpolator(model: SampledModel) -> Path | None:
     """The folder of that interpolator, if there is one."""
     folder = None if model.folder is None else model.folder / "interpolator"
     return folder if folder is not None and folder.is_dir() else None
 
 
 def make_sampler(
-    model: TextToVideo,
+    model: SampledModel,
     *,
     half_rate: bool | None = None,
     steps: int | None = None,

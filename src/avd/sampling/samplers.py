@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from avd.flow import few_step_sigmas
-from avd.models.family import TextToVideo
+from avd.models.backbone import Backbone
 from avd.models.identity import entries_in_memory, identity_of
 from avd.models.interpolator import FrameInterpolator
-from avd.models.settings import SolverName
+from avd.models.settings import Settings, SolverName
 from avd.models.solvers import make_solver
 from avd.sampling.rollout import Rollout, make_stages
 from avd.sampling.teacher import sample_teacher
+from avd.types import Conditions
+
+
+class SampledModel(Protocol):
+    """What sampling needs of a `models.family.TextToVideo`, which describes it."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def folder(self) -> Path | None: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    def latent_shape(self, frames: int | None = None) -> tuple[int, int, int, int]: ...
+
+    def velocity(self, device: torch.device | None = None) -> Backbone: ...
+
+    def encode_prompts(self, prompts: list[str]) -> Conditions: ...
+
+    def decode_video(self, latents: Tensor) -> np.ndarray: ...
 
 
 class Sampler(Protocol):
     """`steps` and `network_calls` are those of one video."""
 
     @property
-    def model(self) -> TextToVideo: ...
+    def model(self) -> SampledModel: ...
 
     @property
     def steps(self) -> int: ...
@@ -35,6 +62,16 @@ class Sampler(Protocol):
         """Changes with anything that the videos of a prompt and a noise depend on, weights included."""
         ...
 
+    @property
+    def unconditional(self) -> tuple[str, ...]:
+        """Prompts that each call encodes besides its own."""
+        ...
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What makes the same videos again, beside model, prompt and seed: for a file's metadata."""
+        ...
+
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
         """Whitened latents (B, C, F, H, W), one clip per prompt."""
         ...
@@ -44,7 +81,7 @@ class Sampler(Protocol):
 class ManySteps:
     """Many guided steps; `solver` None is the model's own."""
 
-    model: TextToVideo
+    model: SampledModel
     steps: int
     guidance: float
     solver: SolverName | None = None
@@ -57,13 +94,28 @@ class ManySteps:
     def identity(self) -> str:
         return _identity(self.model, None, self.steps, self.guidance, self.solver)
 
+    @property
+    def unconditional(self) -> tuple[str, ...]:
+        return ("",)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        settings = self.model.settings
+        return {
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "solver": self.solver or settings.solver,
+            "shift": settings.shift,
+            "negative_prompt": self.unconditional[0],
+        }
+
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
         shift, device = self.model.settings.shift, self.model.device
         return sample_teacher(
             self.model.velocity(device),
             _noise(self.model, len(prompts), generator).to(device),
             self.model.encode_prompts(prompts).to(device),
-            self.model.encode_prompts([""]).to(device),
+            self.model.encode_prompts(list(self.unconditional)).to(device),
             steps=self.steps,
             guidance=self.guidance,
             shift=shift,
@@ -75,7 +127,7 @@ class ManySteps:
 class FewSteps:
     """The student's rollout at `timesteps` (of 1000), its first stages at half rate if asked."""
 
-    model: TextToVideo
+    model: SampledModel
     timesteps: tuple[float, ...]
     half_rate_stages: int = 0
     interpolator: FrameInterpolator | None = None
@@ -93,6 +145,14 @@ class FewSteps:
         between = self.interpolator if self.half_rate_stages else None
         return _identity(self.model, between, self.timesteps, self.half_rate_stages)
 
+    @property
+    def unconditional(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"timesteps": list(self.timesteps), "half_rate_stages": self.half_rate_stages}
+
     @torch.no_grad()
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
         between = None if self.interpolator is None else self.interpolator.to(self.model.device)
@@ -106,12 +166,12 @@ class FewSteps:
         return rollout(self.model.velocity(device), noise.to(device), prompt, renoise).cpu()
 
 
-def _identity(model: TextToVideo, interpolator: FrameInterpolator | None, *settings: object) -> str:
+def _identity(model: SampledModel, interpolator: FrameInterpolator | None, *settings: object) -> str:
     """A hash over the first values of every weight, and the settings of model and sampler."""
     networks = [part for part in (model.velocity(), interpolator) if isinstance(part, nn.Module)]
     entries = (entry for network in networks for entry in entries_in_memory(network))
     return identity_of("sampler", entries, model.identity, model.settings, *settings)
 
 
-def _noise(model: TextToVideo, count: int, generator: torch.Generator) -> Tensor:
+def _noise(model: SampledModel, count: int, generator: torch.Generator) -> Tensor:
     return torch.randn(count, *model.latent_shape(), generator=generator)

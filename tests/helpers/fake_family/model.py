@@ -143,6 +143,10 @@ class FakeModel:
         pixels = pixels.repeat_interleave(TIME, 2)[:, :, TIME - 1 :]
         return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).numpy()
 
+    def decode_with(self, *, tiled: bool, decoder: Path | None) -> None:
+        if decoder is not None:
+            raise UserError("the fake family has one decoder: leave the other one out")
+
     def encode_prompts(self, prompts: list[str]) -> Conditions:
         codes = torch.tensor([[float(ord(c)) / 128 for c in p[:LETTERS].ljust(LETTERS)] for p in prompts])
         embedding = torch.stack([codes * k for k in range(1, LETTER_WIDTH + 1)], -1)

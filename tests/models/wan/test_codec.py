@@ -45,3 +45,16 @@ def test_the_vae_is_given_and_gives_whitened_latents(model: VideoModel) -> None:
     assert decoded.shape == (2, 5, 16, 16, 3) and decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded[0], decoded[1])
     np.testing.assert_array_equal(decoded[:1], to_uint8(model.vae.decode(mode).sample))
+
+
+def test_tiles_are_those_of_stock_diffusers(model: VideoModel) -> None:
+    """A picture higher than one tile, which ends within the second."""
+    latents = torch.randn(1, 12, 1, 40, 4, generator=torch.Generator().manual_seed(0))
+    in_one_piece = model.decode_video(latents)
+    model.decode_with(tiled=True, decoder=None)
+    tiled = model.decode_video(latents)
+    expected = to_uint8(model.vae.tiled_decode(unwhiten(model.vae, latents)).sample)
+    np.testing.assert_array_equal(tiled, expected)
+    assert tiled.shape == in_one_piece.shape and (tiled != in_one_piece).any()
+    model.decode_with(tiled=False, decoder=None)
+    np.testing.assert_array_equal(model.decode_video(latents), in_one_piece)

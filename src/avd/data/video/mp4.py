@@ -1,10 +1,11 @@
-"""Arrays to video files: H.264 in MP4 that browsers play."""
+"""Arrays to video files that browsers play: H.264 in MP4, VP9 in WebM."""
 
 from __future__ import annotations
 
 import io
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -14,18 +15,28 @@ from avd.data.video.frames import SWSCALE
 from avd.files import write_atomically
 from avd.types import UserError
 
+Container = Literal["mp4", "webm"]
+
+# More than one thread would let the number of CPU cores into the bytes.
+_CODECS: dict[Container, tuple[str, dict[str, str]]] = {
+    "mp4": ("libx264", {"crf": "12", "threads": "1"}),
+    "webm": ("libvpx-vp9", {"crf": "18", "b": "0", "threads": "1", "deadline": "good", "cpu-used": "4"}),
+}
+
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     """Write `frames`, uint8 (F, H, W, 3), as an MP4 file, atomically; see `video_bytes`."""
     write_atomically(Path(path), video_bytes(frames, fps))
 
 
-def video_bytes(frames: np.ndarray, fps: float, *, scale: int = 1) -> bytes:
-    """`frames`, uint8 (F, H, W, 3), as an MP4 file in memory: H.264 4:2:0, BT.709 colours, tagged as such.
+def video_bytes(
+    frames: np.ndarray, fps: float, *, scale: int = 1, container: Container = "mp4", comment: str = ""
+) -> bytes:
+    """`frames`, uint8 (F, H, W, 3), as a video file in memory: 4:2:0, BT.709 colours, tagged as such.
 
     4:2:0 is what every browser plays. It halves the resolution of colour; a `scale` of 2 or more, which repeats every
     pixel in both directions, keeps colour sharp in small clips. An odd height or width is padded by repeating the last
-    row or column. The same frames give the same bytes.
+    row or column. `comment` is the file's metadata of that name. The same frames give the same bytes.
 
     Raises `UserError` for another type or shape, no frames, an `fps` outside 0.01 to 1000, or a `scale` below 1.
     """
@@ -38,9 +49,12 @@ def video_bytes(frames: np.ndarray, fps: float, *, scale: int = 1) -> bytes:
 
     memory = io.BytesIO()
     rate = exact_rate(fps)
-    with av.open(memory, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        # More than one thread would let the number of CPU cores into the bytes.
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "12", "threads": "1"})
+    codec, options = _CODECS[container]
+    with av.open(memory, "w", format=container, options={"fflags": "+bitexact"}) as file:
+        if comment:
+            file.metadata["comment"] = comment
+        stream = file.add_stream(codec, rate=rate, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
@@ -57,8 +71,8 @@ def video_bytes(frames: np.ndarray, fps: float, *, scale: int = 1) -> bytes:
                 threads=1,
             )
             frame.pts, frame.duration, frame.time_base = index, 1, 1 / rate
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
     return memory.getvalue()
 
 

@@ -30,6 +30,7 @@ from avd.models.wan.lora import fused_weights, merge_saved, read_adapter, save_a
 from avd.models.wan.network import WanVelocity
 from avd.models.wan.schedulers import scheduler_of
 from avd.models.wan.sizes import WanSizes, make_sizes
+from avd.models.wan.tiny_decoder import TinyDecoder
 from avd.types import Conditions, UserError
 
 # Loading and saving a miniature is quick, and progress is the command line's to show. What these libraries merely warn
@@ -72,6 +73,9 @@ class VideoModel:
         self._expand_timesteps = files is not None and bool(files.index.get("expand_timesteps"))
         self.tokenizer = tokenizer
         self.settings = settings
+        self._tiled = False
+        self._tiny: TinyDecoder | None = None
+        """What decodes in the VAE's place; see `decode_with`."""
 
     @property
     def transformer(self) -> WanTransformer3DModel:
@@ -150,9 +154,17 @@ class VideoModel:
         """uint8 (B, F, H, W, 3) to whitened latents (B, C, F', H', W')."""
         return encode_video(self._placed("vae"), frames)
 
+    def decode_with(self, *, tiled: bool, decoder: Path | None) -> None:
+        self._tiled = tiled
+        self._tiny = None if decoder is None else TinyDecoder.load(decoder, self._config("vae")).to(self.device)
+
     def decode_video(self, latents: Tensor) -> np.ndarray:
         """Whitened latents to uint8 (B, F, H, W, 3)."""
-        return decode_video(self._placed("vae"), latents)
+        if self._tiny is not None:
+            return self._tiny.decode_video(latents)
+        vae = self._placed("vae")
+        vae.use_tiling = self._tiled
+        return decode_video(vae, latents)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditions:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from diffusers import ContextParallelConfig, WanTransformer3DModel
 from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor, nn
@@ -64,6 +65,13 @@ class WanVelocity(Backbone):
     def share_sequences(self, mesh: DeviceMesh) -> None:
         """By Ulysses (arXiv 2309.14509); the sum of the ranks' gradients is the gradient."""
         self.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=mesh.size(-1), mesh=mesh))
+
+    def stream_blocks(self, device: torch.device) -> None:
+        """By diffusers' group offloading, which on a GPU fetches the next block while one computes."""
+        on_gpu = device.type == "cuda"
+        self.transformer.enable_group_offload(
+            device, torch.device("cpu"), "block_level", num_blocks_per_group=1, use_stream=on_gpu
+        )
 
     def compile_blocks(self) -> None:
         self.transformer.compile_repeated_blocks()

@@ -85,8 +85,10 @@ class WanSizes(Sizes):
         tokens = self.tokens(stride)
         return 4 * tokens * (tokens + self.text_tokens) * self.width * self.layers
 
-    def check_attention(self, backend: str, context: int = 1, device: torch.device | None = None) -> None:
-        check_backend(backend, context, self.config["attention_head_dim"], device)
+    def check_attention(
+        self, backend: str, context: int = 1, device: torch.device | None = None, *, training: bool = True
+    ) -> None:
+        check_backend(backend, context, self.config["attention_head_dim"], device, training)
 
     def check_context(self, ranks: int) -> None:
         heads = self.config["num_attention_heads"]
