@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
+from torch import nn
 
-from avd.models.devices import Launch, pick_device, read_launch
+from avd.models.devices import Launch, give_back_memory, matmul_precision, pick_device, read_launch
 from avd.types import UserError
 
 PAIR = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -93,3 +96,28 @@ def test_a_process_takes_its_own_gpu(
             pick_device("auto", launch)
     else:
         assert pick_device("auto", launch) == torch.device("cuda", index)
+
+
+@pytest.mark.parametrize(
+    ("device", "tf32", "precision"), [("cuda", True, "high"), ("cuda", False, "highest"), ("cpu", True, "highest")]
+)
+def test_tf32_is_for_a_gpu_that_is_asked_for_it(device: str, tf32: bool, precision: str) -> None:
+    assert torch.get_float32_matmul_precision() == "highest"
+    with matmul_precision(torch.device(device), tf32=tf32):
+        assert torch.get_float32_matmul_precision() == precision
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(("device", "emptied"), [("cuda", 1), ("cpu", 0)])
+def test_memory_that_only_a_cycle_keeps_is_given_back(
+    device: str, emptied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(reference() is None))
+    module = nn.Linear(2, 2)
+    module.register_forward_hook(module.extra_repr)  # which holds its module, as hooks of libraries do
+    reference = weakref.ref(module)
+    del module
+    give_back_memory(torch.device(device))
+    assert reference() is None
+    assert calls == [True] * emptied  # after it was freed: torch keeps what is in use

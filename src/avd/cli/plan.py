@@ -84,6 +84,7 @@ def _for_json(plan: Plan, remedy: Remedy | None) -> dict[str, Any]:
 
 def _show(plan: Plan, remedy: Remedy | None) -> None:
     from avd.methods.adapter_rates import explain_low_rates
+    from avd.planning.plan import precision_of
 
     recipe, sizes, machine = plan.recipe, plan.sizes, plan.machine
     compute, clips = recipe.compute, recipe.training.batch * recipe.compute.context // machine.gpus
@@ -100,7 +101,7 @@ def _show(plan: Plan, remedy: Remedy | None) -> None:
         ui.out.print(table)
     _say("")
     hours = plan.seconds * recipe.training.updates / 3600
-    kind = "" if machine.peak_tflops else f", an H100's in {compute.dtype}"
+    kind = "" if machine.peak_tflops else f", an H100's in {precision_of(recipe)}"
     _say(f"{_number(plan.seconds)} s per update, {_number(hours)} h for {recipe.training.updates:,} updates,")
     _say(f"at {machine.mfu:.0%} of {machine.peak_of(recipe):g} TFLOP/s per GPU{kind}")
     _say(_verdict(plan, remedy))

@@ -117,6 +117,8 @@ class ComputeRecipe(Section):
     """auto: a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The networks' arithmetic. Trained weights, their optimizers and all maths on the flow stay in float32."""
+    tf32: bool = False
+    """On a GPU, products of float32 matrices in TF32: several times faster, with factors of 10 bits."""
     microbatch: int | None = Field(None, ge=1, le=MOST_CLIPS)
     """Clips that go through a network at once on a rank; gradients of several are gathered. None: all of them."""
     checkpointing: Literal["none", "selective", "full"] = "none"

@@ -16,7 +16,7 @@ from avd.engine.ranks import process_group
 from avd.engine.sources import encode_world
 from avd.engine.trackers import open_trackers
 from avd.methods.adapter_rates import explain_low_rates
-from avd.models.devices import read_launch
+from avd.models.devices import matmul_precision, read_launch
 from avd.sampling.choose import load_interpolator
 from avd.types import CountProgress
 
@@ -42,7 +42,7 @@ def distill_run(
     low_rates = explain_low_rates(recipe)
     if low_rates is not None and launch.rank == 0:
         tell(low_rates)
-    with process_group(recipe.compute) as ranks:
+    with process_group(recipe.compute) as ranks, matmul_precision(ranks.device, tf32=recipe.compute.tf32):
         folder.lock(ranks)
         interpolator = load_interpolator(model)
         if resolved.cache is not None:

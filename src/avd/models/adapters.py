@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -57,6 +58,7 @@ def add_adapters(
     with warnings.catch_warnings(action="ignore"):  # of there being several adapters
         for name in names:
             inject_adapter_in_model(config, transformer, adapter_name=name)
+    _LAYERS.pop(transformer, None)  # as of before
     for layer in _layers(transformer):
         for name in names:
             down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
@@ -126,9 +128,17 @@ def adapter_weights(transformer: nn.Module, adapter: str, gather: Gather) -> dic
     return weights
 
 
-def _named_layers(transformer: nn.Module) -> list[tuple[str, LoraLayer]]:
-    return [(name, module) for name, module in transformer.named_modules() if isinstance(module, LoraLayer)]
+_LAYERS: WeakKeyDictionary[nn.Module, list[LoraLayer]] = WeakKeyDictionary()
+"""The adapted layers of each transformer that was asked for them. They are switched at every call, and for every block
+that is computed again, and there are thousands of modules to look through."""
 
 
 def _layers(transformer: nn.Module) -> list[LoraLayer]:
-    return [layer for _, layer in _named_layers(transformer)]
+    found = _LAYERS.get(transformer)
+    if found is None:
+        found = _LAYERS[transformer] = [layer for _, layer in _named_layers(transformer)]
+    return found
+
+
+def _named_layers(transformer: nn.Module) -> list[tuple[str, LoraLayer]]:
+    return [(name, module) for name, module in transformer.named_modules() if isinstance(module, LoraLayer)]

@@ -6,7 +6,9 @@ spreads work over processes begins with `read_launch`; nothing is connected here
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -107,3 +109,25 @@ def pick_device(name: str, launch: Launch = Launch()) -> torch.device:
             "by CUDA_VISIBLE_DEVICES, or set compute.device=cpu"
         )
     return torch.device("cuda", launch.local)
+
+
+@contextmanager
+def matmul_precision(device: torch.device, *, tf32: bool) -> Iterator[None]:
+    """Matrix products in float32 round their factors to TF32 for the duration of a block, if asked and on a GPU.
+
+    The setting is the process's and would reach a CPU's products too, so without a GPU it is left as it is.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Free what only cycles of references keep, and let go of memory that torch holds in reserve on a GPU."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -193,9 +193,9 @@ class Account:
         return weights + (trained * (self._dtype.itemsize + _FLOAT32) if learning else 0)
 
     def _temporaries(self) -> float:
-        """AdamW's: all tensors at once on a GPU; with 8 bits and on a CPU one after the other."""
-        at_once = self._on_gpu and any(optimizer.bits == 32 for optimizer in self._optimizers)
-        return _FLOAT32 * (self._trained if at_once else 2 * self._parameters.largest) / self._shard
+        """AdamW's: none on a GPU, where it is fused; with 8 bits and on a CPU those of one tensor after the other."""
+        fused = self._on_gpu and all(optimizer.bits == 32 for optimizer in self._optimizers)
+        return 0.0 if fused else _FLOAT32 * 2 * self._parameters.largest / self._shard
 
 
 def _title(network: str) -> str:

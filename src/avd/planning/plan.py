@@ -15,9 +15,15 @@ from avd.planning.activations import PassMeter
 from avd.planning.memory import Account, Moment, Parameters, Resident, count_parameters
 from avd.planning.work import Work, work_of
 
-H100_TFLOPS = {"bfloat16": 989.0, "float32": 67.0}
-"""bfloat16 on its tensor cores, dense; float32 without them, as torch multiplies by default."""
+H100_TFLOPS = {"bfloat16": 989.0, "TF32": 494.5, "float32": 67.0}
+"""bfloat16 and TF32 on its tensor cores, dense; float32 without them, as torch multiplies by default."""
 _CONTEXT, _FRAGMENTS = 2e9, 0.05
+
+
+def precision_of(recipe: Recipe) -> str:
+    """What products of matrices are computed in, by its name in `H100_TFLOPS`."""
+    compute = recipe.compute
+    return "TF32" if compute.tf32 and compute.dtype == "float32" else compute.dtype
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,8 @@ class Machine:
     peak_tflops: float | None = None
 
     def peak_of(self, recipe: Recipe) -> float:
-        """TFLOP/s of a GPU in the recipe's dtype."""
-        return self.peak_tflops or H100_TFLOPS[recipe.compute.dtype]
+        """TFLOP/s of a GPU in the recipe's precision."""
+        return self.peak_tflops or H100_TFLOPS[precision_of(recipe)]
 
 
 @dataclass(frozen=True)

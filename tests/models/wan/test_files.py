@@ -16,6 +16,7 @@ from torch import Tensor
 
 from avd.models.family import load_model
 from avd.models.settings import SolverName
+from avd.models.wan import model as wan_model
 from avd.models.wan.files import ModelFiles
 from avd.sampling.samplers import ManySteps
 from avd.types import UserError
@@ -66,7 +67,11 @@ def test_parts_are_read_when_asked_for(small: Path, monkeypatch: pytest.MonkeyPa
     model.check_clip(5, 32, 32)
     assert not read
     first = model.encode_prompts(PROMPTS)["embedding"]
+    given_back: list[torch.device] = []
+    monkeypatch.setattr(wan_model, "give_back_memory", given_back.append)
     model.drop("text_encoder")
+    model.drop("text_encoder", "vae")  # are not there
+    assert given_back == [torch.device("cpu")]
     assert torch.equal(model.encode_prompts(PROMPTS)["embedding"], first)
     assert read == ["text_encoder", "text_encoder"]
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from avd.files import write_json
+from avd.models.devices import give_back_memory
 from avd.models.folders import ModelSource
 from avd.models.identity import entries_in_memory, identity_of
 from avd.models.settings import Settings, write_settings
@@ -90,10 +91,9 @@ class VideoModel:
         return self._part("text_encoder")
 
     def drop(self, *parts: str) -> None:
-        """Forget parts, by name, that can be read again."""
-        if self._files is not None:
-            for part in parts:
-                self._parts.pop(part, None)
+        """Forget parts, by name, that can be read again, and give their memory back."""
+        if self._files is not None and any([self._parts.pop(part, None) is not None for part in parts]):
+            give_back_memory(self.device)
 
     def _part(self, name: str) -> Any:
         if name not in self._parts:
