@@ -209,6 +209,10 @@ def _set_aside(path: Path) -> Path:
     return old
 
 
+class FolderInUse(UserError):
+    """A folder that another process holds."""
+
+
 class FolderLock:
     """Keeps a folder to one process, from `acquire` to `release` or the process's end, however it ends.
 
@@ -220,14 +224,14 @@ class FolderLock:
         self._lock: FileLock | None = None
 
     def acquire(self) -> None:
-        """Acquiring twice does no harm. Raises `UserError` if another process holds the folder."""
+        """Acquiring twice does no harm. Raises `FolderInUse` if another process holds the folder."""
         from filelock import FileLock, Timeout  # loads asyncio, which most users of this module do not need
 
         self._lock = self._lock or FileLock(self._folder / LOCK_FILE, timeout=0)
         try:
             self._lock.acquire()
         except Timeout:
-            raise UserError(f"another process is writing into {self._name}: wait for it or end it") from None
+            raise FolderInUse(f"another process is writing into {self._name}: wait for it or end it") from None
 
     def release(self) -> None:
         """Let another process acquire the folder. Without effect if it is not held."""

@@ -16,6 +16,7 @@ import yaml
 
 from avd.config import load_recipe
 from avd.data import CacheWriter, Geometry, Item
+from avd.data.texts import encode_texts
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
 from avd.models.wan.files import ModelFiles
 from helpers.command import avd, snapshot
@@ -201,8 +202,9 @@ def thin_cache(place: Path) -> None:
     """A cache whose latents have another model's channels."""
     model = tiny_model()
     writer = CacheWriter(place / "cache-thin", identity=model.identity, geometry=Geometry(17, 16, 16, 8), shard_size=2)
-    writer.add(torch.zeros(3, 5, 2, 2), model.encode_prompts(["a red square"]), Item("a red square", "0.mp4"))
+    writer.add(torch.zeros(3, 5, 2, 2), Item("a red square", "0.mp4"))
     writer.finish()
+    encode_texts(place / "cache-thin", model, ["", "a red square"])
 
 
 def make_runs(place: Path) -> None:

@@ -36,13 +36,14 @@ def test_prompts_are_encoded_into_a_folder_of_their_own(capsys: pytest.CaptureFi
 def test_texts_are_added_to_a_cache_and_its_clips_stay(capsys: pytest.CaptureFixture[str]) -> None:
     run("world render --count 2 --output clips", capsys)
     run("prepare clips --output cache --prompts prompts.txt", capsys)
-    before = {path.name: path.read_bytes() for path in Path("cache").glob("shard-*")}
+    before = {path.name: path.read_bytes() for path in Path("cache").rglob("shard-*")}
+    assert before
     held = LatentCache("cache").texts
     assert held is not None and "" in held and len(held.prompts) == 2 and "gaudy" not in held
     run("prepare --output cache --negative-prompt gaudy", capsys)
     held = LatentCache("cache").texts
     assert held is not None and "gaudy" in held
-    assert {path.name: path.read_bytes() for path in Path("cache").glob("shard-*")} == before
+    assert {path.name: path.read_bytes() for path in Path("cache").rglob("shard-*")} == before
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_a_file_that_is_not_all_there_is_found_without_reading_everything(
 
 def test_a_changed_byte_is_found(cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(cache, "changed")
-    shard = Path("changed/shard-00000.safetensors")
+    shard = Path("changed/part-00000/shard-00000.safetensors")
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)

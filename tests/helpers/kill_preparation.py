@@ -42,7 +42,7 @@ class Pooling:
         """There are none."""
 
 
-def run(videos: Path, cache: Path, workers: int) -> Summary:
+def run(videos: Path, cache: Path, workers: int = 0, **division: Any) -> Summary | None:
     return prepare(
         videos,
         None,
@@ -52,6 +52,7 @@ def run(videos: Path, cache: Path, workers: int) -> Summary:
         workers=workers,
         batch_size=2,
         shard_size=4,
+        **division,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ import typer
 from avd import ui
 
 if TYPE_CHECKING:
-    from avd.data import Summary
+    from avd.data import Checks, Share, Summary
+    from avd.models.devices import Launch
 
 world_app = typer.Typer(help="The built-in world: procedural clips with known ground truth.", no_args_is_help=True)
 
@@ -121,6 +124,18 @@ def prepare(
     workers: Annotated[
         int, typer.Option("--workers", min=0, max=1024, help="Processes that decode videos; 0: this one decodes too.")
     ] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", min=1, max=1024, help="Clips encoded at once; default: 1 on a GPU, 4 on a CPU."),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Encode the I-th of N equal shares, from 1, for job arrays; the last to end completes the cache.",
+        ),
+    ] = None,
     heldout: Annotated[
         list[Path] | None,
         typer.Option(
@@ -132,13 +147,18 @@ def prepare(
 ) -> None:
     """Encode videos, captions and prompts once, for distillation. Run again after an interruption, it continues.
 
+    With torchrun, the processes share the work, each on its own GPU: torchrun --nproc-per-node 8 -m avd prepare ...
+
     Examples: avd prepare clips/ --captions clips/captions.jsonl --output runs/cache · avd prepare --prompts list.txt
     --output runs/prompts
     """
-    from avd.data import ReadOptions, prepare_texts, read_prompts, recommended
+    from avd.data import ReadOptions, Reports, prepare_texts, read_prompts, recommended
     from avd.data import prepare as prepare_cache
+    from avd.models.devices import read_launch
     from avd.models.family import open_model
 
+    launch = read_launch(os.environ)
+    share = _share(shard, launch)
     encoder = open_model(model)
     own = encoder.settings
     texts = list(dict.fromkeys(["", own.negative_prompt, negative_prompt or ""]))
@@ -150,24 +170,15 @@ def prepare(
     )
     encoder.check_clip(frames, height, width)
     if videos is None:
-        with interruptible(), ui.bars() as bar:
-            count = prepare_texts(
-                output, encoder, texts, prompts=prompts, dtype=dtype.value, progress=bar("encoding texts")
-            )
-        ui.say(f"encoded {count} texts into {output}")
+        if launch.rank == 0:
+            with interruptible(), ui.bars() as bar:
+                texts_bar = bar("encoding texts")
+                count = prepare_texts(output, encoder, texts, prompts=prompts, dtype=dtype.value, progress=texts_bar)
+            ui.say(f"encoded {count} texts into {output}")
         return
-    rate = own.fps if fps is None else fps
-    limits: dict[str, Any] = {
-        "min_fps": min_fps,
-        "min_size": min_size,
-        "min_kept": min_kept,
-        "min_motion": min_motion,
-        "max_black": max_black,
-    }
-    given = {name: value for name, value in limits.items() if value is not None}
-    checks = replace(recommended(rate, height, width), cuts=cuts, **given)
-    reading = ReadOptions(frames, float(rate), (height, width), windows, picture_fps, skip_start, spread, checks)
-    ui.say(f"asked of videos: {checks}")
+    rate, limits = float(own.fps if fps is None else fps), (min_fps, min_size, min_kept, min_motion, max_black)
+    checks = _changed(recommended(rate, height, width), limits, cuts)
+    reading = ReadOptions(frames, rate, (height, width), windows, picture_fps, skip_start, spread, checks)
     with interruptible(), ui.bars() as bar:
         summary = prepare_cache(
             videos,
@@ -178,16 +189,43 @@ def prepare(
             file_column=file_column,
             caption_column=caption_column,
             workers=workers,
+            batch_size=batch or (1 if encoder.device.type == "cuda" else 4),
             dtype=dtype.value,
             texts=texts,
             heldout=heldout or (),
-            warn=lambda text: ui.say(f"warning: {text}"),
-            progress=with_rate(bar("encoding videos")),
-            encoding=bar("encoding texts"),
+            share=share,
+            reports=Reports(
+                say=ui.say,
+                warn=lambda text: ui.say(f"warning: {text}"),
+                videos=with_rate(bar("encoding videos")),
+                texts=bar("encoding texts"),
+                waiting=bar("waiting for parts of others"),
+            ),
         )
-        if prompts is not None:
+        if summary is not None and prompts is not None:
             prepare_texts(output, encoder, texts, prompts=prompts, progress=bar("encoding prompts"))
     _tell(summary, output)
+
+
+def _share(shard: str | None, launch: Launch) -> Share:
+    """What this process does of a cache, as one of those of a launch that does the share "I/N"."""
+    from avd.data import Share
+    from avd.types import UserError
+
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard or "1/1")
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise UserError(f"--shard is {shard!r}: it must be I/N, with I from 1 to N, such as 1/8")
+    first = (number - 1) * launch.size
+    everyone = range(first, first + launch.size)
+    return Share(first + launch.rank, count * launch.size, everyone if launch.rank == 0 else range(0))
+
+
+def _changed(checks: Checks, limits: tuple[float | None, ...], cuts: bool) -> Checks:
+    """Checks with the limits that are given, in the order of the fields."""
+    names = ("min_fps", "min_size", "min_kept", "min_motion", "max_black")
+    given: dict[str, Any] = {name: limit for name, limit in zip(names, limits, strict=True) if limit is not None}
+    return replace(checks, cuts=cuts, **given)
 
 
 @contextmanager
@@ -214,7 +252,13 @@ def with_rate(bar: ui.Bar) -> Callable[[int, int], None]:
     return progress
 
 
-def _tell(summary: Summary, output: Path) -> None:
+def _tell(summary: Summary | None, output: Path) -> None:
+    if summary is None:
+        ui.say(
+            f"this share of {output} is done: the last process to end completes it; if all have ended and it is "
+            "unfinished, run the same command again"
+        )
+        return
     ui.say(
         f"kept {summary.kept} clips of {summary.files} files: {summary.seconds:,.0f} s of their "
         f"{summary.source_seconds:,.0f} s of video, {summary.size / 1e6:,.1f} MB in {output}"

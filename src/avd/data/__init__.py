@@ -6,7 +6,8 @@ from avd.data.batches import BatchOrder
 from avd.data.cache import Geometry, Item, LatentCache, LatentSource, MemoryLatents, Skip, read_skipped, source_seconds
 from avd.data.cache_writer import CacheWriter
 from avd.data.captions import CaptionedFile, read_captions, read_prompts, write_captions
-from avd.data.prepare import Encoder, Summary, prepare
+from avd.data.parts import Share
+from avd.data.prepare import Encoder, Reports, Summary, prepare
 from avd.data.prepare_texts import prepare_texts
 from avd.data.texts import EncodedTexts, encode_texts
 from avd.data.video.checks import Checks, recommended
@@ -26,6 +27,8 @@ __all__ = [
     "LatentSource",
     "MemoryLatents",
     "ReadOptions",
+    "Reports",
+    "Share",
     "Skip",
     "Summary",
     "Video",

@@ -42,6 +42,7 @@ _READ = (2, 3, 4)
 MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
 SKIPPED = "skipped.jsonl"
+_PART = "part-"
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise UserError(f"no latent cache at {path}: there is no such folder")
     if not (path / MANIFEST).exists():
-        if (path / JOURNAL).exists():
+        if is_begun(path):
             raise UserError(_unfinished(path))
         raise UserError(f"{path} is not a latent cache: there is no {MANIFEST} in it")
     manifest = read_json(path / MANIFEST, "the manifest", "prepare the cache again")
@@ -247,6 +248,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"this program reads {_READ[0]} to {_READ[-1]}: prepare the cache again"
         )
     return manifest
+
+
+def part_folder(cache: Path, number: int) -> Path:
+    """Where a part of a cache is written; see `avd.data.parts`."""
+    return cache / f"{_PART}{number:05d}"
+
+
+def is_begun(cache: Path) -> bool:
+    """Whether a folder, which need not exist, is a cache that is being written, or was when it was interrupted."""
+    return (cache / JOURNAL).exists() or any(cache.glob(f"{_PART}*/"))
 
 
 def holds_prompts(manifest: Mapping[str, Any]) -> bool:

@@ -9,8 +9,8 @@ captions are encoded after that, by `avd.data.texts.encode_texts`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from avd.data.cache import (
     read_skipped,
 )
 from avd.data.tensor_files import DTYPES, Dtype, ShardRecord, save_shard, stored
-from avd.files import append_json_line, is_unfinished, read_json_lines, write_json, write_json_lines
+from avd.files import LOCK_FILE, append_json_line, is_unfinished, read_json_lines, write_json, write_json_lines
 from avd.types import UserError
 
 
@@ -119,31 +119,18 @@ class CacheWriter:
             self._log({"skip": asdict(skip)})
 
     def finish(self) -> None:
-        """Write what is pending, the list of skipped files and the manifest. At least one clip must have been added."""
-        assert not self.finished and len(self) > 0
+        """Write what is pending, the list of what was skipped and the manifest."""
+        assert not self.finished
         if self._pending:
             self._write_shard()
-        if self.skipped:
-            write_json_lines(self.path / SKIPPED, (asdict(skip) for skip in self.skipped))
-        manifest = self._header | {
-            "count": len(self),
-            "latent_shape": self._shape,
-            "shards": [asdict(record) for record in self._shards],
-        }
-        write_json(self.path / MANIFEST, manifest, indent=1, ascii_only=False)
+        _write_manifest(self.path, self._header, self._shape, self._shards, self.skipped)
         (self.path / JOURNAL).unlink()
         self.finished = True
-
-    def abandon(self) -> None:
-        """Take back a cache to which no clip was added, so that the folder can be used for another try."""
-        assert not self.finished and len(self) == 0
-        (self.path / JOURNAL).unlink()
-        self.path.rmdir()
 
     def _begin(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: name a new folder for the latent cache")
-        if self.path.exists() and not all(map(is_unfinished, self.path.iterdir())):
+        if self.path.exists() and not all(is_unfinished(e) or e.name == LOCK_FILE for e in self.path.iterdir()):
             raise UserError(f"{self.path} holds other files: name a new folder for the latent cache")
         write_json_lines(self.path / JOURNAL, [self._header])
 
@@ -198,3 +185,32 @@ class CacheWriter:
 
     def _log(self, event: dict[str, Any]) -> None:
         append_json_line(self.path / JOURNAL, event, durable=True)
+
+
+def join_caches(path: Path, parts: Sequence[CacheWriter]) -> None:
+    """Make `path` a cache of all clips of `parts`, finished caches in folders of it, in their order.
+
+    What they skipped is listed, and the manifest, which is written last, names their shards.
+    """
+    assert all(part.finished and part.path.parent == path for part in parts)
+    shards = [replace(record, file=f"{part.path.name}/{record.file}") for part in parts for record in part._shards]
+    shape = next(part._shape for part in parts if len(part))
+    _write_manifest(path, parts[0]._header, shape, shards, [skip for part in parts for skip in part.skipped])
+
+
+def _write_manifest(
+    path: Path,
+    header: Mapping[str, Any],
+    shape: tuple[int, ...] | None,
+    shards: Sequence[ShardRecord],
+    skipped: Sequence[Skip],
+) -> None:
+    if skipped:
+        write_json_lines(path / SKIPPED, (asdict(skip) for skip in skipped))
+    manifest = {
+        **header,
+        "count": sum(record.items for record in shards),
+        "latent_shape": shape,
+        "shards": [asdict(record) for record in shards],
+    }
+    write_json(path / MANIFEST, manifest, indent=1, ascii_only=False)

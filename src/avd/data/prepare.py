@@ -12,14 +12,16 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from avd.data.cache import Geometry, Item, Skip, source_seconds
-from avd.data.cache_writer import CacheWriter
+from avd.data.cache import MANIFEST, Geometry, Item, Skip, source_seconds
+from avd.data.cache_writer import CacheWriter, join_caches
 from avd.data.overlap import read_heldout, shared_prompts
+from avd.data.parts import PART_FILES, Part, Share, locked, remove_parts, split_parts, wait_for
 from avd.data.plan import Captioned, Planned, plan
 from avd.data.tensor_files import Dtype
-from avd.data.texts import TextEncoder, encode_texts
+from avd.data.texts import TextEncoder, encode_texts, join_texts
 from avd.data.video.reading import ReadOptions, RefusedWindow, VideoError
 from avd.data.video.workers import Job, Outcome, decoded
+from avd.files import FolderInUse
 from avd.types import CountProgress, UserError
 
 
@@ -53,6 +55,23 @@ class Summary:
     examples: dict[str, Skip]
 
 
+@dataclass(frozen=True)
+class Reports:
+    """Whom to tell how preparation proceeds, if anybody.
+
+    `say` is called with a line of what is asked of the videos, once nothing speaks against preparing them; `warn` with
+    one for each list of prompts that the captions overlap; `videos` with the number of this process's captioned videos
+    done and of all of them, `texts` likewise, and `waiting` with the number of parts that are complete, and of all that
+    are waited for.
+    """
+
+    say: Callable[[str], None] = lambda text: None
+    warn: Callable[[str], None] = lambda text: None
+    videos: CountProgress = lambda done, total: None
+    texts: CountProgress = lambda done, total: None
+    waiting: CountProgress = lambda done, total: None
+
+
 def prepare(
     videos: Path,
     captions: Path | None,
@@ -65,51 +84,135 @@ def prepare(
     workers: int = 0,
     batch_size: int = 4,
     shard_size: int = 64,
+    part_size: int = PART_FILES,
     dtype: Dtype = "float16",
     texts: Sequence[str] = ("",),
     heldout: Sequence[Path] = (),
-    warn: Callable[[str], None] | None = None,
-    progress: CountProgress | None = None,
-    encoding: CountProgress | None = None,
-) -> Summary:
+    share: Share | None = None,
+    reports: Reports | None = None,
+) -> Summary | None:
     """Encode the captioned videos of the folder or tar `videos` into a latent cache at `output`.
 
     `captions` is a table (see `read_captions`); None takes `captions.jsonl` in the folder, or else the text beside each
     video. Each file gives the clips that `reading` asks for; they are read by `workers` processes; 0 is this one. Files
     and windows that cannot be used, or do not pass its checks, are skipped. Then the captions of the clips are encoded,
-    and `texts`, which a run needs besides: the null prompt and a negative one. `warn` is called with a line for each
-    list of prompts in `heldout` that the captions overlap, `progress` with the number of captioned videos done and of
-    all, `encoding` with that of texts.
+    and `texts`, which a run needs besides: the null prompt and a negative one.
+
+    This process does its `share` of the parts of `part_size` files (see `avd.data.parts`); None is all of them. Returns
+    None, and not what the cache holds, if others still have parts to do, or are to complete the cache.
 
     An interrupted run, repeated, resumes after the last complete shard and writes the same bytes as a run at a stretch
-    (on devices that repeat their results), whatever `workers` is. A finished cache is left as it is.
+    (on devices that repeat their results), whatever `workers` and however many shares there are. A finished cache is
+    left as it is.
 
     Raises `UserError` for captions or a `heldout` that cannot be read, a missing folder, an output folder in use by
-    anything else, captions that have changed since the cache was begun, and if no file can be used at all.
+    anything else or by another process, captions that have changed since the cache was begun, and if no file can be
+    used at all.
     """
-    if min(batch_size, reading.windows) < 1 or workers < 0:
-        least = "at least 1, 1 and 0 are needed"
-        raise UserError(f"{reading.windows} windows, batch size {batch_size}, {workers} workers: {least}")
+    share, reports = share or Share(), reports or Reports()
+    job = _Job(encoder, reading, captions or videos, workers, batch_size, shard_size, dtype)
     planned = plan(videos, captions, file_column, caption_column)
-    _warn_of_overlap(planned, heldout, warn or (lambda text: None))
-    writer = CacheWriter(
-        output,
-        identity=encoder.identity,
-        geometry=Geometry(reading.frames, *reading.size, float(reading.fps)),
-        reading=reading.header,
-        shard_size=shard_size,
-        dtype=dtype,
-    )
-    _refuse_other_captions(writer, planned, captions or videos)
-    if not writer.finished:
-        _fill(writer, planned, reading, workers, _Batch(writer, encoder, batch_size), progress)
-        if len(writer) == 0:
-            _give_up(writer, videos)
-        writer.finish()
-    encoder.drop("vae")  # it and a text encoder need not be in memory together
-    own = () if writer.holds_prompts else (item.caption for item in writer.items)
-    encode_texts(output, encoder, [*texts, *own], dtype=dtype, progress=encoding)
-    return _summary(writer, reading.frames / reading.fps)
+    _warn_of_overlap(planned, heldout, reports.warn)
+    parts = [] if (output / MANIFEST).exists() else split_parts(output, planned, part_size)
+    reports.say(f"asked of videos: {reading.checks}")
+    job.encode(parts[share.index :: share.count], reports)
+    if not share.waits_for:
+        return None
+    wait_for([part for index in share.waits_for for part in parts[index :: share.count]], reports.waiting)
+    if not all(part.is_complete for part in parts):
+        return None
+    try:
+        with locked(output, of=output):
+            if not (output / MANIFEST).exists():
+                job.join(output, parts, texts, videos)
+            return job.describe(output, planned, texts, reports)
+    except FolderInUse:
+        if len(share.waits_for) == share.count:
+            raise
+        return None  # another share was as fast, and completes it
+
+
+@dataclass(frozen=True)
+class _Job:
+    """How a cache is made: by whom, of what, and in which portions. `source` is what messages call the captions."""
+
+    encoder: Encoder
+    reading: ReadOptions
+    source: Path
+    workers: int
+    batch_size: int
+    shard_size: int
+    dtype: Dtype
+
+    def __post_init__(self) -> None:
+        windows, batch_size, workers = self.reading.windows, self.batch_size, self.workers
+        if min(windows, batch_size) < 1 or workers < 0:
+            least = "at least 1, 1 and 0 are needed"
+            raise UserError(f"{windows} windows, batch size {batch_size}, {workers} workers: {least}")
+
+    def encode(self, parts: Sequence[Part], reports: Reports) -> None:
+        """Encode the clips of all parts, and then their captions: no two encoders need be in memory together."""
+        texts: list[list[str]] = []
+        counts = [sum(isinstance(each, Captioned) for each in part.planned) for part in parts]
+        for number, part in enumerate(parts):
+            with part.locked():
+                writer = self._open(part.path, part.planned)
+                if not writer.finished:
+                    batch = _Batch(writer, self.encoder, self.batch_size)
+                    progress = _shifted(reports.videos, sum(counts[:number]), sum(counts))
+                    _fill(writer, part.planned, self.reading, self.workers, batch, progress)
+                    writer.finish()
+                texts.append(list(dict.fromkeys(item.caption for item in writer.items)))
+        self.encoder.drop("vae")
+        counts = [len(each) for each in texts]
+        for number, part in enumerate(parts):
+            with part.locked():
+                progress = _shifted(reports.texts, sum(counts[:number]), sum(counts))
+                self._encode_texts(part.path, texts[number], progress)
+
+    def join(self, output: Path, parts: Sequence[Part], texts: Sequence[str], videos: Path) -> None:
+        """Make the cache of its parts, which are complete, with `texts` besides.
+
+        Raises `UserError` if none of them has a clip; nothing is left then.
+        """
+        writers = [self._open(part.path, part.planned) for part in parts]
+        if not any(map(len, writers)):
+            skipped = [skip for writer in writers for skip in writer.skipped]
+            remove_parts(output, parts)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in _count_reasons(skipped).items())
+            first = f"the first, {skipped[0].file}: {skipped[0].detail}"
+            raise UserError(f"no file in {videos} can be used ({reasons}); {first}")
+        join_texts(output, [writer.path for writer in writers if len(writer)])
+        self._encode_texts(output, texts)
+        join_caches(output, writers)
+
+    def describe(self, output: Path, planned: Sequence[Planned], texts: Sequence[str], reports: Reports) -> Summary:
+        """What a finished cache holds. Texts that it lacks, as one of an earlier version may, are added to it."""
+        writer = self._open(output, planned)
+        captions = [] if writer.holds_prompts else [item.caption for item in writer.items]
+        self._encode_texts(output, [*texts, *captions], reports.texts)
+        return _summary(writer, self.reading.frames / self.reading.fps)
+
+    def _open(self, path: Path, planned: Sequence[Planned]) -> CacheWriter:
+        reading = self.reading
+        writer = CacheWriter(
+            path,
+            identity=self.encoder.identity,
+            geometry=Geometry(reading.frames, *reading.size, float(reading.fps)),
+            reading=reading.header,
+            shard_size=self.shard_size,
+            dtype=self.dtype,
+        )
+        _refuse_other_captions(writer, planned, self.source)
+        return writer
+
+    def _encode_texts(self, folder: Path, texts: Sequence[str], progress: CountProgress | None = None) -> None:
+        encode_texts(folder, self.encoder, texts, dtype=self.dtype, shard_size=max(1, len(texts)), progress=progress)
+
+
+def _shifted(progress: CountProgress, before: int, total: int) -> CountProgress:
+    """Reports the progress of a portion as that of all, `total`, of which `before` come first."""
+    return lambda done, _: progress(before + done, total)
 
 
 def _warn_of_overlap(planned: list[Planned], heldout: Sequence[Path], warn: Callable[[str], None]) -> None:
@@ -148,11 +251,11 @@ class _Batch:
 
 def _fill(
     writer: CacheWriter,
-    planned: list[Planned],
+    planned: Sequence[Planned],
     reading: ReadOptions,
     workers: int,
     batch: _Batch,
-    progress: CountProgress | None,
+    progress: CountProgress,
 ) -> None:
     written = Counter(item.file for item in writer.items)
     # An interruption may have come between two windows of the last file written, and of that one only.
@@ -166,8 +269,7 @@ def _fill(
         if each.source.name not in settled
     ]
     done = len(captioned) - len(jobs)
-    tell = progress or (lambda done, total: None)
-    tell(done, len(captioned))
+    progress(done, len(captioned))
     with closing(decoded(jobs, reading, workers)) as results:
         for each in planned:
             if isinstance(each, Skip):
@@ -177,11 +279,11 @@ def _fill(
                 for outcome in next(results):
                     clips += _add(outcome, each, clips, writer, batch)
                 done += 1
-                tell(done, len(captioned))
+                progress(done, len(captioned))
     batch.encode()
 
 
-def _files_before(file: str | None, planned: list[Planned]) -> set[str]:
+def _files_before(file: str | None, planned: Sequence[Planned]) -> set[str]:
     """The captioned files that come before one; none if that is None."""
     names = [each.source.name for each in planned if isinstance(each, Captioned)]
     return set() if file is None else set(names[: names.index(file)])
@@ -201,7 +303,7 @@ def _add(outcome: Outcome, of: Captioned, clips: int, writer: CacheWriter, batch
     return 0
 
 
-def _refuse_other_captions(writer: CacheWriter, planned: list[Planned], captions: Path) -> None:
+def _refuse_other_captions(writer: CacheWriter, planned: Sequence[Planned], captions: Path) -> None:
     """A cache continued, or finished, with other captions would not hold what its captions say."""
     caption_of = {each.source.name: each.caption for each in planned if isinstance(each, Captioned)}
     for item in writer.items:
@@ -217,20 +319,13 @@ def _refuse_other_captions(writer: CacheWriter, planned: list[Planned], captions
             )
 
 
-def _give_up(writer: CacheWriter, videos: Path) -> None:
-    first, counts = writer.skipped[0], _count_reasons(writer.skipped)
-    writer.abandon()
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    raise UserError(f"no file in {videos} can be used ({reasons}); the first, {first.file}: {first.detail}")
-
-
 def _summary(writer: CacheWriter, clip_seconds: float) -> Summary:
     return Summary(
         kept=len(writer),
         files=len({item.file for item in writer.items}),
         seconds=len(writer) * clip_seconds,
         source_seconds=source_seconds(writer.items),
-        size=sum(entry.stat().st_size for entry in writer.path.iterdir()),
+        size=sum(entry.stat().st_size for entry in writer.path.rglob("*") if entry.is_file()),
         skipped=_count_reasons(writer.skipped),
         examples={skip.reason: skip for skip in reversed(writer.skipped)},
     )

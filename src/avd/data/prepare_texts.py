@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from avd.data.cache import JOURNAL, MANIFEST, read_manifest
+from avd.data.cache import MANIFEST, is_begun, read_manifest
 from avd.data.captions import read_prompts
 from avd.data.tensor_files import Dtype
 from avd.data.texts import TEXTS, EncodedTexts, TextEncoder, encode_texts
@@ -46,7 +46,7 @@ def _held(output: Path, encoder: TextEncoder, *, new: bool) -> Dtype | None:
     """The dtype of what `output` holds; None if it holds nothing, and `new` says that it need not."""
     if (output / TEXTS).exists():
         return EncodedTexts(output).dtype
-    if (output / MANIFEST).exists() or (output / JOURNAL).exists():
+    if (output / MANIFEST).exists() or is_begun(output):
         manifest = read_manifest(output)
         if manifest.get("identity") != encoder.identity:
             raise UserError(

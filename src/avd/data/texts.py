@@ -17,8 +17,8 @@ network is given for a caption, one of a hundred words fills about a third, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,10 +143,21 @@ def encode_texts(
     for start in range(0, len(lacking), shard_size):
         report(start, len(lacking))
         writer.write(lacking[start : start + shard_size], batch_size)
-    report(len(lacking), len(lacking))
+    if lacking:
+        report(len(lacking), len(lacking))
     if prompts is not None:
         writer.list_prompts(prompts)
     return len(lacking)
+
+
+def join_texts(folder: Path, parts: Sequence[Path]) -> None:
+    """Let a folder hold the texts of `parts`, folders in it that were encoded alike, and no list of prompts.
+
+    The files stay where they are; of a text that several hold, the last is read.
+    """
+    held = [EncodedTexts(part) for part in parts]
+    records = [replace(record, file=f"{each.folder.name}/{record.file}") for each in held for record in each.records]
+    _write_list(folder, held[0].identity, held[0].dtype, held[0].condition_shapes, records, None)
 
 
 class _Writer:
@@ -192,16 +203,7 @@ class _Writer:
         self._save()
 
     def _save(self) -> None:
-        found = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "identity": self._encoder.identity,
-            "dtype": self._dtype,
-            "condition_shapes": self._shapes,
-            "shards": [asdict(record) for record in self._records],
-            "prompts": None if self._prompts is None else asdict(self._prompts),
-        }
-        write_json(self._folder / TEXTS, found, indent=1)
+        _write_list(self._folder, self._encoder.identity, self._dtype, self._shapes, self._records, self._prompts)
 
     def _refuse_to_mix(self, held: EncodedTexts) -> None:
         for what, found, own in (
@@ -213,6 +215,26 @@ class _Writer:
                     f"the texts of {self._folder} were encoded with {what} {found!r}, this run has {own!r}: "
                     "choose another folder"
                 )
+
+
+def _write_list(
+    folder: Path,
+    identity: str,
+    dtype: Dtype,
+    shapes: Mapping[str, tuple[int, ...]],
+    records: Sequence[ShardRecord],
+    prompts: ShardRecord | None,
+) -> None:
+    found = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "identity": identity,
+        "dtype": dtype,
+        "condition_shapes": shapes,
+        "shards": [asdict(record) for record in records],
+        "prompts": None if prompts is None else asdict(prompts),
+    }
+    write_json(folder / TEXTS, found, indent=1)
 
 
 def _starts(rows_P: Tensor) -> Tensor:

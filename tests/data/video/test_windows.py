@@ -12,6 +12,7 @@ import pytest
 from avd.data import VideoError, write_video
 from avd.data.video.reading import ReadOptions, Window, read_windows
 from avd.data.video.sources import VideoSource
+from avd.types import UserError
 from helpers.footage import numbers, shades
 
 
@@ -69,3 +70,15 @@ def test_one_window_of_a_long_video_is_in_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert len(peaks) == 100
     assert peaks[-1] < 1.5 * peaks[1] < 100 * 4 * 64 * 64 * 3 / 4
+
+
+@pytest.mark.parametrize("wrong", [{"fps": 0}, {"picture_fps": 0}, {"picture_fps": float("nan")}])
+def test_rates_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="fps is"):
+        replace(ReadOptions(4, 8, (16, 16), 1), **wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("inf"), float("nan")])
+def test_a_start_that_makes_no_sense_is_refused(wrong: float) -> None:
+    with pytest.raises(UserError, match="s to skip at the start"):
+        ReadOptions(4, 8, (16, 16), 1, skip_start=wrong)
