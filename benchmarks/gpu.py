@@ -24,6 +24,7 @@ from torch import Tensor
 
 from avd.config import Recipe, load_recipe
 from avd.distillation.roles import Roles
+from avd.distillation.starts import Starts
 from avd.distillation.step import Batch, TrainingStep
 from avd.engine.randomness import UpdateRandom
 from avd.engine.ranks import Ranks, process_group
@@ -33,7 +34,7 @@ from avd.models.devices import pick_device
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
 from avd.models.solvers import make_solver
 from avd.models.wan.known import KNOWN
-from avd.models.wan.network import WanVelocity
+from avd.models.wan.network import WanVelocity, hollow_transformer
 from avd.models.wan.sizes import WanSizes, known_sizes
 from avd.objectives.term import Setting
 from avd.planning.plan import Machine, Planner
@@ -46,15 +47,22 @@ class RandomModel:
     """As much of a model as roles and samplers need: a transformer of true size with random weights."""
 
     sizes: WanSizes
-    dtype: torch.dtype
 
-    def velocity(self) -> WanVelocity:
-        return self.fresh_velocity()
+    def hollow_velocity(self) -> WanVelocity:
+        return WanVelocity(hollow_transformer({**self.sizes.config, "num_layers": self.sizes.layers}))
 
-    def fresh_velocity(self) -> WanVelocity:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return self.sizes.build().to(self.dtype)
+    def weights(self) -> RandomWeights:
+        return RandomWeights({k: tuple(v.shape) for k, v in self.hollow_velocity().transformer.state_dict().items()})
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """Normal numbers, small enough for a deep network, as `avd.models.weights.Weights`."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def region(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+        return 0.02 * torch.randn(shape)
 
 
 @dataclass(frozen=True)
@@ -99,9 +107,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 def measure_training(sizes: WanSizes, recipe: Recipe, ranks: Ranks, cycles: int) -> dict[str, Cost]:
     """A student update, a fake-score update and a full cycle; medians over cycles, after one that is not counted."""
-    dtype = getattr(torch, recipe.compute.dtype) if recipe.roles == "adapters" else torch.float32
     method = Method.of(recipe)
-    roles = Roles(RandomModel(sizes, dtype), recipe, method, ranks)  # type: ignore[arg-type]
+    starts = Starts.alike(RandomModel(sizes), method)  # type: ignore[arg-type]
+    roles = Roles(starts, recipe, method, ranks)
     rollout = Rollout(make_stages(few_step_sigmas(recipe.rollout.timesteps)))
     device, count = ranks.device, recipe.training.batch
     latents = torch.randn(count, *sizes.latent_CFHW, device=device)
@@ -139,7 +147,7 @@ def measure_sampling(
     sizes: WanSizes, device: torch.device, dtype: torch.dtype, repeats: int, steps: int
 ) -> dict[str, Cost]:
     """One clip: 4 steps at full and at half rate in turns, and the teacher's guided steps through diffusers."""
-    network = RandomModel(sizes, dtype).velocity().to(device).eval()
+    network = sizes.build().to(device, dtype).eval()
     between = FrameInterpolator(InterpolatorConfig(sizes.latent_CFHW[0])).to(device).eval()
     noise = torch.randn(1, *sizes.latent_CFHW, device=device)
     prompt = torch.randn(1, *sizes.conditions["embedding"], device=device)

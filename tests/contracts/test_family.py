@@ -17,7 +17,7 @@ from avd.config import AdaptersRecipe, Recipe, load_recipe
 from avd.data import CacheWriter, Geometry, Item, LatentCache, MemoryLatents, encode_texts
 from avd.distillation.task import DistillTask
 from avd.engine.sources import open_cache
-from avd.models.adapters import AdapterVelocity, add_adapters, merged_weights
+from avd.models.adapters import AdapterVelocity, add_adapters, merged_stream
 from avd.models.backbone import Backbone
 from avd.models.family import TextToVideo, families, load_model, read_sizes
 from avd.planning.activations import MeasuredPass, PassMeter, build_hollow
@@ -26,6 +26,7 @@ from avd.planning.plan import Machine, Planner
 from avd.sampling.choose import make_sampler
 from avd.types import Conditions, UserError
 from helpers.families import FAMILIES, HELPERS, fake_family, save_model
+from helpers.networks import filled
 
 __all__ = ["fake_family"]
 
@@ -104,7 +105,7 @@ def test_latents_and_pixels_have_the_declared_shapes(model: TextToVideo) -> None
 
 
 def test_a_velocity_is_float32_and_its_gradient_reaches_every_weight(model: TextToVideo) -> None:
-    (x, sigma), network = inputs(model), model.fresh_velocity().train().requires_grad_(True)
+    (x, sigma), network = inputs(model), filled(model).train().requires_grad_(True)
     x.requires_grad_()
     velocity = network(x, sigma, prompts_of(model))
     assert velocity.shape == x.shape and velocity.dtype == torch.float32
@@ -113,6 +114,21 @@ def test_a_velocity_is_float32_and_its_gradient_reaches_every_weight(model: Text
     assert all(p.grad is not None for p in network.parameters())
     theirs = {p.data_ptr() for p in model.velocity().parameters()}
     assert not any(p.data_ptr() in theirs for p in network.parameters())
+
+
+def test_a_network_without_memory_is_filled_to_be_the_same(model: TextToVideo) -> None:
+    hollow = model.hollow_velocity()
+    assert all(p.is_meta and p.dtype == torch.float32 for p in hollow.parameters())
+    assert not any(buffer.is_meta for buffer in hollow.buffers())
+    network, weights = model.velocity(), model.weights()
+    state = {k: tuple(v.shape) for k, v in network.transformer.state_dict().items()}
+    assert dict(weights.shapes) == state
+    (x, sigma), conditions = inputs(model), prompts_of(model)
+    with torch.no_grad():
+        assert torch.equal(filled(model)(x, sigma, conditions), network(x, sigma, conditions))
+    for name, tensor in network.transformer.state_dict().items():
+        rows = (tensor.shape[0] - 1, *tensor.shape[1:])
+        assert torch.equal(weights.region(name, (1, *[0] * (tensor.ndim - 1)), rows), tensor[1:])
 
 
 def test_a_frame_stride_changes_positions_for_one_call(model: TextToVideo) -> None:
@@ -179,7 +195,7 @@ def test_recomputed_blocks_keep_less_and_give_the_same_gradient(model: TextToVid
     assert full < none
     (x, sigma), gradients = inputs(model), []
     for which in ("none", "selective", "full"):
-        network = model.fresh_velocity().train()
+        network = filled(model).train()
         network.recompute(which)
         network(x, sigma, prompts_of(model), frame_stride=2).square().mean().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
@@ -188,7 +204,7 @@ def test_recomputed_blocks_keep_less_and_give_the_same_gradient(model: TextToVid
 
 
 def test_what_cannot_be_computed_is_one_line(model: TextToVideo) -> None:
-    network: Backbone = model.fresh_velocity()
+    network: Backbone = filled(model)
     network.use_attention(None)
     with pytest.raises(UserError, match="attention is 'magic'"):
         model.sizes.check_attention("magic")
@@ -209,7 +225,7 @@ def test_blocks_may_wait_in_the_hosts_memory(model: TextToVideo) -> None:
 
 
 def test_adapters_go_into_the_declared_targets(model: TextToVideo) -> None:
-    (x, sigma), conditions, base = inputs(model), prompts_of(model), model.fresh_velocity()
+    (x, sigma), conditions, base = inputs(model), prompts_of(model), filled(model)
     targets = model.sizes.adapter_targets
     with pytest.raises(UserError, match=r"adapters\.targets names 'nothing'"):
         add_adapters(base.transformer, ("one",), rank=2, alpha=2.0, targets=("nothing",))
@@ -224,8 +240,9 @@ def test_adapters_go_into_the_declared_targets(model: TextToVideo) -> None:
         for p in one.parameters():
             p += 0.05
         torch.testing.assert_close(none(x, sigma, conditions), before)
-        plain = model.fresh_velocity()
-        plain.transformer.load_state_dict(merged_weights(base.transformer, "one", lambda tensor: tensor))
+        plain = filled(model)
+        merged = merged_stream(base.transformer, "one", model.weights(), lambda tensor: tensor.detach())
+        plain.transformer.load_state_dict(dict(merged))
         torch.testing.assert_close(plain(x, sigma, conditions), one(x, sigma, conditions), rtol=1e-4, atol=1e-5)
 
 
@@ -256,14 +273,14 @@ def test_a_student_is_distilled_exported_and_sampled(
     model: TextToVideo, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     recipe = distil("student.optimizer.learning_rate=1e-2", *overrides)
-    before = {k: v.clone() for k, v in model.fresh_velocity().transformer.state_dict().items()}
+    before = {k: v.clone() for k, v in filled(model).transformer.state_dict().items()}
     task = DistillTask(recipe, model, source_of(model), None)
     for n in range(2):
         metrics = task.update(n).metrics
         assert all(np.isfinite(value) for value in metrics.values())
     task.export(tmp_path)
     student = load_model(str(tmp_path / "student"))
-    after = student.fresh_velocity().transformer.state_dict()
+    after = filled(student).transformer.state_dict()
     assert after.keys() == before.keys() and any(not torch.equal(after[k], before[k]) for k in before)
     assert student.settings.student_timesteps == (1000, 900, 757, 522)
     latents = make_sampler(student)(["a red square"], torch.Generator().manual_seed(0))

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from avd.config import load_recipe
 from avd.distillation.roles import Roles
+from avd.distillation.starts import Starts
 from avd.distillation.task import DistillTask
 from avd.engine.randomness import generator_for
 from avd.methods.method import Method
+from avd.models.adapters import merged_stream
 from avd.models.family import load_model
 from avd.models.wan.network import WanVelocity
 from avd.sampling.choose import load_interpolator, make_sampler
@@ -30,7 +32,8 @@ ADAPTERS = ("roles=adapters", "adapters.rank=4", "adapters.alpha=8")
 
 def make_roles(*overrides: str) -> Roles:
     recipe = load_recipe("avd", overrides)
-    return Roles(tiny_model(), recipe, Method.of(recipe))
+    method = Method.of(recipe)
+    return Roles(Starts.alike(tiny_model(), method), recipe, method)
 
 
 def weights(roles: Roles) -> dict[str, dict[str, Tensor]]:
@@ -114,9 +117,9 @@ def test_the_gradient_of_an_adapter_is_that_of_its_merged_weights() -> None:
 
 
 def merged(cycle: Cycle, adapter: str) -> dict[str, Tensor]:
-    from avd.models.adapters import merged_weights
-
-    return merged_weights(cycle.roles.teacher.base.transformer, adapter, lambda p: p.detach())  # type: ignore[attr-defined]
+    base = cycle.roles.teacher.base  # type: ignore[attr-defined]
+    stored = tiny_model().weights()
+    return dict(merged_stream(base.transformer, adapter, stored, lambda p: p.detach()))
 
 
 def test_a_student_step_moves_only_the_students_adapter_and_its_average() -> None:
@@ -182,7 +185,7 @@ def test_what_is_exported_computes_what_the_average_does(mode: tuple[str, ...]) 
     cycle.run(make_batch(cycle.recipe), update_random())
     expected = velocities(cycle.roles)["average"]
     plain = tiny_model().velocity()
-    plain.transformer.load_state_dict(cycle.roles.export_average())
+    plain.transformer.load_state_dict(dict(cycle.roles.average_stream()))
     g = generator_for(0)
     x, sigma = torch.randn(2, *LATENT_SHAPE, generator=g), torch.tensor([0.9, 0.3])
     found = plain(x, sigma, Conditions({"embedding": torch.zeros(2, 7, 64)}))

@@ -13,6 +13,8 @@ from torch import Tensor
 from avd.export.format import Student
 from avd.export.writing import compare, write
 from avd.models.family import TextToVideo
+from avd.models.streams import TensorStream, stream
+from avd.models.weights import MemoryWeights
 from avd.types import UserError
 from helpers.tiny import tiny_model
 
@@ -33,10 +35,10 @@ class Lossy:
     def refusal(self, student: Student) -> str | None:
         return None
 
-    def gather(self, student: Student) -> dict[str, Tensor]:
-        return student.weights()
+    def tensors(self, student: Student) -> TensorStream:
+        return student.weights
 
-    def write(self, folder: Path, student: Student, weights: Mapping[str, Tensor]) -> None:
+    def write(self, folder: Path, student: Student, tensors: TensorStream) -> None:
         (folder / "file").write_text("here")
 
     def reload(self, folder: Path, model: TextToVideo) -> dict[str, Tensor]:
@@ -45,7 +47,7 @@ class Lossy:
 
 @pytest.fixture(scope="module")
 def student() -> Student:
-    return Student(tiny_model(), lambda: dict(WEIGHTS))
+    return Student(tiny_model(), stream(MemoryWeights(WEIGHTS)))
 
 
 def off_by(steps: float) -> Lossy:
@@ -61,7 +63,7 @@ def test_deviations_are_counted_in_units_of_the_largest_value(student: Student, 
 def test_the_coarser_dtype_counts(student: Student, tmp_path: Path) -> None:
     rounded = Lossy(lambda w: {**w, "a": (w["a"] + 1.0).bfloat16() - 1.0}, tolerance=1.0)
     assert compare(rounded, tmp_path, student).ulps <= 1
-    third = Student(student.model, lambda: {"a": torch.tensor([1 / 3, 1.0])})
+    third = Student(student.model, stream(MemoryWeights({"a": torch.tensor([1 / 3, 1.0])})))
     found = compare(Lossy(lambda w: {"a": torch.tensor([1 / 3, 1.0]).bfloat16()}), tmp_path, third)
     assert 0 < found.ulps <= 0.5
 

@@ -29,11 +29,11 @@ class Toy:
     def refusal(self, student):
         return "it has an interpolator: leave it out" if student.interpolator is not None else None
 
-    def gather(self, student):
-        return student.weights()
+    def tensors(self, student):
+        return student.weights
 
-    def write(self, folder, student, weights):
-        np.savez(folder / "weights.npz", **{name: tensor.float().numpy() for name, tensor in weights.items()})
+    def write(self, folder, student, tensors):
+        np.savez(folder / "weights.npz", **{name: tensor.float().numpy() for name, tensor in tensors})
 
     def reload(self, folder, model):
         return {name: torch.from_numpy(array) for name, array in np.load(folder / "weights.npz").items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from avd.config import Recipe, load_recipe
 from avd.distillation.roles import Network, Roles
+from avd.distillation.starts import Starts
 from avd.distillation.step import Batch, TrainingStep
 from avd.engine.loop import UpdateResult
 from avd.engine.randomness import UpdateRandom
@@ -63,7 +64,7 @@ def make_cycle(*overrides: str, together: bool = False, ranks: Ranks = SINGLE_PR
     )  # the temporal term acts
     stages = make_stages(few_step_sigmas(resolved.rollout.timesteps), resolved.rollout.half_rate_stages)
     model, method = tiny_model(), Method.of(resolved)
-    roles = Roles(model, resolved, method, ranks)
+    roles = Roles(Starts.alike(model, method), resolved, method, ranks)
     if not together:
         _part_ways(roles)
     source = tiny_source(MODEL)

@@ -8,6 +8,7 @@ import torch
 
 from avd.config import load_recipe
 from avd.distillation.roles import Roles
+from avd.distillation.starts import Starts
 from avd.export.format import Student
 from avd.methods.method import Method
 from avd.models.family import load_model
@@ -23,11 +24,12 @@ def make_student(
     model = load_model(str(base), dtype=dtype)
     changes = ["roles=adapters", "adapters.rank=4", "adapters.alpha=8"] if adapters else []
     recipe = load_recipe("avd", [*changes, f"compute.dtype={str(dtype).removeprefix('torch.')}"])
-    roles = Roles(model, recipe, Method.of(recipe))
+    method = Method.of(recipe)
+    roles = Roles(Starts.alike(model, method), recipe, method)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in roles.average.network.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     between = FrameInterpolator(InterpolatorConfig(model.latent_shape()[0], widths=(8,))) if interpolator else None
-    adapter = roles.export_adapter if adapters else None
-    return Student(model, roles.export_average, adapter, CHANGES, between)
+    adapter = roles.adapter_stream() if adapters else None
+    return Student(model, roles.average_stream(), adapter, CHANGES, between)

@@ -103,9 +103,13 @@ class FakeScoreRecipe(Section):
     updates: int = Field(5, ge=1, le=1000)
     """Updates of the fake score for each of the student's."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
+    start: str | None = None
+    """What it begins as: a run, whose fake score it takes over, or a model. None: the run's model."""
 
 
 class StudentRecipe(Section):
+    start: str | None = None
+    """What it begins as: a student's folder or a run. None: the run's model."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     ema: float = Field(0.99, ge=0, lt=1)
 
@@ -199,6 +203,8 @@ class Recipe(Section):
     model: str = "wan-mini"
     transformer: str | None = None
     """A safetensors file to take the transformer's weights from; None: the model's own."""
+    teacher: str | None = None
+    """A many-step model of the same latents and prompts that teaches; None: the model itself."""
     seed: int = Field(0, ge=0, le=MOST_SEED)
     roles: Literal["full", "adapters"] = "full"
     """full: a full model per role; adapters: one frozen base, of which every other role is a LoRA adapter."""

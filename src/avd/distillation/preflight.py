@@ -13,7 +13,8 @@ comes first:
 5. the model by its config files: that it is no student, that it fits the data, its frames and tokens, the attention
    backend, the layers and the rank of adapters, the built-in world's level and shape;
 6. the model's folder, which a hub id may have to be fetched for: the headers of all weights, whether the cache was made
-   with them, and the interpolator.
+   with them, and the interpolator;
+7. what else the networks begin as: the teacher, the starts of student and fake score.
 
 Of weights only headers are read, and the first few values of each weight that a cache's identity is made of. Networks
 are built without memory, to be compared with the headers.
@@ -28,6 +29,7 @@ import torch
 
 from avd.config import Recipe
 from avd.data import LatentCache
+from avd.distillation.starts import Starts, resolve_starts
 from avd.engine.checkpoint import check_newest
 from avd.engine.optimizers import check_optimizer
 from avd.engine.ranks import clips_per_rank
@@ -76,6 +78,8 @@ class ResolvedRun:
     interpolator: Path | None
     """The folder of the model's interpolator, if it has one."""
     folder: RunFolder
+    starts: Starts
+    """What the networks begin as."""
 
 
 def preflight(recipe: Recipe, output: Path, *, resume: bool, launch: Launch) -> ResolvedRun:
@@ -106,7 +110,7 @@ def preflight(recipe: Recipe, output: Path, *, resume: bool, launch: Launch) -> 
         model.settings = replace(model.settings, **asdict(cache.geometry))  # as are the clips of the student
     interpolator = find_interpolator(model)
     _check_interpolator(recipe, interpolator, model.latent_shape()[0])
-    return ResolvedRun(model, cache, world, interpolator, folder)
+    return ResolvedRun(model, cache, world, interpolator, folder, resolve_starts(recipe, method, model))
 
 
 def resolve_workload(recipe: Recipe, ranks: int) -> Workload:

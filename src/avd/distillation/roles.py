@@ -1,7 +1,11 @@
 """Teacher, student and the auxiliaries of a method: roles over weights, and the student's moving average.
 
-`full`: a model per role; student and auxiliaries start as copies of the teacher. `adapters`: one frozen base; the
-teacher is the base itself, the others are LoRA adapters on it that start as the base. Nobody who uses a role can tell.
+`full`: a model per role. `adapters`: one frozen base, of which all but the teacher are LoRA adapters; the teacher is
+the base itself, or another model. Nobody who uses a role can tell. `distillation.starts` says what each begins as: the
+teacher, unless a recipe says otherwise.
+
+Networks are built without memory, sharded, and then filled, each rank reading its own shards, so that no rank ever
+holds a complete one.
 """
 
 from __future__ import annotations
@@ -13,15 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from avd.config import ComputeRecipe, OptimizerRecipe, Recipe
+from avd.distillation.starts import Start, Starts
 from avd.engine.ema import EMA
 from avd.engine.optimizers import make_optimizer, set_learning_rate
 from avd.engine.packing import pack_optimizer, pack_weights, unpack_optimizer, unpack_weights
 from avd.engine.randomness import derive_seed
 from avd.engine.ranks import SINGLE_PROCESS, Ranks, shard
+from avd.engine.sharding import fill, fill_like
 from avd.methods.method import Method
-from avd.models.adapters import AdapterVelocity, adapter_weights, add_adapters, merged_weights
+from avd.models.adapters import (
+    AdaptedWeights,
+    AdapterVelocity,
+    adapted_layers,
+    adapter_stream,
+    add_adapters,
+    merged_stream,
+)
 from avd.models.backbone import Backbone
-from avd.models.family import TextToVideo
+from avd.models.lora import LoraMatrices
+from avd.models.streams import TensorStream
 from avd.types import Velocity
 
 
@@ -97,10 +111,10 @@ class Roles:
     is exported, and the auxiliaries in `followers` follow the student likewise. Only what `method` needs is made.
     """
 
-    def __init__(self, model: TextToVideo, recipe: Recipe, method: Method, ranks: Ranks = SINGLE_PROCESS) -> None:
-        self._ranks = ranks
+    def __init__(self, starts: Starts, recipe: Recipe, method: Method, ranks: Ranks = SINGLE_PROCESS) -> None:
+        self.starts, self._ranks = starts, ranks
         make = _adapters if recipe.roles == "adapters" else _full
-        self.teacher, networks, averages = make(model, recipe, method, ranks)
+        self.teacher, networks, averages = make(starts, recipe, method, ranks)
         self.student = Trained("student", networks["student"], recipe.student.optimizer)
         self.average = Follower("average", averages["average"])
         self.learned = {name: Trained(name, networks[name], each.optimizer) for name, each in method.updates.items()}
@@ -133,18 +147,21 @@ class Roles:
         for follower in (self.average, *self.followers.values()):
             follower.load(tensors)
 
-    def export_average(self) -> dict[str, Tensor]:
-        """The averaged student as the full state dict of a plain transformer, on the CPU. All ranks must ask."""
-        average, gather = self.average.network, self._ranks.gather
+    def average_stream(self) -> TensorStream:
+        """The averaged student's weights, those of a plain transformer. All ranks must walk it."""
+        average, collect = self.average.network, self._ranks.collect
         if isinstance(average, AdapterVelocity):
-            return merged_weights(average.base.transformer, "average", gather)
-        return {name.removeprefix("transformer."): gather(p) for name, p in average.named_parameters()}
+            base, main = self.starts.student.weights, self._ranks.is_main
+            return merged_stream(average.base.transformer, "average", base, collect, main=main)
+        parameters = {_plain_name(name): p for name, p in average.named_parameters()}
+        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+        return TensorStream(shapes, lambda name: collect(parameters[name]))
 
-    def export_adapter(self) -> dict[str, Tensor]:
+    def adapter_stream(self) -> TensorStream:
         """The averaged student's adapter by itself, likewise. Only where roles are adapters."""
         average = self.average.network
         assert isinstance(average, AdapterVelocity)
-        return adapter_weights(average.base.transformer, "average", self._ranks.gather)
+        return adapter_stream(average.base.transformer, "average", self._ranks.collect)
 
 
 _Networks = tuple[Network, dict[str, Network], dict[str, EMA[Network]]]
@@ -155,34 +172,64 @@ def _decays(recipe: Recipe, method: Method) -> dict[str, float]:
     return {"average": recipe.student.ema, **{each.name: each.decay for each in method.averaged}}
 
 
-def _full(model: TextToVideo, recipe: Recipe, method: Method, ranks: Ranks) -> _Networks:
-    teacher = model.velocity().eval().requires_grad_(False)
-    names = ("student", *method.updates)
-    learning = {name: model.fresh_velocity().train().requires_grad_(True) for name in names}
-    networks: dict[str, Network] = dict(learning)
-    averages = {name: EMA(networks["student"], decay) for name, decay in _decays(recipe, method).items()}
-    for network in (teacher, *learning.values(), *(average.module for average in averages.values())):
-        assert isinstance(network, Backbone)
-        _set_up(network, recipe.compute, ranks, frozen=network is teacher)
-    return teacher, networks, averages
+def _full(starts: Starts, recipe: Recipe, method: Method, ranks: Ranks) -> _Networks:
+    filled: list[tuple[Start, Backbone]] = []
+
+    def make(start: Start, *, frozen: bool = False) -> Backbone:
+        network = start.model.hollow_velocity().train(not frozen).requires_grad_(not frozen)
+        _set_up(network, recipe.compute, ranks, frozen=frozen)
+        alike = next((other for known, other in filled if known is start), None)
+        if alike is None:
+            fill(network, start.weights, ranks.device, _plain_name)
+        else:
+            fill_like(network, alike, ranks.device)
+        if not frozen:  # which may be rounded
+            filled.append((start, network))
+        return network
+
+    learning = {name: make(starts.of(name)) for name in ("student", *method.updates)}
+    averages: dict[str, EMA[Network]] = {
+        name: EMA[Network](learning["student"], decay, into=make(starts.student))
+        for name, decay in _decays(recipe, method).items()
+    }
+    return make(starts.teacher, frozen=True), dict(learning), averages
 
 
-def _adapters(model: TextToVideo, recipe: Recipe, method: Method, ranks: Ranks) -> _Networks:
-    base, lora, decays = model.velocity().train(), recipe.adapters, _decays(recipe, method)
-    learning, targets = ("student", *method.updates), lora.targets or model.sizes.adapter_targets
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(recipe.seed, "adapters"))
-        add_adapters(base.transformer, (*learning, *decays), rank=lora.rank, alpha=lora.alpha, targets=targets)
+def _adapters(starts: Starts, recipe: Recipe, method: Method, ranks: Ranks) -> _Networks:
+    lora, decays, student = recipe.adapters, _decays(recipe, method), starts.student
+    base, learning = student.model.hollow_velocity().train(), ("student", *method.updates)
+    names = (*learning, *decays)
+    with torch.device("meta"):
+        targets = lora.targets or student.model.sizes.adapter_targets
+        add_adapters(base.transformer, names, rank=lora.rank, alpha=lora.alpha, targets=targets)
     _set_up(base, recipe.compute, ranks, frozen=True)
+    layers = adapted_layers(base.transformer)
+
+    def seed(layer: str) -> int:
+        return derive_seed(recipe.seed, "adapters", layer)
+
+    fresh = LoraMatrices.fresh(student.base, layers, lora.rank, seed)
+    begin = {name: (starts.of(name) if name in learning else student).lora or fresh for name in names}
+    fill(base, AdaptedWeights(student.base, begin, lora.alpha / lora.rank), ranks.device, _plain_name)
     networks: dict[str, Network] = {name: AdapterVelocity(base, name) for name in learning}
     averages: dict[str, EMA[Network]] = {
         name: EMA(networks["student"], decay, into=AdapterVelocity(base, name)) for name, decay in decays.items()
     }
-    return AdapterVelocity(base, None), networks, averages
+    if starts.teacher is student or starts.teacher.model is student.model:
+        return AdapterVelocity(base, None), networks, averages
+    teacher = starts.teacher.model.hollow_velocity().eval().requires_grad_(False)
+    _set_up(teacher, recipe.compute, ranks, frozen=True)
+    fill(teacher, starts.teacher.weights, ranks.device, _plain_name)
+    return teacher, networks, averages
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name in its transformer."""
+    return name.removeprefix("transformer.")
 
 
 def _set_up(network: Backbone, compute: ComputeRecipe, ranks: Ranks, *, frozen: bool) -> None:
-    """Set `network` up as `compute` says, in place.
+    """Set `network`, which has no memory yet, up as `compute` says, in place.
 
     `frozen`: weights that no optimizer reads need no more precision than they get.
     """

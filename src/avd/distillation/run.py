@@ -50,7 +50,7 @@ def distill_run(
         else:
             assert resolved.world is not None
             source = encode_world(model, resolved.world, recipe.data.world_clips, progress=encoding)
-        task = DistillTask(recipe, model, source, interpolator, ranks)
+        task = DistillTask(recipe, model, source, interpolator, ranks, resolved.starts)
         monitor = Monitor(recipe, source, task.sampler(), ranks) if recipe.monitors.every else None
         if monitor is not None:
             monitor.find_references(folder.path, tell, measuring)

@@ -21,6 +21,7 @@ class RunSampler:
 
     def __init__(self, model: TextToVideo, roles: Roles, rollout: Rollout, null_prompt: Conditions) -> None:
         self._model, self._roles, self._rollout, self._null_prompt = model, roles, rollout, null_prompt
+        self._teacher = roles.starts.teacher.model
         self._device = null_prompt["embedding"].device
 
     @torch.no_grad()
@@ -33,11 +34,11 @@ class RunSampler:
     @property
     def default_teacher_steps(self) -> int:
         """Steps of the teacher where a recipe does not say."""
-        return default_teacher_steps(self._model.settings, self._model.sizes)
+        return default_teacher_steps(self._teacher.settings, self._teacher.sizes)
 
     def teacher(self, noise_BCFHW: Tensor, prompts: Conditions, steps: int, heed: Heed = lambda: None) -> Tensor:
         """Latents of the teacher in `steps` steps. `heed` is called before each call of the network."""
-        settings = self._model.settings
+        settings = self._teacher.settings
         return sample_teacher(
             _heeding(self._roles.teacher, heed),
             noise_BCFHW.to(self._device),

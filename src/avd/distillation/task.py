@@ -15,6 +15,7 @@ from avd.config import Recipe
 from avd.data import BatchOrder, LatentSource
 from avd.distillation.roles import Roles
 from avd.distillation.sampler import RunSampler
+from avd.distillation.starts import Starts
 from avd.distillation.step import Batch, TrainingStep
 from avd.engine.loop import UpdateResult
 from avd.engine.preview import write_preview
@@ -37,8 +38,9 @@ class DistillTask:
     """See `engine.loop.Task`. One update is one `TrainingStep`.
 
     `source` holds real latents with their prompts; both real videos and the rollouts' prompts come from it, each in its
-    own shuffled order. `interpolator` is needed for half-rate stages. Every rank has the full source and reads its own
-    samples of each batch. That all of it fits together, `distillation.preflight` has seen to.
+    own shuffled order. `starts` is what the roles begin as; None: all as the model. `interpolator` is needed for
+    half-rate stages. Every rank has the full source and reads its own samples of each batch. That all of it fits
+    together, `distillation.preflight` has seen to.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class DistillTask:
         source: LatentSource,
         interpolator: FrameInterpolator | None,
         ranks: Ranks = SINGLE_PROCESS,
+        starts: Starts | None = None,
     ) -> None:
         self.recipe, self.model, self.source, self.interpolator = recipe, model, source, interpolator
         self.ranks, self.samples = ranks, ranks.samples(recipe.training.batch)
@@ -56,7 +59,7 @@ class DistillTask:
         half_rate = recipe.rollout.half_rate_stages
         assert not half_rate or (interpolator is not None and shape[1] % 2), "see `distillation.preflight`"
         self.null_prompt = model.encode_prompts([""]).to(ranks.device)
-        self.roles = Roles(model, recipe, self.method, ranks)
+        self.roles = Roles(starts or Starts.alike(model, self.method), recipe, self.method, ranks)
         if interpolator is not None:
             interpolator.eval().requires_grad_(False).to(ranks.device)
         sigmas = few_step_sigmas(recipe.rollout.timesteps)
@@ -140,8 +143,8 @@ class DistillTask:
         adapters, rollout = self.recipe.roles == "adapters", self.recipe.rollout
         student = Student(
             self.model,
-            self.roles.export_average,
-            self.roles.export_adapter if adapters else None,
+            self.roles.average_stream(),
+            self.roles.adapter_stream() if adapters else None,
             {"student_timesteps": rollout.timesteps, "half_rate_stages": rollout.half_rate_stages},
             self.interpolator,
         )

@@ -23,7 +23,7 @@ class EMA(Generic[WeightedT]):
     """Keeps `average <- decay * average + (1 - decay) * weights`, with a warm-up that forgets the first weights.
 
     The decay of update n (from 0) is min(decay, (1 + n) / (10 + n)), so a short run is not dominated by where it began.
-    The average is kept in `module`: a frozen copy of the module given, or `into`, of the same weights.
+    The average is kept in `module`: a frozen copy of the module given, or `into`, which holds the same weights.
     """
 
     def __init__(self, module: WeightedT, decay: float, into: WeightedT | None = None) -> None:

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from avd.engine.checkpoint import SavedTensors
+from avd.engine.sharding import shard_like
 
 
 class HasParameters(Protocol):
@@ -78,13 +79,7 @@ def _numbers(value: Any) -> Tensor:
     local = value.to_local() if isinstance(value, DTensor) else torch.as_tensor(value)
     if not hasattr(local, "codes"):  # what torchao's quantised states hold
         return torch.as_tensor(value)
-    return _shard_like(value, local.dequantize()) if isinstance(value, DTensor) else local.dequantize()
-
-
-def _shard_like(like: DTensor, local: Tensor) -> DTensor:
-    return DTensor.from_local(
-        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
+    return shard_like(value, local.dequantize()) if isinstance(value, DTensor) else local.dequantize()
 
 
 def _read_like(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
@@ -92,4 +87,4 @@ def _read_like(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor
     if not (isinstance(like, DTensor) and isinstance(tensors, SavedTensors) and tensors.shape(name) == like.shape):
         return tensors[name]
     shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
-    return _shard_like(like, tensors.region(name, tuple(offset), tuple(shape)).to(like.device))
+    return shard_like(like, tensors.region(name, tuple(offset), tuple(shape)).to(like.device))

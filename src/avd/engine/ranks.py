@@ -25,6 +25,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from avd.config import ComputeRecipe
+from avd.engine.sharding import collect
 from avd.models.backbone import Backbone
 from avd.models.devices import Launch, pick_device, read_launch
 from avd.types import UserError
@@ -168,10 +169,9 @@ class Ranks:
                 found.append(make())
         return self.broadcast(found)[0]
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """A tensor that may be sharded, gathered, on the CPU. All ranks must ask."""
-        full = getattr(tensor, "full_tensor", None)
-        return (tensor if full is None else full()).detach().cpu()
+    def collect(self, tensor: Tensor) -> Tensor | None:
+        """A tensor that may be sharded, complete, on the CPU of the first rank; None on the others. All must ask."""
+        return collect(tensor, self.rank)
 
 
 def _describe(error: Exception | None) -> str:
@@ -277,13 +277,12 @@ def _refuse_shared_gpu(name: str, launch: Launch) -> None:
 
 
 def shard(network: Backbone, ranks: Ranks, dtype: torch.dtype) -> None:
-    """Put a network on its device; with a mesh, shard it unit by unit and let it compute in `dtype`, in place.
+    """With a mesh, shard a network unit by unit and let it compute in `dtype`, in place. It may have no memory yet.
 
     Parameters stay what they are stored in and gradients are reduced in float32. The family says which units compute
     in float32 all the same.
     """
     if ranks.mesh is None:
-        network.to(ranks.device)
         return
     mesh = ranks.mesh
     precise = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)

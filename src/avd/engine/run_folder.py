@@ -35,6 +35,8 @@ _COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "sh
 _MAY_CHANGE = {
     "updates",
     "trackers",
+    "student.start",  # which a run that has a checkpoint needs no more
+    "fake_score.start",
     *(f"training.{key}" for key in _SCHEDULE),
     *(f"compute.{key}" for key in _COMPUTE),
 }

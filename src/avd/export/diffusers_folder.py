@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from avd.models.family import TextToVideo
+    from avd.models.streams import TensorStream
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class DiffusersFolder:
     def refusal(self, student: Student) -> str | None:
         return None
 
-    def gather(self, student: Student) -> dict[str, Tensor]:
-        return student.weights()
+    def tensors(self, student: Student) -> TensorStream:
+        return student.weights
 
-    def write(self, folder: Path, student: Student, weights: Mapping[str, Tensor]) -> None:
-        student.model.save(folder, weights, **student.changes)
+    def write(self, folder: Path, student: Student, tensors: TensorStream) -> None:
+        student.model.save(folder, tensors, **student.changes)
 
     def reload(self, folder: Path, model: TextToVideo) -> dict[str, Tensor]:
         return model.reload(folder)

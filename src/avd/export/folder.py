@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from avd.export.format import Student
 from avd.models.family import load_model
 from avd.types import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def open_student(name: str) -> Student:
@@ -19,19 +15,18 @@ def open_student(name: str) -> Student:
 
     Raises UserError if there is none or it is damaged.
     """
-    from avd.sampling.choose import load_interpolator  # here, as the command line lists formats without torch
+    from avd.models.streams import stream  # here, as the command line lists formats without torch
+    from avd.models.weights import MemoryWeights
+    from avd.sampling.choose import load_interpolator
 
     inner = Path(name) / "student"
     folder = inner if inner.is_dir() else Path(name)
     model = load_model(str(folder))
     if model.settings.student_timesteps is None:
         raise UserError(f"{name} is a many-step model: name a run of `avd distill`, or its student")
-
-    def weights() -> dict[str, Tensor]:
-        return dict(model.velocity().transformer.state_dict())
-
-    source, interpolator = model.source, load_interpolator(model)
+    source, weights, interpolator = model.source, stream(model.weights()), load_interpolator(model)
     if source is None or source.adapter is None:
         return Student(model, weights, interpolator=interpolator)
-    base, lora = load_model(source.name, transformer=source.transformer), source.adapter.folder
-    return Student(base, weights, lambda: base.read_adapter(lora), asdict(model.settings), interpolator)
+    base = load_model(source.name, transformer=source.transformer)
+    adapter = stream(MemoryWeights(base.read_adapter(source.adapter.folder)))
+    return Student(base, weights, adapter, asdict(model.settings), interpolator)

@@ -7,7 +7,7 @@ writes weights and what its tool needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -18,9 +18,7 @@ if TYPE_CHECKING:  # listing the formats loads no torch
     from avd.models.family import TextToVideo
     from avd.models.interpolator import FrameInterpolator
     from avd.models.settings import Settings
-
-Weights = Callable[[], "dict[str, Tensor]"]
-"""Tensors by name, on the CPU. Shards are gathered from all ranks when they are asked for, so all must ask."""
+    from avd.models.streams import TensorStream
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,11 @@ class Student:
 
     model: TextToVideo
     """What it is a student of; everything but the transformer's weights is this model's."""
-    weights: Weights
-    """The transformer's full state dict, adapters merged, in the names of the model's own transformer."""
-    adapter: Weights | None = None
-    """The adapter by itself, as `models.adapters.adapter_weights` gives it; None if the student has none."""
+    weights: TensorStream
+    """The transformer's full state dict, adapters merged, in the names of the model's own transformer. Shards are
+    collected from all ranks as they are reached, so all must walk it."""
+    adapter: TensorStream | None = None
+    """The adapter by itself, as `models.adapters.adapter_stream` gives it; None if the student has none."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Settings in which it differs from the model: its timesteps and half-rate stages."""
     interpolator: FrameInterpolator | None = None
@@ -58,12 +57,12 @@ class Format(Protocol):
         """Why this student cannot be written so, in one line that says what to do; None if it can. All ranks agree."""
         ...
 
-    def gather(self, student: Student) -> dict[str, Tensor]:
-        """The weights that `write` needs and no others. Asked on every rank."""
+    def tensors(self, student: Student) -> TensorStream:
+        """Which of the student's weights `write` needs."""
         ...
 
-    def write(self, folder: Path, student: Student, weights: Mapping[str, Tensor]) -> None:
-        """Write into an empty folder, on the main rank alone. `weights` are those of `gather`."""
+    def write(self, folder: Path, student: Student, tensors: TensorStream) -> None:
+        """Write into an empty folder, on the main rank alone, while the others drain what `tensors` gave."""
         ...
 
     def reload(self, folder: Path, model: TextToVideo) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from avd.models.family import TextToVideo
+    from avd.models.streams import TensorStream
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Lora:
             return f"its base {source.adapter.folder} is itself a LoRA: write it as diffusers (adapters.merge=true)"
         return None
 
-    def gather(self, student: Student) -> dict[str, Tensor]:
+    def tensors(self, student: Student) -> TensorStream:
         assert student.adapter is not None
-        return student.adapter()
+        return student.adapter
 
-    def write(self, folder: Path, student: Student, weights: Mapping[str, Tensor]) -> None:
+    def write(self, folder: Path, student: Student, tensors: TensorStream) -> None:
         source = student.model.source
         assert source is not None
-        student.model.save_adapter(folder, weights)
+        student.model.save_adapter(folder, tensors)
         AdapterFolder(folder, source.name, source.transformer).write()
 
     def reload(self, folder: Path, model: TextToVideo) -> dict[str, Tensor]:

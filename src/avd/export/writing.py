@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from avd.types import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from avd.models.streams import TensorStream
 
 
 @dataclass(frozen=True)
@@ -27,23 +29,41 @@ class Deviation:
 def write(format: Format, path: Path, student: Student, *, main: bool = True, verify: bool = False) -> None:
     """Write the folder `path`, replacing it as a unit: killed at any moment, it is the old one or the new one.
 
-    All ranks call it, as weights are gathered from all; the one that is `main` writes. Settings (`avd.json`) and the
-    interpolator (`interpolator/`) are in the folder of every format. `verify` reads the files back with stock code
-    before they take their place. Raises UserError if the format refuses the student, or if what is read back differs.
+    All ranks call it, as weights are collected from all, one tensor at a time; the one that is `main` writes. Settings
+    (`avd.json`) and the interpolator (`interpolator/`) are in the folder of every format. `verify` reads the files back
+    with stock code before they take their place. Raises UserError if the format refuses the student, or if what is read
+    back differs.
     """
     refusal = format.refusal(student)
     if refusal is not None:
         raise UserError(f"the student cannot be written as {format.name}: {refusal}")
-    weights = format.gather(student)
+    tensors = format.tensors(student)
     if not main:
+        tensors.drain()
         return
     with atomic_folder(path) as folder:
-        format.write(folder, student, weights)
+        _write(format, folder, student, tensors)
         write_settings(folder, student.settings)
         if student.interpolator is not None:
             student.interpolator.save(folder / "interpolator")
         if verify:
             compare(format, folder, student)
+
+
+def _write(format: Format, folder: Path, student: Student, tensors: TensorStream) -> None:
+    """Write, and, if that fails, let the other ranks come to the end of what they are asked for."""
+    waiting = dict.fromkeys(tensors.shapes)
+
+    def make(name: str) -> Tensor | None:
+        waiting.pop(name, None)
+        return tensors.make(name)
+
+    try:
+        format.write(folder, student, replace(tensors, make=make))
+    except Exception:
+        for name in waiting:
+            tensors.make(name)
+        raise
 
 
 def compare(format: Format, folder: Path, student: Student) -> Deviation:
@@ -52,11 +72,12 @@ def compare(format: Format, folder: Path, student: Student) -> Deviation:
     Raises UserError if tensors are missing, too many or of another shape, or lie further away than the format's
     tolerance, or are not finite where the student's are.
     """
-    expected, found = student.weights(), format.reload(folder, student.model)
-    for name in sorted(expected.keys() ^ found.keys()):
-        raise UserError(f"{_differs(format)}: {name} is {'missing' if name in expected else 'not in the student'}")
-    worst = Deviation(min(expected), 0.0)
-    for name, tensor in expected.items():
+    expected, found = student.weights, format.reload(folder, student.model)
+    for name in sorted(expected.shapes.keys() ^ found.keys()):
+        missing = name in expected.shapes
+        raise UserError(f"{_differs(format)}: {name} is {'missing' if missing else 'not in the student'}")
+    worst = Deviation(min(found), 0.0)
+    for name, tensor in expected:
         if found[name].shape != tensor.shape:
             shapes = f"{tuple(found[name].shape)}, not {tuple(tensor.shape)}"
             raise UserError(f"{_differs(format)}: {name} is of shape {shapes}")

@@ -6,23 +6,25 @@ An adapted linear layer computes W x + (alpha / rank) B A x. B starts at zero, s
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from avd.models.lora import WEIGHT, LoraMatrices, MergedWeights
+from avd.models.streams import TensorStream
+from avd.models.weights import Weights, read_tensor, slices
 from avd.types import Conditions, UserError
 
 if TYPE_CHECKING:
     from avd.models.backbone import Backbone
 
-Gather = Callable[[Tensor], Tensor]
-"""Gathers a tensor that may be sharded on the CPU."""
+Collect = Callable[[Tensor], Tensor | None]
+"""Collects a tensor that may be sharded on the CPU of the first rank; None on the others."""
 
 
 class AdapterVelocity:
@@ -47,10 +49,10 @@ class AdapterVelocity:
 def add_adapters(
     transformer: nn.Module, names: tuple[str, ...], *, rank: int, alpha: float, targets: tuple[str, ...]
 ) -> None:
-    """Freeze a transformer and give it adapters of these names, in place, all of them beginning alike.
+    """Freeze a transformer and give it adapters of these names, in place.
 
-    `targets` are endings of the names of linear layers. The first matrices are drawn from torch's global generator.
-    Raises UserError as `check_targets`.
+    `targets` are endings of the names of linear layers. How adapters begin is `AdaptedWeights`' to say: what they hold
+    before is peft's, or nothing on the meta device. Raises UserError as `check_targets`.
     """
     check_targets(transformer, targets)
     transformer.requires_grad_(False)
@@ -63,7 +65,7 @@ def add_adapters(
         for name in names:
             down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
             # peft makes them of the base's type; they are trained, so in float32
-            down.data, up.data = layer.lora_A[names[0]].weight.data.float().clone(), up.data.float()
+            down.data, up.data = down.data.float(), up.data.float()
 
 
 def check_targets(transformer: nn.Module, targets: tuple[str, ...]) -> None:
@@ -102,30 +104,69 @@ def switched_as_now(transformer: nn.Module) -> Callable[[], AbstractContextManag
     return lambda: switched(transformer, adapter)
 
 
-def merged_weights(transformer: nn.Module, adapter: str, gather: Gather) -> dict[str, Tensor]:
-    """The state dict of a plain transformer that is the base with the adapter in it: W + (alpha / rank) B A."""
-    merged = {
-        name.replace(".base_layer", ""): gather(p).clone()
-        for name, p in transformer.named_parameters()
-        if "lora_" not in name
-    }
-    for name, layer in _named_layers(transformer):
-        weight = merged[f"{name}.weight"]
-        down, up = gather(layer.lora_A[adapter].weight), gather(layer.lora_B[adapter].weight)
-        weight += (layer.scaling[adapter] * (up.float() @ down.float())).to(weight.dtype)
-    return merged
-
-
-def adapter_weights(transformer: nn.Module, adapter: str, gather: Gather) -> dict[str, Tensor]:
+def adapter_stream(transformer: nn.Module, adapter: str, collect: Collect) -> TensorStream:
     """The adapter by itself, by the names that diffusers gives a LoRA of a transformer, alpha / rank multiplied in."""
-    scaling = {name: layer.scaling[adapter] for name, layer in _named_layers(transformer)}
-    tensors = get_peft_model_state_dict(transformer, adapter_name=adapter)
-    weights = {name: gather(tensor).float() for name, tensor in tensors.items()}
-    for name in weights:
-        layer, _, matrix = name.partition(".lora_")
-        if matrix.startswith("B"):
-            weights[name] = weights[name] * scaling[layer]
-    return weights
+    matrices: dict[str, tuple[Tensor, float]] = {}
+    for name, layer in _named_layers(transformer):
+        matrices[f"{name}.lora_A.weight"] = layer.lora_A[adapter].weight, 1.0
+        matrices[f"{name}.lora_B.weight"] = layer.lora_B[adapter].weight, layer.scaling[adapter]
+
+    def make(name: str) -> Tensor | None:
+        matrix, scale = matrices[name]
+        found = collect(matrix)
+        return None if found is None else scale * found.float()
+
+    return TensorStream({name: tuple(matrix.shape) for name, (matrix, _) in matrices.items()}, make)
+
+
+def merged_stream(
+    transformer: nn.Module, adapter: str, base: Weights, collect: Collect, *, main: bool = True
+) -> TensorStream:
+    """The weights of a plain transformer that is the base with the adapter in it: W + (alpha / rank) B A, in float32.
+
+    W is read again from `base`, the weights as they are stored: those in memory may be rounded. `main`: whether this
+    rank is the one that `collect` gives its tensors to.
+    """
+    own = adapter_stream(transformer, adapter, collect)
+    ranks = {layer: layer_.r[adapter] for layer, layer_ in _named_layers(transformer)}
+
+    def read(layer: str) -> tuple[Tensor | None, Tensor | None]:
+        return own.make(f"{layer}.lora_A.weight"), own.make(f"{layer}.lora_B.weight")
+
+    merged = MergedWeights(base, LoraMatrices(ranks, read))  # type: ignore[arg-type]
+
+    def make(name: str) -> Tensor | None:
+        if main:
+            return read_tensor(merged, name).float()
+        if merged.changes(name):
+            read(name.removesuffix(WEIGHT))
+        return None
+
+    return TensorStream(base.shapes, make)
+
+
+class AdaptedWeights:
+    """`Weights` of a network with adapters, by its own names of its parameters, as they begin.
+
+    `starts` holds each adapter's beginning, and `scaling` the alpha / rank that the network multiplies B A with.
+    """
+
+    def __init__(self, base: Weights, starts: Mapping[str, LoraMatrices], scaling: float) -> None:
+        self._base, self._starts, self._scaling = base, starts, scaling
+        self.shapes = base.shapes
+
+    def region(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+        layer, found, rest = name.partition(".lora_")
+        if not found:
+            return self._base.region(name.replace(".base_layer", ""), offset, shape)
+        matrix, adapter, _ = rest.split(".")
+        down, up = self._starts[adapter].read(layer)
+        return (down if matrix == "A" else up / self._scaling)[slices(offset, shape)]
+
+
+def adapted_layers(transformer: nn.Module) -> list[str]:
+    """The names of the linear layers that have adapters."""
+    return [name for name, _ in _named_layers(transformer)]
 
 
 _LAYERS: WeakKeyDictionary[nn.Module, list[LoraLayer]] = WeakKeyDictionary()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # asking which families there are loads no torch
     from avd.models.backbone import Backbone
     from avd.models.settings import Settings
     from avd.models.sizes import Sizes
+    from avd.models.streams import TensorStream
+    from avd.models.weights import Weights
 
 
 class TextToVideo(Protocol):
@@ -67,8 +69,12 @@ class TextToVideo(Protocol):
         """The network, on `device` if given."""
         ...
 
-    def fresh_velocity(self) -> Backbone:
-        """A trainable copy, for a student or a fake score that starts from the model."""
+    def hollow_velocity(self) -> Backbone:
+        """The network with all its parameters on the meta device, in float32: to be sharded, then filled."""
+        ...
+
+    def weights(self) -> Weights:
+        """The network's weights as they are stored, by the names of its transformer, read as they are asked for."""
         ...
 
     def latent_shape(self, frames: int | None = None) -> tuple[int, int, int, int]:
@@ -104,7 +110,7 @@ class TextToVideo(Protocol):
         """All weights in half precision, in place: for shipping."""
         ...
 
-    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None, **settings: Any) -> None:
+    def save(self, folder: Path, weights: TensorStream | None = None, **settings: Any) -> None:
         """Write a folder that loads again, and in the family's stock pipeline: with other weights, settings."""
         ...
 
@@ -112,8 +118,8 @@ class TextToVideo(Protocol):
         """The network's state dict as the family's stock library reads a folder that `save` wrote: no code of ours."""
         ...
 
-    def save_adapter(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write a LoRA of this model, as `models.adapters.adapter_weights` gives it, for the stock pipeline."""
+    def save_adapter(self, folder: Path, weights: TensorStream) -> None:
+        """Write a LoRA of this model, as `models.adapters.adapter_stream` gives it, for the stock pipeline."""
         ...
 
     def read_adapter(self, folder: Path) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,8 @@ from avd.models.folders import ModelSource
 from avd.models.identity import entries_in_memory, identity_of
 from avd.models.settings import Settings, read_settings, write_settings
 from avd.models.sizes import Linear, Sizes
+from avd.models.streams import TensorStream
+from avd.models.weights import MemoryWeights, Weights
 from avd.types import Conditions, UserError
 
 CHANNELS, WIDTH, LETTERS, LETTER_WIDTH, POOLED = 3, 8, 6, 4, 5
@@ -123,8 +124,12 @@ class FakeModel:
     def velocity(self, device: torch.device | None = None) -> FakeVelocity:
         return FakeVelocity(self.transformer)
 
-    def fresh_velocity(self) -> FakeVelocity:
-        return FakeVelocity(copy.deepcopy(self.transformer))
+    def hollow_velocity(self) -> FakeVelocity:
+        with torch.device("meta"):
+            return FakeVelocity(FakeTransformer(len(self.transformer.layers)))
+
+    def weights(self) -> Weights:
+        return MemoryWeights(self.transformer.state_dict())
 
     def latent_shape(self, frames: int | None = None) -> tuple[int, int, int, int]:
         s = self.settings
@@ -159,19 +164,19 @@ class FakeModel:
         self.transformer.half()
         return self
 
-    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None, **settings: Any) -> None:
+    def save(self, folder: Path, weights: TensorStream | None = None, **settings: Any) -> None:
         (folder / "transformer").mkdir(parents=True, exist_ok=True)
         (folder / "model_index.json").write_text(json.dumps({"_class_name": "FakePipeline"}))
         (folder / "transformer" / "config.json").write_text(json.dumps({"layers": len(self.transformer.layers)}))
-        state = {k: v.contiguous() for k, v in (weights or self.transformer.state_dict()).items()}
+        state = {k: v.contiguous() for k, v in weights or self.transformer.state_dict().items()}
         save_file(state, folder / "transformer" / "model.safetensors")
         write_settings(folder, replace(self.settings, **settings))
 
     def reload(self, folder: Path) -> dict[str, Tensor]:
         return load_file(folder / "transformer" / "model.safetensors")
 
-    def save_adapter(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        save_file({k: v.contiguous() for k, v in weights.items()}, folder / LORA_FILE)
+    def save_adapter(self, folder: Path, weights: TensorStream) -> None:
+        save_file(dict(weights), folder / LORA_FILE)
 
     def read_adapter(self, folder: Path) -> dict[str, Tensor]:
         return load_file(folder / LORA_FILE)

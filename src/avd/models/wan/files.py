@@ -33,7 +33,7 @@ from avd.models.wan.configs import (
     read_vae,
     settings_of,
 )
-from avd.models.weights import WeightFiles, check_depth, check_fits
+from avd.models.weights import Renamed, WeightFiles, Weights, check_depth, check_fits
 from avd.types import UserError
 
 _PART_CLASSES = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel}
@@ -85,6 +85,12 @@ class ModelFiles:
                 parameter.data = parameter.data.float()
         return network
 
+    @property
+    def transformer_weights(self) -> Weights:
+        """The transformer's, as they are stored, by diffusers' names."""
+        weights = self._weights["transformer"]
+        return weights if self.transformer_file is None else Renamed(weights, diffusers_names(weights.shapes))
+
     def entries(self) -> list[Entry]:
         """What the model's identity is made of."""
         with self._explained():
@@ -93,16 +99,15 @@ class ModelFiles:
 
     def complete(self, folder: Path) -> None:
         """Add VAE, text encoder and tokenizer to a saved pipeline that lacks them: byte for byte, and no pickles."""
-        index = json.loads((folder / INDEX_FILE).read_text())
-        for part in (*_ENCODERS, "tokenizer"):
-            index[part] = self.index[part]
+        parts = (*_ENCODERS, "tokenizer")
+        for part in parts:
             shutil.copytree(
                 self.folder / part,
                 folder / part,
                 ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5"),
                 copy_function=shutil.copyfile,  # without modes: what is read-only there need not be so here
             )
-        write_json(folder / INDEX_FILE, index, sort_keys=True)
+        add_to_index(folder, **{part: self.index[part] for part in parts})
 
     def _find_weights(self, part: str, config: Mapping[str, Any]) -> WeightFiles:
         """A part's weights by their headers, which tell how many blocks there are before any is built."""
@@ -140,6 +145,12 @@ class ModelFiles:
             raise UserError(f"{self.source.name} cannot be loaded as a Wan model: {reason}") from error
 
 
+def add_to_index(folder: Path, **parts: Any) -> None:
+    """Name parts in the index of a saved pipeline, each by its library and class."""
+    index = json.loads((folder / INDEX_FILE).read_text())
+    write_json(folder / INDEX_FILE, {**index, **parts}, sort_keys=True)
+
+
 def _skeletons(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Each part's network without memory, from its config."""
     with torch.device("meta"):
@@ -160,7 +171,14 @@ def _single_file(name: str) -> Path:
 
 def in_diffusers_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Shapes of a Wan transformer's tensors, given in its original names or already in diffusers', in diffusers'."""
+    return {name: shapes[there] for name, there in diffusers_names(shapes).items()}
+
+
+def diffusers_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """The name in a file of each of a Wan transformer's tensors, by its name in diffusers."""
     if "scale_shift_table" in shapes:
-        return dict(shapes)
+        return {name: name for name in shapes}
     hollow = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    return {name: tuple(tensor.shape) for name, tensor in convert_wan_transformer_to_diffusers(hollow).items()}
+    origins = {id(tensor): name for name, tensor in hollow.items()}
+    converted = convert_wan_transformer_to_diffusers(dict(hollow))
+    return {name: origins[id(tensor)] for name, tensor in converted.items()}

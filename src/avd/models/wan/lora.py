@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,14 +10,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransform
 from safetensors import SafetensorError
 from torch import Tensor
 
+from avd.models.lora import LoraMatrices, MergedWeights
+from avd.models.streams import TensorStream
+from avd.models.weights import Weights
 from avd.types import UserError
 
 _PREFIX = "transformer."
 """The start of the names in a LoRA's file that belong to the transformer."""
 
 
-def save_adapter(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write what `models.adapters.adapter_weights` gave as a LoRA that `WanPipeline.load_lora_weights` reads."""
+def save_adapter(folder: Path, weights: TensorStream) -> None:
+    """Write what `models.adapters.adapter_stream` gives as a LoRA that `WanPipeline.load_lora_weights` reads."""
     WanPipeline.save_lora_weights(folder, transformer_lora_layers=dict(weights))
 
 
@@ -26,6 +29,13 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     with _explained(folder):
         weights = WanPipeline.lora_state_dict(str(folder), use_safetensors=True)
         return {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
+
+
+def merged_with_saved(base: Weights, folder: Path) -> Weights:
+    """A base with the LoRA in `folder` merged in float32 as it is read. Raises UserError if it does not fit."""
+    adapter = read_adapter(folder)
+    with _explained(folder):
+        return MergedWeights(base, LoraMatrices.of(adapter))
 
 
 def merge_saved(transformer: WanTransformer3DModel, folder: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +21,17 @@ from avd.models.devices import give_back_memory
 from avd.models.folders import ModelSource
 from avd.models.identity import entries_in_memory, identity_of
 from avd.models.settings import Settings, write_settings
+from avd.models.streams import TensorStream, write_stream
 from avd.models.wan.codec import decode_video, encode_video
 from avd.models.wan.configs import check_clip, latent_shape
-from avd.models.wan.files import ModelFiles
+from avd.models.wan.files import ModelFiles, add_to_index
 from avd.models.wan.known import TEXT_TOKENS
-from avd.models.wan.lora import fused_weights, merge_saved, read_adapter, save_adapter
-from avd.models.wan.network import WanVelocity
+from avd.models.wan.lora import fused_weights, merge_saved, merged_with_saved, read_adapter, save_adapter
+from avd.models.wan.network import WanVelocity, hollow_transformer
 from avd.models.wan.schedulers import scheduler_of
 from avd.models.wan.sizes import WanSizes, make_sizes
 from avd.models.wan.tiny_decoder import TinyDecoder
+from avd.models.weights import MemoryWeights, Weights
 from avd.types import Conditions, UserError
 
 # Loading and saving a miniature is quick, and progress is the command line's to show. What these libraries merely warn
@@ -39,6 +39,9 @@ from avd.types import Conditions, UserError
 for _logging in (diffusers_logging, transformers_logging):
     _logging.disable_progress_bar()
     _logging.set_verbosity_error()
+
+
+_WEIGHTS = "diffusion_pytorch_model"
 
 
 class VideoModel:
@@ -119,9 +122,17 @@ class VideoModel:
         network = WanVelocity(self.transformer)
         return network if device is None else network.to(device)
 
-    def fresh_velocity(self) -> WanVelocity:
-        """A trainable copy of the transformer, for a student or a fake score that starts from this model."""
-        return WanVelocity(copy.deepcopy(self.transformer))
+    def hollow_velocity(self) -> WanVelocity:
+        """The transformer without memory, in float32, to be sharded and filled with `weights`."""
+        return WanVelocity(hollow_transformer(self._config("transformer")))
+
+    def weights(self) -> Weights:
+        """The transformer's, as they are stored, a LoRA merged in float32; nothing is read yet."""
+        if self._files is None:
+            return MemoryWeights(self.transformer.state_dict())
+        weights = self._files.transformer_weights
+        adapter = self._files.source.adapter
+        return weights if adapter is None else merged_with_saved(weights, adapter.folder)
 
     def latent_shape(self, frames: int | None = None) -> tuple[int, int, int, int]:
         """(C, F, H, W) of a clip of the model's geometry, or of `frames` frames."""
@@ -179,7 +190,7 @@ class VideoModel:
         self._files = None  # which hold something else
         return self
 
-    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None, **settings: Any) -> None:
+    def save(self, folder: Path, weights: TensorStream | None = None, **settings: Any) -> None:
         """Write a diffusers folder, with `weights` in place of the transformer's own and changed `settings`.
 
         VAE, text encoder and tokenizer of a model with files are copied, in the precision they are stored in.
@@ -190,11 +201,16 @@ class VideoModel:
             tokenizer=self.tokenizer if files is None else None,
             text_encoder=self.text_encoder if files is None else None,
             vae=self.vae if files is None else None,
-            transformer=self.transformer if weights is None else _with_weights(self.transformer, weights),
+            transformer=self.transformer if weights is None else None,
             scheduler=scheduler_of(written),
             expand_timesteps=self._expand_timesteps,
         )
         pipeline.save_pretrained(folder)
+        if weights is not None:
+            transformer = hollow_transformer(self._config("transformer"))
+            transformer.save_config(folder / "transformer")
+            write_stream(folder / "transformer", _WEIGHTS, weights)
+            add_to_index(folder, transformer=["diffusers", type(transformer).__name__])
         if files is not None:
             files.complete(folder)
         _forget_paths(folder)
@@ -203,7 +219,7 @@ class VideoModel:
     def reload(self, folder: Path) -> dict[str, Tensor]:
         return dict(WanPipeline.from_pretrained(folder).transformer.state_dict())
 
-    def save_adapter(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    def save_adapter(self, folder: Path, weights: TensorStream) -> None:
         save_adapter(folder, weights)
 
     def read_adapter(self, folder: Path) -> dict[str, Tensor]:
@@ -226,14 +242,6 @@ def load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) -
 def _settle(name: str, part: Any) -> Any:
     """A part as the rest of the project finds it: only the transformer is ever trained."""
     return part if name == "transformer" else part.eval().requires_grad_(False)
-
-
-def _with_weights(transformer: WanTransformer3DModel, weights: Mapping[str, Tensor]) -> WanTransformer3DModel:
-    """A transformer of the same config that holds `weights`, without a copy of them."""
-    with torch.device("meta"):
-        other = WanTransformer3DModel.from_config(transformer.config)
-    other.load_state_dict(weights, assign=True)
-    return other
 
 
 def encode_prompts(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from diffusers import ContextParallelConfig, WanTransformer3DModel
 from diffusers.models.attention_dispatch import attention_backend
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -79,3 +80,12 @@ class WanVelocity(Backbone):
 
 def _run_block(transformer: nn.Module, chosen: set[nn.Module], block: nn.Module, *inputs: Any) -> Any:
     return run_recomputed(transformer, block, *inputs) if block in chosen else block(*inputs)
+
+
+def hollow_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
+    """A transformer without memory, but for its rotary tables, which no file holds."""
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel.from_config(dict(config))
+    config = transformer.config
+    transformer.rope = WanRotaryPosEmbed(config["attention_head_dim"], config["patch_size"], config["rope_max_seq_len"])
+    return transformer

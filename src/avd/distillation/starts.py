@@ -1,0 +1,196 @@
+"""What the networks of a run begin as.
+
+All of them as the run's model, unless its recipe names something else:
+
+    teacher            a larger model of the same latents and prompts, say 14B for a student of 1.3B
+    student.start      a student's folder, to train it further, or a run: its averaged student
+    fake_score.start   a run: its fake score; or a model of the same latents and prompts, of any size
+
+Of a run, its newest checkpoint counts. With `roles: adapters` the student and those that learn beside it are LoRA
+adapters of the run's model, so what they begin as must be one too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from avd.config import AdaptersRecipe, Recipe, load_recipe
+from avd.engine.checkpoint import SavedTensors, list_checkpoints, load_checkpoint
+from avd.engine.run_folder import RECIPE_FILE
+from avd.methods.method import Method
+from avd.models.family import TextToVideo, load_model
+from avd.models.lora import LoraMatrices, MergedWeights
+from avd.models.weights import Renamed, Weights
+from avd.types import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a network begins as: that of `model`, with the weights `base`, changed by `lora` if there is one."""
+
+    model: TextToVideo
+    base: Weights
+    lora: LoraMatrices | None = None
+
+    @property
+    def weights(self) -> Weights:
+        """With the LoRA merged."""
+        return self.base if self.lora is None else MergedWeights(self.base, self.lora)
+
+
+@dataclass(frozen=True)
+class Starts:
+    """What every role begins as. Roles that begin alike share one `Start`."""
+
+    teacher: Start
+    student: Start
+    auxiliaries: Mapping[str, Start]
+
+    @classmethod
+    def alike(cls, model: TextToVideo, method: Method) -> Starts:
+        """All roles begin as one model."""
+        start = Start(model, model.weights())
+        return cls(start, start, dict.fromkeys(method.updates, start))
+
+    def of(self, name: str) -> Start:
+        """What the student, or an auxiliary that learns, begins as, by name."""
+        return self.student if name == "student" else self.auxiliaries[name]
+
+
+def resolve_starts(recipe: Recipe, method: Method, model: TextToVideo) -> Starts:
+    """What a recipe's networks begin as. Files are opened, and no weights are read.
+
+    Raises UserError for a start that there is not, or that does not fit the run's model.
+    """
+    own = Start(model, model.weights())
+    teacher = own if recipe.teacher is None else _open_teacher(recipe.teacher, model)
+    student = own if recipe.student.start is None else _open(recipe.student.start, "student", "average", model)
+    _check_student(recipe, student, own)
+    auxiliaries = {}
+    for name, section in method.updates.items():
+        start = own if section.start is None else _open(section.start, name, name, model)
+        if recipe.roles == "adapters":
+            _check_adapter(recipe, f"{name}.start", section.start, start, own)
+        auxiliaries[name] = start
+    return Starts(teacher, student, auxiliaries)
+
+
+def _open_teacher(name: str, model: TextToVideo) -> Start:
+    teacher = load_model(name)
+    if teacher.settings.student_timesteps is not None:
+        raise UserError(f"teacher {name} is a student: name a many-step model")
+    _check_identity("teacher", name, teacher, model)
+    clip = model.settings
+    teacher.settings = replace(
+        teacher.settings, frames=clip.frames, height=clip.height, width=clip.width, fps=clip.fps
+    )  # as are the clips of the student
+    return Start(teacher, teacher.weights())
+
+
+def _open(name: str, role: str, saved_as: str, model: TextToVideo) -> Start:
+    """A role's start: a run, whose network called `saved_as` is taken, or a model."""
+    key, saved = f"{role}.start", _run_recipe(name)
+    if saved is None:
+        found = load_model(name)
+        source = found.source
+        _check_identity(key, name, found, model)
+        if source is None or source.adapter is None:
+            return Start(found, found.weights())
+        base = load_model(source.name, transformer=source.transformer)
+        return Start(base, base.weights(), LoraMatrices.of(base.read_adapter(source.adapter.folder)))
+    found = load_model(saved.model, transformer=saved.transformer)
+    _check_identity(key, name, found, model)
+    checkpoints = list_checkpoints(Path(name) / "checkpoints")
+    if not checkpoints:
+        raise UserError(f"{key} is the run {name}, which has no checkpoint: name its student's folder, or another run")
+    tensors, _ = load_checkpoint(checkpoints[-1])
+    return _of_checkpoint(key, name, saved, tensors, saved_as, found)
+
+
+def _of_checkpoint(
+    key: str, name: str, recipe: Recipe, tensors: SavedTensors, saved_as: str, model: TextToVideo
+) -> Start:
+    prefix = f"{saved_as}.transformer."
+    names = {each.removeprefix(prefix): each for each in tensors if each.startswith(prefix)}
+    if not names:
+        raise UserError(f"{key} is the run {name}, which has no {saved_as.replace('_', ' ')}: name another run")
+    if recipe.roles == "full":
+        return Start(model, Renamed(_Saved(tensors), names))
+    matrices = {each.replace(f".{saved_as}.weight", ".weight"): there for each, there in names.items()}
+    return Start(model, model.weights(), _saved_lora(tensors, matrices, recipe.adapters))
+
+
+def _saved_lora(tensors: SavedTensors, names: Mapping[str, str], adapters: AdaptersRecipe) -> LoraMatrices:
+    """From matrices in a checkpoint: `names` gives what each is called there."""
+    layers = [name.removesuffix(".lora_A.weight") for name in names if name.endswith(".lora_A.weight")]
+
+    def read(layer: str) -> tuple[Tensor, Tensor]:
+        down, up = (tensors[names[f"{layer}.lora_{matrix}.weight"]] for matrix in "AB")
+        return down, up * (adapters.alpha / adapters.rank)
+
+    return LoraMatrices(dict.fromkeys(layers, adapters.rank), read)
+
+
+class _Saved:
+    """The tensors of a checkpoint, as `Weights`."""
+
+    def __init__(self, tensors: SavedTensors) -> None:
+        self.region: Callable[[str, tuple[int, ...], tuple[int, ...]], Tensor] = tensors.region
+        self.shapes = {name: tensors.shape(name) for name in tensors}
+
+
+def _run_recipe(name: str) -> Recipe | None:
+    """The recipe of the run in the folder `name`; None if that is no run. Raises UserError if it is damaged."""
+    path = Path(name) / RECIPE_FILE
+    return load_recipe(str(path)) if path.exists() else None
+
+
+def _check_identity(key: str, name: str, found: TextToVideo, model: TextToVideo) -> None:
+    if found.identity != model.identity:
+        raise UserError(
+            f"{key} {name} has another VAE or text encoder than the model that is trained ({found.identity}, not "
+            f"{model.identity}): name one of the same latents and prompts"
+        )
+
+
+def _check_student(recipe: Recipe, student: Start, own: Start) -> None:
+    if recipe.roles == "adapters":
+        _check_adapter(recipe, "student.start", recipe.student.start, student, own)
+    elif student.base.shapes != own.base.shapes:
+        raise UserError(
+            f"student.start {recipe.student.start} is a network of other sizes than {recipe.model}: name that as the "
+            "model, as a student has its model's sizes"
+        )
+
+
+def _place(model: TextToVideo) -> tuple[Path, Path | None] | None:
+    """Where a model's weights lie; None for one made in memory."""
+    source = model.source
+    if source is None:
+        return None
+    return source.folder.resolve(), None if source.transformer is None else Path(source.transformer).resolve()
+
+
+def _check_adapter(recipe: Recipe, key: str, name: str | None, start: Start, own: Start) -> None:
+    """Raise UserError for a start that an adapter of the run's model cannot begin as."""
+    if name is None:
+        return
+    model, lora, rank = recipe.model, start.lora, recipe.adapters.rank
+    if lora is None or _place(start.model) != _place(own.model):
+        raise UserError(f"{key} {name} is no LoRA of {model}, as roles=adapters needs: name one, or set roles=full")
+    targets = recipe.adapters.targets or own.model.sizes.adapter_targets
+    layers = {
+        layer
+        for layer in (each.removesuffix(".weight") for each in own.base.shapes)
+        if any(f".{layer}".endswith(f".{target}") for target in targets)
+    }
+    if lora.ranks != dict.fromkeys(layers, rank):
+        ranks = ", ".join(map(str, sorted(set(lora.ranks.values()))))
+        raise UserError(
+            f"{key} {name} is a LoRA of rank {ranks} on {len(lora.ranks)} layers, and the run's adapters have rank "
+            f"{rank} on {len(layers)}: set adapters.rank and adapters.targets as it was trained with"
+        )
