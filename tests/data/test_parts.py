@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from avd.data import LatentCache, Share, prepare, read_skipped, write_video
+from avd.data import CacheWriter, LatentCache, Share, prepare, read_skipped, write_video
 from avd.data.plan import plan
-from avd.files import FolderInUse
+from avd.files import FolderInUse, FolderLock
 from avd.types import UserError
 from helpers import kill_preparation
 from helpers.command import snapshot
@@ -174,10 +174,34 @@ def test_a_second_writer_is_refused_and_nothing_is_lost(videos: Path, alone: Pat
     assert snapshot(tmp_path / "cache") == snapshot(alone)
 
 
-def test_parts_cut_in_other_ways_are_not_joined(videos: Path, tmp_path: Path) -> None:
-    kill_preparation.run(videos, tmp_path / "cache", part_size=PART, share=Share(1, 2, range(0)))
+@pytest.mark.parametrize("begun", ["finished", "unfinished"])
+def test_a_share_that_is_cut_in_another_way_is_refused_at_once(begun: str, videos: Path, tmp_path: Path) -> None:
+    def killed() -> int:
+        if begun == "unfinished":
+            before(CacheWriter, "finish", 1)
+        return work(videos, tmp_path / "cache", Share(1, 2, range(0)))()
+
+    assert in_a_fork(killed) == (-signal.SIGKILL if begun == "unfinished" else 3)
+    held = snapshot(tmp_path / "cache")
     with pytest.raises(UserError, match="was begun with dtype 'float16', this run has 'bfloat16'"):
         kill_preparation.run(videos, tmp_path / "cache", part_size=PART, share=Share(0, 2, range(2)), dtype="bfloat16")
+    assert snapshot(tmp_path / "cache") == held
+
+
+def test_who_is_not_the_only_one_to_complete_a_cache_leaves_it_to_another(
+    videos: Path, alone: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    first, second = (Share(index, 2, range(index, index + 1)) for index in range(2))
+    assert kill_preparation.run(videos, cache, part_size=PART, share=first) is None
+    other = FolderLock(cache, "the cache")
+    other.acquire()
+    assert kill_preparation.run(videos, cache, part_size=PART, share=second) is None
+    with pytest.raises(FolderInUse):
+        kill_preparation.run(videos, cache, part_size=PART)
+    other.release()
+    assert kill_preparation.run(videos, cache, part_size=PART, share=first) is not None
+    assert snapshot(cache) == snapshot(alone)
 
 
 def test_if_nothing_can_be_used_nothing_is_left(videos: Path, tmp_path: Path) -> None:

@@ -145,14 +145,14 @@ class CacheWriter:
             self.skipped = [Skip(**event["skip"]) for event in events if "skip" in event]
         except (ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged: {remedy}") from error
-        self._refuse_to_mix(header)
+        _refuse_to_mix(self.path, self._header, header)
         self._known_skips = set(self.skipped)
         write_json_lines(path, lines)
         self._take(shards)
 
     def _open_finished(self) -> None:
         manifest = read_manifest(self.path)
-        self._refuse_to_mix(manifest | {"version": VERSION})  # what can be read is left as it is
+        _refuse_to_mix(self.path, self._header, manifest | {"version": VERSION})  # what can be read is left as it is
         # A crash between writing the manifest and removing the journal leaves both.
         (self.path / JOURNAL).unlink(missing_ok=True)
         self.skipped = read_skipped(self.path)
@@ -166,14 +166,6 @@ class CacheWriter:
             items, self._shape = read_shard_header(self.path / record.file)
             self.items += items
 
-    def _refuse_to_mix(self, found: dict[str, Any]) -> None:
-        for key, value in self._header.items():
-            if found.get(key) != value:
-                raise UserError(
-                    f"the latent cache {self.path} was begun with {key} {found.get(key)!r}, this run has {value!r}: "
-                    "choose another folder"
-                )
-
     def _write_shard(self) -> None:
         metadata = {"items": json.dumps([asdict(item) for item in self._pending], ensure_ascii=False)}
         path = self.path / f"shard-{len(self._shards):05d}.safetensors"
@@ -185,6 +177,28 @@ class CacheWriter:
 
     def _log(self, event: dict[str, Any]) -> None:
         append_json_line(self.path / JOURNAL, event, durable=True)
+
+
+def check_begun(path: Path, header: Mapping[str, Any]) -> None:
+    """Raise `UserError` if the cache at `path` was begun with another header than `manifest_header` gives this run.
+
+    One that is not begun may become anything. Nothing is written, so others may be writing it meanwhile.
+    """
+    try:
+        found = next(iter(read_json_lines(path / JOURNAL)), None)
+    except UserError:  # it is finished, perhaps since a moment ago
+        found = read_manifest(path) if (path / MANIFEST).exists() else None
+    if found is not None:
+        _refuse_to_mix(path, header, found)
+
+
+def _refuse_to_mix(path: Path, header: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for key, value in header.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"the latent cache {path} was begun with {key} {found.get(key)!r}, this run has {value!r}: "
+                "choose another folder"
+            )
 
 
 def join_caches(path: Path, parts: Sequence[CacheWriter]) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from avd.data.cache import MANIFEST, Geometry, Item, Skip, source_seconds
-from avd.data.cache_writer import CacheWriter, join_caches
+from avd.data.cache import MANIFEST, Geometry, Item, Skip, is_begun, manifest_header, source_seconds
+from avd.data.cache_writer import CacheWriter, check_begun, join_caches
 from avd.data.overlap import read_heldout, shared_prompts
 from avd.data.parts import PART_FILES, Part, Share, locked, remove_parts, split_parts, wait_for
 from avd.data.plan import Captioned, Planned, plan
@@ -113,7 +113,7 @@ def prepare(
     job = _Job(encoder, reading, captions or videos, workers, batch_size, shard_size, dtype)
     planned = plan(videos, captions, file_column, caption_column)
     _warn_of_overlap(planned, heldout, reports.warn)
-    parts = [] if (output / MANIFEST).exists() else split_parts(output, planned, part_size)
+    parts = job.split(output, planned, part_size)
     reports.say(f"asked of videos: {reading.checks}")
     job.encode(parts[share.index :: share.count], reports)
     if not share.waits_for:
@@ -149,6 +149,16 @@ class _Job:
         if min(windows, batch_size) < 1 or workers < 0:
             least = "at least 1, 1 and 0 are needed"
             raise UserError(f"{windows} windows, batch size {batch_size}, {workers} workers: {least}")
+
+    def split(self, output: Path, planned: Sequence[Planned], part_size: int) -> list[Part]:
+        """The parts of a cache; none if it is finished. Raises `UserError` if others have begun it in another way."""
+        if (output / MANIFEST).exists():
+            return []
+        parts = split_parts(output, planned, part_size)
+        begun = next((part for part in parts if is_begun(part.path) or (part.path / MANIFEST).exists()), None)
+        if begun is not None:  # now, and not when all parts are joined
+            check_begun(begun.path, manifest_header(**self._way))
+        return parts
 
     def encode(self, parts: Sequence[Part], reports: Reports) -> None:
         """Encode the clips of all parts, and then their captions: no two encoders need be in memory together."""
@@ -194,17 +204,20 @@ class _Job:
         return _summary(writer, self.reading.frames / self.reading.fps)
 
     def _open(self, path: Path, planned: Sequence[Planned]) -> CacheWriter:
-        reading = self.reading
-        writer = CacheWriter(
-            path,
-            identity=self.encoder.identity,
-            geometry=Geometry(reading.frames, *reading.size, float(reading.fps)),
-            reading=reading.header,
-            shard_size=self.shard_size,
-            dtype=self.dtype,
-        )
+        writer = CacheWriter(path, **self._way)
         _refuse_other_captions(writer, planned, self.source)
         return writer
+
+    @property
+    def _way(self) -> dict[str, Any]:
+        """What all that write one cache must have in common."""
+        return {
+            "identity": self.encoder.identity,
+            "geometry": Geometry(self.reading.frames, *self.reading.size, float(self.reading.fps)),
+            "dtype": self.dtype,
+            "shard_size": self.shard_size,
+            "reading": self.reading.header,
+        }
 
     def _encode_texts(self, folder: Path, texts: Sequence[str], progress: CountProgress | None = None) -> None:
         encode_texts(folder, self.encoder, texts, dtype=self.dtype, shard_size=max(1, len(texts)), progress=progress)
