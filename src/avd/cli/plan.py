@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from avd.types import UserError
 
 if TYPE_CHECKING:
     from avd.planning.fitting import Remedy
+    from avd.planning.monitors import MonitorPlan
     from avd.planning.plan import Plan
     from avd.planning.work import Work
 
@@ -55,18 +57,21 @@ def plan(
     from avd.distillation.preflight import resolve_workload
     from avd.files import check_can_make, write_json
     from avd.planning.fitting import find_remedy
+    from avd.planning.monitors import plan_monitors
     from avd.planning.plan import Machine, Planner
 
     if json is not None:
         if json.exists():
             raise UserError(f"output {json} exists already: name another file")
         check_can_make(json)
-    planner, machine = Planner(resolve_workload(resolved, gpus).sizes), Machine(gpus, size, mfu, peak_tflops)
+    workload, machine = resolve_workload(resolved, gpus), Machine(gpus, size, mfu, peak_tflops)
+    planner = Planner(workload.sizes)
     made = planner.plan(resolved, machine)
+    monitors = plan_monitors(made, workload.settings)
     remedy = None if made.fits else find_remedy(planner, resolved, machine)
-    _show(made, remedy)
+    _show(made, monitors, remedy)
     if json is not None:
-        write_json(json, _for_json(made, remedy))
+        write_json(json, _for_json(made, monitors, remedy))
 
 
 def _parse_memory(text: str) -> float:
@@ -77,12 +82,12 @@ def _parse_memory(text: str) -> float:
     return size
 
 
-def _for_json(plan: Plan, remedy: Remedy | None) -> dict[str, Any]:
+def _for_json(plan: Plan, monitors: MonitorPlan | None, remedy: Remedy | None) -> dict[str, Any]:
     fit = None if remedy is None else {"set": remedy.changes, "gpus": remedy.gpus, "plan": remedy.plan.to_json()}
-    return {**plan.to_json(), "remedy": fit}
+    return {**plan.to_json(), "monitors": None if monitors is None else asdict(monitors), "remedy": fit}
 
 
-def _show(plan: Plan, remedy: Remedy | None) -> None:
+def _show(plan: Plan, monitors: MonitorPlan | None, remedy: Remedy | None) -> None:
     from avd.methods.adapter_rates import explain_low_rates
     from avd.planning.plan import precision_of
 
@@ -104,6 +109,8 @@ def _show(plan: Plan, remedy: Remedy | None) -> None:
     kind = "" if machine.peak_tflops else f", an H100's in {precision_of(recipe)}"
     _say(f"{_number(plan.seconds)} s per update, {_number(hours)} h for {recipe.training.updates:,} updates,")
     _say(f"at {machine.mfu:.0%} of {machine.peak_of(recipe):g} TFLOP/s per GPU{kind}")
+    if monitors is not None:
+        _say(_describe_monitors(monitors))
     _say(_verdict(plan, remedy))
     low_rates = explain_low_rates(recipe)
     if low_rates is not None:
@@ -152,6 +159,16 @@ def _table(title: str, *numbers: str) -> Table:
     for number in numbers:
         table.add_column(number, justify="right", min_width=9, no_wrap=True)
     return table
+
+
+def _describe_monitors(plan: MonitorPlan) -> str:
+    unit, scale = ("GB", 1e9) if plan.peak >= 1e9 else ("MB", 1e6)
+    clips = f"{plan.clips} clips, {plan.clips_per_rank} per rank"
+    return (
+        f"monitors, on {clips}: {_number(plan.references.seconds)} s once for the teacher's in {plan.teacher_steps} "
+        f"steps,\n{_number(plan.measurement.seconds)} s for each of {plan.measurements:,} measurements; "
+        f"{plan.share:.2%} of the time, at most {plan.peak / scale:,.1f} {unit}"
+    )
 
 
 def _verdict(plan: Plan, remedy: Remedy | None) -> str:

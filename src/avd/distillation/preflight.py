@@ -56,6 +56,7 @@ class Workload:
     recipe: Recipe
     method: Method
     sizes: Sizes
+    settings: Settings
     ranks: int
     clips_per_rank: int
 
@@ -121,7 +122,7 @@ def resolve_workload(recipe: Recipe, ranks: int) -> Workload:
     method, clips = _resolve_method(recipe), clips_per_rank(recipe.compute, recipe.training.batch, ranks)
     cache, facts = _open_cache(recipe), read_facts(recipe.model)
     _check_model(recipe, facts, cache)
-    return Workload(recipe, method, _at_cache(facts.sizes, cache), ranks, clips)
+    return Workload(recipe, method, _at_cache(facts.sizes, cache), facts.settings, ranks, clips)
 
 
 def open_run(output: Path, recipe: Section, updates: int, *, resume: bool, owner: bool = True) -> RunFolder:

@@ -148,7 +148,20 @@ class Account:
             had = self._gradients
         had = 0.0 if self._one_part else self._gradients
         found += [self._backward(f"{_title(each.name)}'s backward", learning, had) for each in self._method.learned]
+        found += self.monitoring()
         return [*found, Moment("optimizer's step", 0.0, self._gradients, temporaries=self._temporaries())]
+
+    def monitoring(self) -> list[Moment]:
+        """While monitors sample: as many clips at once as training computes, with guidance twice as many."""
+        if not self._recipe.monitors.every:
+            return []
+        gathered = self._gathered(learning=False)
+        teacher = self._measure(2 * self._part, gradient=False, adapted=False)
+        student = self._measure(self._part, gradient=False)
+        return [
+            Moment("monitors' teacher", teacher.peak, gathered=gathered),
+            Moment("monitors' student", student.peak, gathered=gathered),
+        ]
 
     def _batch(self) -> float:
         """Real latents and prompts, the rollouts' prompts, and what the losses make of latents."""
