@@ -21,6 +21,7 @@ from torch import Tensor
 
 from avd.config import AdaptersRecipe, OptimizerRecipe, load_recipe
 from avd.data import MemoryLatents
+from avd.distillation.data import RunData
 from avd.distillation.task import DistillTask
 from avd.engine.optimizers import make_optimizer
 from avd.engine.sources import encode_world, world_of
@@ -80,7 +81,8 @@ def _with_adapters(given: argparse.Namespace, rate: float) -> list[str]:
 def _cycles(given: argparse.Namespace, seed: int, source: MemoryLatents, changes: list[str]) -> dict[str, float]:
     """The movement of each role that learns."""
     common = [f"seed={seed}", f"training.batch={given.batch}", "student.optimizer.warmup=0", "compute.device=cpu"]
-    task = DistillTask(load_recipe(given.recipe, [*common, *changes]), load_model("wan-mini"), source, None)
+    model = load_model("wan-mini")
+    task = DistillTask(load_recipe(given.recipe, [*common, *changes]), model, RunData.encode(model, source), None)
     trained = {"student": task.roles.student, **task.roles.learned}
     ask = _fixed_inputs(source.latents([0, 1]), source.prompts([0, 1]))
     before = {name: ask(role.network) for name, role in trained.items()}

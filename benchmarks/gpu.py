@@ -114,9 +114,9 @@ def measure_training(sizes: WanSizes, recipe: Recipe, ranks: Ranks, cycles: int)
     device, count = ranks.device, recipe.training.batch
     latents = torch.randn(count, *sizes.latent_CFHW, device=device)
     prompts = Conditions({"embedding": torch.randn(count, *sizes.conditions["embedding"], device=device)})
-    null_prompt = Conditions({"embedding": torch.zeros_like(prompts["embedding"][:1])})
+    unconditional = Conditions({"embedding": torch.zeros_like(prompts["embedding"][:1])})
     setting = Setting(len(rollout.stages), real_latents=lambda count: latents[:count])
-    step = TrainingStep(method, roles, null_prompt, setting, microbatch=recipe.compute.microbatch, ranks=ranks)
+    step = TrainingStep(method, roles, unconditional, setting, microbatch=recipe.compute.microbatch, ranks=ranks)
     clock, found = Clock(device), {"student update": [], "fake-score update": []}  # type: ignore[var-annotated]
 
     def timed(step: Callable[[], float], name: str) -> Callable[[], float]:
@@ -132,7 +132,8 @@ def measure_training(sizes: WanSizes, recipe: Recipe, ranks: Ranks, cycles: int)
     fake_score.step = timed(fake_score.step, "fake-score update")  # type: ignore[method-assign]
     for n in range(cycles + 1):
         clock.read()
-        step.run(Batch(latents, prompts, (prompts,)), UpdateRandom(0, n, range(count), device), rollout)
+        batch = Batch(latents, prompts, (prompts,), sizes.latent_CFHW)
+        step.run(batch, UpdateRandom(0, n, range(count), device), rollout)
         if n == 0:
             for costs in found.values():
                 costs.clear()

@@ -33,9 +33,9 @@ def denoised_from(level: float, latents: Tensor, model: VideoModel, captions: Se
     grid = many_step_sigmas(settings.steps, settings.shift)
     sigmas = torch.cat([torch.tensor([level], dtype=grid.dtype), grid[grid < level]])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    prompt, null_prompt = model.encode_prompts(list(captions)), model.encode_prompts([""])
+    prompt, unconditional = model.encode_prompts(list(captions)), model.encode_prompts([""])
     return integrate(
-        lambda x, sigma: guided(network, x, sigma, prompt, null_prompt, settings.guidance),
+        lambda x, sigma: guided(network, x, sigma, prompt, unconditional, settings.guidance),
         add_noise(latents, noise, torch.full((len(latents),), level)),
         sigmas,
     )

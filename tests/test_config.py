@@ -151,7 +151,11 @@ def test_defaults_are_the_papers() -> None:
 
 def test_the_recipes_for_wan_have_the_papers_settings() -> None:
     paper, recipe = Recipe(name="paper"), load_recipe("avd-wan2.1-1.3b")
-    assert (recipe.rollout, recipe.objective) == (paper.rollout, paper.objective)
+    objective = recipe.objective
+    assert not recipe.rollout.shared and objective.distribution_matching.shift == 5.0  # of the released code
+    uniform = objective.distribution_matching.model_copy(update={"shift": 1.0})
+    assert recipe.rollout.model_copy(update={"shared": True}) == paper.rollout
+    assert objective.model_copy(update={"distribution_matching": uniform}) == paper.objective
     assert (recipe.student, recipe.fake_score) == (paper.student, paper.fake_score)
 
     def changes(name: str, base: str) -> dict[str, Any]:
@@ -167,7 +171,6 @@ def test_the_recipes_for_wan_have_the_papers_settings() -> None:
     assert changes("dmd-wan2.1-14b", "avd-wan2.1-14b") == alone
     assert changes("released-code-wan2.1-1.3b", "avd-wan2.1-1.3b") == {
         "objective.distribution_matching.guidance_form": "conditional",
-        "objective.distribution_matching.shift": 5.0,
         "objective.regression.weight": 1.0,
         "objective.regression.order": "update_first",
         "objective.temporal.truncation": 0.8,

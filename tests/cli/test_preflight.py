@@ -15,8 +15,7 @@ import torch.distributed as dist
 import yaml
 
 from avd.config import load_recipe
-from avd.data import CacheWriter, Geometry, Item
-from avd.data.texts import encode_texts
+from avd.data import CacheWriter, Geometry, Item, encode_texts
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
 from avd.models.wan.files import ModelFiles
 from helpers.command import avd, snapshot

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avd.config import AdaptersRecipe, Recipe, load_recipe
 from avd.data import CacheWriter, Geometry, Item, LatentCache, MemoryLatents, encode_texts
+from avd.distillation.data import RunData
 from avd.distillation.task import DistillTask
 from avd.engine.sources import open_cache
 from avd.models.adapters import AdapterVelocity, add_adapters, merged_stream
@@ -274,7 +275,7 @@ def test_a_student_is_distilled_exported_and_sampled(
 ) -> None:
     recipe = distil("student.optimizer.learning_rate=1e-2", *overrides)
     before = {k: v.clone() for k, v in filled(model).transformer.state_dict().items()}
-    task = DistillTask(recipe, model, source_of(model), None)
+    task = DistillTask(recipe, model, RunData.encode(model, source_of(model)), None)
     for n in range(2):
         metrics = task.update(n).metrics
         assert all(np.isfinite(value) for value in metrics.values())

@@ -20,7 +20,7 @@ from avd.methods.method import Method
 from avd.objectives.registry import terms
 from helpers.cycles import BATCH, Cycle, make_batch, make_cycle, networks, random_for_exit
 from helpers.distill_run import distill
-from helpers.tiny import tiny_interpolator, tiny_model, tiny_source
+from helpers.tiny import tiny_data, tiny_interpolator, tiny_model
 
 RECIPES = sorted(name for name in shipped_recipes() if load_recipe(name).model == "wan-mini")
 WAYS = {
@@ -155,7 +155,12 @@ def small_run(path: Path, recipe: str, *, resume: bool = False) -> None:
     resolved = load_recipe(recipe, changes)
     model = tiny_model()
     interpolator = tiny_interpolator() if resolved.rollout.half_rate_stages else None
-    distill(path, 3, resume=resume, task=DistillTask(resolved, model, tiny_source(model), interpolator))
+    distill(
+        path,
+        3,
+        resume=resume,
+        task=DistillTask(resolved, model, tiny_data(model), interpolator),
+    )
 
 
 def outcome(path: Path) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avd.data import BatchOrder
+from avd.data import BatchOrder, Portion, places_of
 from avd.types import UserError
 
 COUNT = st.integers(1, 30)
@@ -66,3 +66,33 @@ def test_the_order_is_the_same_everywhere() -> None:
 def test_impossible_orders_are_refused(arguments: tuple[int, int, int]) -> None:
     with pytest.raises(UserError):
         BatchOrder(*arguments)
+
+
+def test_parts_keep_their_shares_and_their_own_epochs() -> None:
+    parts = (Portion(3, 3.0), Portion(20, 1.0))
+    order = BatchOrder(23, 100, seed=4, parts=parts)
+    found = [index for _ in range(20) for index in order.next()]
+    for block in (found[:1000], found[1000:]):
+        assert sum(index < 3 for index in block) == 750
+    first, second = [i for i in found if i < 3], [i for i in found if i >= 3]
+    assert all(sorted(first[i : i + 3]) == [0, 1, 2] for i in range(0, 1500, 3))
+    assert all(sorted(second[i : i + 20]) == list(range(3, 23)) for i in range(0, 500, 20))
+    assert found[:1000] != found[1000:] and len({i < 3 for i in found[:20]}) == 2  # mixed, not one after the other
+
+
+def test_a_mixture_does_not_depend_on_ranks_and_resumes() -> None:
+    parts = (Portion(5, 0.3), Portion(4, 0.7))
+    one = BatchOrder(9, 6, seed=1, parts=parts)
+    expected = [one.next() for _ in range(400)]
+    ranks = [BatchOrder(9, 2, seed=1, rank=rank, world_size=3, parts=parts) for rank in range(3)]
+    assert [[index for rank in ranks for index in rank.next()] for _ in range(400)] == expected
+    resumed = BatchOrder(9, 3, seed=1, rank=1, world_size=2, parts=parts)
+    resumed.load_state_dict({"position": 6 * 399})
+    assert resumed.next() == expected[399][3:]
+
+
+@pytest.mark.parametrize(
+    ("weights", "places"), [((1, 1, 1), [334, 333, 333]), ((2, 1), [667, 333]), ((5000, 1), [1000, 0]), ((1,), [1000])]
+)
+def test_places_add_up(weights: tuple[float, ...], places: list[int]) -> None:
+    assert places_of([Portion(1, weight) for weight in weights]) == places

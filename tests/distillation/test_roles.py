@@ -25,7 +25,7 @@ from avd.sampling.choose import load_interpolator, make_sampler
 from avd.types import Conditions, UserError
 from helpers.cycles import Cycle, make_batch, make_cycle, random_for_exit, update_random
 from helpers.distill_run import distill, small_recipe
-from helpers.tiny import LATENT_SHAPE, tiny_interpolator, tiny_model, tiny_source
+from helpers.tiny import LATENT_SHAPE, tiny_data, tiny_interpolator, tiny_model
 
 ADAPTERS = ("roles=adapters", "adapters.rank=4", "adapters.alpha=8")
 
@@ -199,7 +199,7 @@ def test_a_student_may_stay_an_adapter(tmp_path: Path) -> None:
     for merge in ("true", "false"):
         recipe = small_recipe(*ADAPTERS, f"adapters.merge={merge}", "student.optimizer.learning_rate=1e-2")
         model = load_model(str(tmp_path / "base"))
-        task = DistillTask(recipe, model, tiny_source(model), tiny_interpolator())
+        task = DistillTask(recipe, model, tiny_data(model), tiny_interpolator())
         distill(tmp_path / merge, 2, task=task)
         student = load_model(str(tmp_path / merge / "student"))
         assert student.settings.student_timesteps == (1000, 900, 757, 522) and student.settings.half_rate_stages == 2
@@ -226,7 +226,12 @@ def test_a_student_may_stay_an_adapter(tmp_path: Path) -> None:
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     tiny_model().save(tmp_path / "base")
     model = load_model(str(tmp_path / "base"))
-    task = DistillTask(small_recipe(*ADAPTERS, "adapters.merge=false"), model, tiny_source(model), tiny_interpolator())
+    task = DistillTask(
+        small_recipe(*ADAPTERS, "adapters.merge=false"),
+        model,
+        tiny_data(model),
+        tiny_interpolator(),
+    )
     distill(tmp_path / "run", 1, task=task)
     student = tmp_path / "run" / "student"
     (student / "adapter.json").write_text(json.dumps({"base": "wan-mini", "transformer": None}))

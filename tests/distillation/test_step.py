@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -182,7 +183,7 @@ def poisoned(batch: Batch, part: str) -> Batch:
         latents[0, 0, 0] = torch.nan
     else:
         prompts[0][0, 0] = torch.inf
-    return Batch(latents, batch.prompts, tuple(Conditions({"embedding": p}) for p in prompts))
+    return replace(batch, latents_BCFHW=latents, rollout_prompts=tuple(Conditions({"embedding": p}) for p in prompts))
 
 
 def test_a_bad_video_costs_a_student_update_and_no_more() -> None:

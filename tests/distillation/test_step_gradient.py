@@ -17,7 +17,7 @@ def reference_gradient(cycle: Cycle, batch: Batch, d: UpdateRandom) -> list[Tens
     objective, sigmas = cycle.recipe.objective, (1.0, 0.9, 0.757, 0.522)
     half = cycle.recipe.rollout.half_rate_stages
     student, teacher, fake = cycle.roles.student.network, cycle.roles.teacher, cycle.roles.learned["fake_score"].network
-    prompt, null = batch.rollout_prompts[0], cycle.step.null_prompt.expand(BATCH)
+    prompt, null = batch.rollout_prompts[0], cycle.step.unconditional.expand(BATCH)
 
     def column(sigma_B: Tensor) -> Tensor:
         return sigma_B.view(-1, 1, 1, 1, 1)

@@ -20,7 +20,7 @@ from avd.methods.method import Method
 from avd.objectives.adaptive_regression import LossMeans, Regression
 from avd.objectives.term import Setting
 from avd.sampling.rollout import Rollout, make_stages
-from helpers.tiny import tiny_interpolator, tiny_model, tiny_source
+from helpers.tiny import LATENT_SHAPE, tiny_interpolator, tiny_model, tiny_source
 
 BATCH = 3
 MODEL = tiny_model()
@@ -74,8 +74,8 @@ def make_cycle(*overrides: str, together: bool = False, ranks: Ranks = SINGLE_PR
         all_sum=ranks.all_sum,
         global_mean=ranks.global_mean,
     )
-    null_prompt, microbatch = MODEL.encode_prompts([""]), resolved.compute.microbatch
-    step = TrainingStep(method, roles, null_prompt, setting, microbatch=microbatch, ranks=ranks)
+    unconditional, microbatch = MODEL.encode_prompts([""]), resolved.compute.microbatch
+    step = TrainingStep(method, roles, unconditional, setting, microbatch=microbatch, ranks=ranks)
     return Cycle(resolved, step, Rollout(stages, INTERPOLATOR))
 
 
@@ -107,7 +107,7 @@ def make_batch(recipe: Recipe) -> Batch:
     source = tiny_source(MODEL, count=8)
     rollouts = Method.of(recipe).rollouts
     prompts = tuple(source.prompts([(BATCH + i + j) % 8 for j in range(BATCH)]) for i in range(rollouts))
-    return Batch(source.latents(range(BATCH)), source.prompts(range(BATCH)), prompts)
+    return Batch(source.latents(range(BATCH)), source.prompts(range(BATCH)), prompts, LATENT_SHAPE)
 
 
 def update_random(update: int = 0, seed: int = 0, count: int = BATCH) -> UpdateRandom:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from avd.config import Recipe, load_recipe
+from avd.distillation.data import RunData
 from avd.distillation.task import DistillTask
 from avd.engine.loop import Schedule, run
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
@@ -35,7 +36,7 @@ def small_task(recipe: Recipe, ranks: Ranks = SINGLE_PROCESS) -> DistillTask:
     """A recipe by the name of "tall" gets clips of an even number of tokens, which two ranks can share."""
     model = tiny_model()
     source = tiny_source(model, height=4 if recipe.name == "tall" else 2)
-    return DistillTask(recipe, model, source, tiny_interpolator(), ranks)
+    return DistillTask(recipe, model, RunData.encode(model, source), tiny_interpolator(), ranks)
 
 
 def distill(

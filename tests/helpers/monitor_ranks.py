@@ -22,14 +22,14 @@ from avd.distillation.monitoring import measuring
 from avd.distillation.task import DistillTask
 from avd.engine.ranks import Ranks, process_group
 from avd.types import Stopped
-from helpers.tiny import tiny_model, tiny_source
+from helpers.tiny import tiny_data, tiny_model
 from helpers.watched_run import monitor_of, watched_recipe
 
 
 def measure_and_count(folder: Path, recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     """What one rank does, and what it found."""
     model = tiny_model()
-    task = DistillTask(recipe, model, tiny_source(model), None, ranks)
+    task = DistillTask(recipe, model, tiny_data(model), None, ranks)
     counts: dict[str, Any] = {"teacher": [], "student": [], "decoded": 0, "measured": 0}
     for name, network in {"teacher": task.roles.teacher, "student": task.roles.average.network}.items():
         assert isinstance(network, nn.Module)

@@ -6,6 +6,7 @@ import torch
 
 from avd.config import Recipe, load_recipe
 from avd.data import MemoryLatents
+from avd.distillation.data import RunData
 from avd.distillation.task import DistillTask
 from avd.models.wan.model import VideoModel
 
@@ -20,4 +21,4 @@ def make_task(recipe: Recipe, model: VideoModel) -> DistillTask:
     source = MemoryLatents(
         torch.randn(count, *model.latent_shape()), model.encode_prompts(["a"] * count), ["a"] * count
     )
-    return DistillTask(recipe, model, source, None)
+    return DistillTask(recipe, model, RunData.encode(model, source), None)

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from avd.data import MemoryLatents
+from avd.distillation.data import RunData
 from avd.miniature import architecture as mini
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
 from avd.models.settings import Settings
@@ -59,6 +60,11 @@ def tiny_interpolator(seed: int = 0) -> FrameInterpolator:
         interpolator = FrameInterpolator(InterpolatorConfig(CHANNELS, widths=(8, 16)))
         torch.nn.init.normal_(interpolator.leave[-1].weight, std=0.05)
     return interpolator
+
+
+def tiny_data(model: VideoModel) -> RunData:
+    """`tiny_source`, as a run reads it."""
+    return RunData.encode(model, tiny_source(model))
 
 
 def tiny_source(model: VideoModel, count: int = 6, seed: int = 0, height: int = 2) -> MemoryLatents:

@@ -13,7 +13,7 @@ from avd.engine.loop import Schedule, run
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.run_folder import RunFolder
 from avd.engine.trackers import Tracker, Trackers
-from helpers.tiny import tiny_interpolator, tiny_model, tiny_source
+from helpers.tiny import tiny_data, tiny_interpolator, tiny_model
 
 SMALL = (
     "training.batch=2", "training.checkpoint_every=2", "training.sample_every=0", "training.keep_checkpoints=3",
@@ -32,13 +32,13 @@ def watched_recipe(*overrides: str) -> Recipe:
 
 def watched_task(recipe: Recipe, ranks: Ranks = SINGLE_PROCESS) -> DistillTask:
     model = tiny_model()
-    return DistillTask(recipe, model, tiny_source(model), tiny_interpolator(), ranks)
+    return DistillTask(recipe, model, tiny_data(model), tiny_interpolator(), ranks)
 
 
 def monitor_of(task: DistillTask) -> Monitor | None:
     """The monitor that the task's recipe asks for."""
     recipe = task.recipe
-    return Monitor(recipe, task.source, task.sampler(), task.ranks) if recipe.monitors.every else None
+    return Monitor(recipe, task.data.clips, task.sampler(), task.ranks) if recipe.monitors.every else None
 
 
 def watched(

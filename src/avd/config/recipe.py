@@ -9,17 +9,42 @@ from pydantic import Field, create_model, field_validator, model_validator
 from avd.flow import few_step_sigmas
 from avd.objectives.registry import terms
 from avd.objectives.term import ActiveTerm, TermSection
-from avd.section import MOST_CLIPS, MOST_RANKS, MOST_SEED, MOST_UPDATES, MOST_WORLD_CLIPS, Beta, Section
+from avd.section import MOST_CLIPS, MOST_RANKS, MOST_SEED, MOST_UPDATES, MOST_WEIGHT, MOST_WORLD_CLIPS, Beta, Section
+
+
+class CacheRecipe(Section):
+    """One of several caches."""
+
+    path: str
+    """A folder written by `avd prepare`."""
+    weight: float = Field(1.0, gt=0, le=MOST_WEIGHT)
+    """Its share of the clips that are drawn, in proportion to the other caches'."""
 
 
 class DataRecipe(Section):
     """Real videos for the regression branch, and the prompts the student is rolled out with."""
 
     cache: str | None = None
-    """A folder written by `avd prepare`; without one, clips of the built-in world."""
+    """A folder written by `avd prepare`; without any data, clips of the built-in world."""
+    caches: tuple[CacheRecipe, ...] = Field((), max_length=1000)
+    """Several such folders, of one model and clip size, instead of one."""
+    prompts: str | None = None
+    """A folder written by `avd prepare --prompts`: its list is what the student is rolled out with. None: the captions
+    of the clips."""
     world_clips: int = Field(512, ge=1, le=MOST_WORLD_CLIPS)
-    """Clips of the built-in world to encode when no cache is given."""
+    """Clips of the built-in world to encode when no data are given."""
     world_level: int = Field(0, ge=0)
+
+    @property
+    def weighted(self) -> tuple[CacheRecipe, ...]:
+        """All its caches."""
+        return self.caches if self.cache is None else (CacheRecipe(path=self.cache),)
+
+    @model_validator(mode="after")
+    def _check(self) -> DataRecipe:
+        if self.cache is not None and self.caches:
+            raise ValueError("it has both cache and caches: give one of them")
+        return self
 
 
 class RolloutRecipe(Section):
@@ -205,6 +230,8 @@ class Recipe(Section):
     """A safetensors file to take the transformer's weights from; None: the model's own."""
     teacher: str | None = None
     """A many-step model of the same latents and prompts that teaches; None: the model itself."""
+    negative_prompt: str | None = None
+    """What the teacher's guidance leads away from; "" is the null prompt. None: as its model's settings say."""
     seed: int = Field(0, ge=0, le=MOST_SEED)
     roles: Literal["full", "adapters"] = "full"
     """full: a full model per role; adapters: one frozen base, of which every other role is a LoRA adapter."""

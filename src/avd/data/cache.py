@@ -16,6 +16,7 @@ clips in the shards (see `avd.data.shard_prompts`); texts can be added to them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import operator
@@ -98,20 +99,24 @@ def source_seconds(items: Iterable[Item]) -> float:
     return sum(of_file.values())
 
 
-class LatentSource(Protocol):
-    """Clips, encoded: whitened latents, the conditions of their prompts, and the prompts themselves."""
+class PromptSource(Protocol):
+    """Prompts, encoded, and their words; those of a `LatentSource` are its clips' captions."""
 
     def __len__(self) -> int: ...
 
     @property
     def captions(self) -> Sequence[str]: ...
 
-    def latents(self, indices: Sequence[int]) -> Tensor:
-        """Whitened latents (B, C, F, H, W) of the clips at `indices`, float32, on the CPU."""
+    def prompts(self, indices: Sequence[int]) -> Conditions:
+        """The conditions of the prompts at `indices`, float32, on the CPU."""
         ...
 
-    def prompts(self, indices: Sequence[int]) -> Conditions:
-        """The conditions of the prompts of the clips at `indices`, float32, on the CPU."""
+
+class LatentSource(PromptSource, Protocol):
+    """Clips, encoded: whitened latents, the conditions of their prompts, and the prompts themselves."""
+
+    def latents(self, indices: Sequence[int]) -> Tensor:
+        """Whitened latents (B, C, F, H, W) of the clips at `indices`, float32, on the CPU."""
         ...
 
 
@@ -174,6 +179,13 @@ class LatentCache:
     @property
     def captions(self) -> list[str]:
         return [item.caption for item in self.items]
+
+    @property
+    def content(self) -> str:
+        """A hash of what the clips and their prompts are, wherever the folder lies."""
+        prompts = None if self.texts is None or self._in_shards is not None else self.texts.dtype
+        parts = (self.identity, prompts, *(record.sha256 for record in self._shards))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

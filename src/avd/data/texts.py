@@ -16,6 +16,7 @@ network is given for a caption, one of a hundred words fills about a third, and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -112,10 +113,31 @@ class EncodedTexts:
                             target[i, : end - first] = flat[first:end]
         return Conditions(gathered)
 
+    @property
+    def content(self) -> str:
+        """A hash of what the list of prompts is, wherever the folder lies."""
+        listed = "" if self.prompts_record is None else self.prompts_record.sha256
+        return hashlib.sha256(repr((self.identity, self.dtype, listed)).encode()).hexdigest()
+
     def verify(self) -> None:
         """Read everything and compare checksums. Raises `UserError` naming the first file that has changed."""
         for record in (*self.records, *([] if self.prompts_record is None else [self.prompts_record])):
             check_file(self.folder, record)
+
+
+class ListedPrompts:
+    """The list of prompts of a folder, in its order: a source of the prompts of rollouts."""
+
+    def __init__(self, texts: EncodedTexts) -> None:
+        self._texts = texts
+        self.captions = texts.prompts
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def prompts(self, indices: Sequence[int]) -> Conditions:
+        """The conditions of the prompts at `indices`, float32, on the CPU."""
+        return self._texts.conditions([self.captions[index] for index in indices])
 
 
 def encode_texts(

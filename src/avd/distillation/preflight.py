@@ -9,7 +9,7 @@ comes first:
    with;
 2. this machine: the device, and packages for optimizers and trackers;
 3. the run folder: free, or the same run, and its newest checkpoint;
-4. the data: the headers of a cache;
+4. the data: the headers of caches and of a folder of prompts, and whether a run that is resumed began with them;
 5. the model by its config files: that it is no student, that it fits the data, its frames and tokens, the attention
    backend, the layers and the rank of adapters, the built-in world's level and shape;
 6. the model's folder, which a hub id may have to be fetched for: the headers of all weights, whether the cache was made
@@ -28,13 +28,20 @@ from pathlib import Path
 import torch
 
 from avd.config import Recipe
-from avd.data import LatentCache
+from avd.distillation.data import (
+    PreparedData,
+    check_identities,
+    check_same_data,
+    check_shapes,
+    check_unconditional,
+    open_data,
+)
 from avd.distillation.starts import Starts, resolve_starts
 from avd.engine.checkpoint import check_newest
 from avd.engine.optimizers import check_optimizer
 from avd.engine.ranks import clips_per_rank
 from avd.engine.run_folder import RunFolder, check_same_recipe
-from avd.engine.sources import check_identity, world_of
+from avd.engine.sources import world_of
 from avd.engine.trackers import check_trackers
 from avd.methods.method import Method
 from avd.models.adapters import check_targets
@@ -70,11 +77,11 @@ class Workload:
 class ResolvedRun:
     """A run that nothing speaks against. `model` is open, and none of its weights are read.
 
-    Its data are the clips of `cache`, or of `world`, which are still to be encoded; the other one is None.
+    It reads `data`, or clips of `world`, which are still to be encoded; the other one is None.
     """
 
     model: TextToVideo
-    cache: LatentCache | None
+    data: PreparedData | None
     world: World | None
     interpolator: Path | None
     """The folder of the model's interpolator, if it has one."""
@@ -95,23 +102,27 @@ def preflight(recipe: Recipe, output: Path, *, resume: bool, launch: Launch) -> 
         check_optimizer(optimizer)
     check_trackers(recipe.trackers)
     folder = open_run(output, recipe, recipe.training.updates, resume=resume, owner=launch.rank == 0)
-    cache = _open_cache(recipe)
+    data = open_data(recipe, method)
+    if launch.rank == 0:
+        check_same_data(output, recipe, data)
     facts = find_facts(recipe.model)
     if facts is not None:  # before anything is fetched
-        _check_facts(recipe, facts, cache, device)
+        _check_facts(recipe, facts, data, device)
     model = _open_model(recipe, device)
     if facts is None:
         facts = ModelFacts(model.sizes, model.settings)
-        _check_facts(recipe, facts, cache, device)
+        _check_facts(recipe, facts, data, device)
     world = None
-    if cache is None:
+    model.settings = replace(model.settings, negative_prompt=_negative_prompt(recipe, model.settings))
+    if data is None:
         world = world_of(model.settings, recipe.data.world_level, recipe.model)
     else:
-        check_identity(cache, model)
-        model.settings = replace(model.settings, **asdict(cache.geometry))  # as are the clips of the student
+        check_identities(data, model)
+        if data.geometry is not None:
+            model.settings = replace(model.settings, **asdict(data.geometry))  # as are the clips of the student
     interpolator = find_interpolator(model)
     _check_interpolator(recipe, interpolator, model.latent_shape()[0])
-    return ResolvedRun(model, cache, world, interpolator, folder, resolve_starts(recipe, method, model))
+    return ResolvedRun(model, data, world, interpolator, folder, resolve_starts(recipe, method, model))
 
 
 def resolve_workload(recipe: Recipe, ranks: int) -> Workload:
@@ -120,9 +131,9 @@ def resolve_workload(recipe: Recipe, ranks: int) -> Workload:
     Raises UserError for whatever a run would refuse, as far as recipe, configs and cache tell.
     """
     method, clips = _resolve_method(recipe), clips_per_rank(recipe.compute, recipe.training.batch, ranks)
-    cache, facts = _open_cache(recipe), read_facts(recipe.model)
-    _check_model(recipe, facts, cache)
-    return Workload(recipe, method, _at_cache(facts.sizes, cache), facts.settings, ranks, clips)
+    data, facts = open_data(recipe, method), read_facts(recipe.model)
+    _check_model(recipe, facts, data)
+    return Workload(recipe, method, _at_clips(facts.sizes, data), facts.settings, ranks, clips)
 
 
 def open_run(output: Path, recipe: Section, updates: int, *, resume: bool, owner: bool = True) -> RunFolder:
@@ -145,39 +156,39 @@ def _resolve_method(recipe: Recipe) -> Method:
         raise UserError(f"recipe {recipe.name}: {error}: change the weights of its objective") from error
 
 
-def _open_cache(recipe: Recipe) -> LatentCache | None:
-    return None if recipe.data.cache is None else LatentCache(recipe.data.cache)
-
-
 def _open_model(recipe: Recipe, device: torch.device) -> TextToVideo:
     # A base that is never trained need not be read in more precision than it computes in.
     dtype = getattr(torch, recipe.compute.dtype) if recipe.roles == "adapters" else torch.float32
     return load_model(recipe.model, transformer=recipe.transformer, dtype=dtype, device=device)
 
 
-def _at_cache(sizes: Sizes, cache: LatentCache | None) -> Sizes:
+def _at_clips(sizes: Sizes, data: PreparedData | None) -> Sizes:
     """At the size of a cache's clips, which a run takes."""
-    if cache is None:
-        return sizes
-    channels, frames, height, width = cache.latent_shape
-    return replace(sizes, latent_CFHW=(channels, frames, height, width))
+    shape = None if data is None else data.latent_CFHW
+    return sizes if shape is None else replace(sizes, latent_CFHW=shape)
 
 
-def _check_facts(recipe: Recipe, facts: ModelFacts, cache: LatentCache | None, device: torch.device) -> None:
+def _negative_prompt(recipe: Recipe, settings: Settings) -> str:
+    return settings.negative_prompt if recipe.negative_prompt is None else recipe.negative_prompt
+
+
+def _check_facts(recipe: Recipe, facts: ModelFacts, data: PreparedData | None, device: torch.device) -> None:
     """`_check_model`, and what a run asks besides."""
-    if cache is None:
+    if data is None:
         world_of(facts.settings, recipe.data.world_level, recipe.model)
-    _check_model(recipe, facts, cache, device)
+    _check_model(recipe, facts, data, device)
+    if data is not None:
+        check_unconditional(data, recipe, _negative_prompt(recipe, facts.settings))
 
 
 def _check_model(
-    recipe: Recipe, facts: ModelFacts, cache: LatentCache | None, device: torch.device | None = None
+    recipe: Recipe, facts: ModelFacts, data: PreparedData | None, device: torch.device | None = None
 ) -> None:
-    """Raise UserError for a model that does not go with recipe and cache, by its configs; `device`: and with that."""
+    """Raise UserError for a model that does not go with recipe and data, by its configs; `device`: and with that."""
     _refuse_student(recipe, facts.settings)
-    if cache is not None:
-        _check_cache(recipe, cache, facts.sizes)
-    sizes, compute = _at_cache(facts.sizes, cache), recipe.compute
+    if data is not None:
+        check_shapes(data, recipe, facts.sizes)
+    sizes, compute = _at_clips(facts.sizes, data), recipe.compute
     if recipe.rollout.half_rate_stages and sizes.frames() % 2 == 0:
         raise UserError(
             f"recipe {recipe.name} has half-rate stages and its clips have {sizes.frames()} latent frames, an even "
@@ -196,20 +207,6 @@ def _refuse_student(recipe: Recipe, settings: Settings) -> None:
         raise UserError(
             f"model {recipe.model} is a student, which knows the velocity only at its own "
             f"{len(settings.student_timesteps)} timesteps: name the model that it was distilled from"
-        )
-
-
-def _check_cache(recipe: Recipe, cache: LatentCache, sizes: Sizes) -> None:
-    """What shapes say; see `check_identity` for the rest."""
-    if not len(cache):
-        raise UserError(f"cache {cache.path} holds no clips: prepare it again")
-    found = (cache.latent_shape[0], dict(cache.condition_shapes))
-    needed = (sizes.latent_CFHW[0], {name: tuple(shape) for name, shape in sizes.conditions.items()})
-    if found != needed:
-        raise UserError(
-            f"cache {cache.path} was prepared with another model (its latents have {found[0]} channels and its prompts "
-            f"{found[1]}, those of {recipe.model} {needed[0]} and {needed[1]}): run `avd prepare` with the model you "
-            "distil"
         )
 
 

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from avd.config import Recipe
-from avd.data import LatentSource
+from avd.distillation.data import RunData, record_data
 from avd.distillation.monitoring.monitor import Monitor
 from avd.distillation.monitoring.watch import RunWatch, Tell
-from avd.distillation.preflight import preflight
+from avd.distillation.preflight import ResolvedRun, preflight
 from avd.distillation.task import DistillTask
 from avd.engine.loop import Progress, Schedule, run
 from avd.engine.ranks import process_group
@@ -45,19 +45,30 @@ def distill_run(
     with process_group(recipe.compute) as ranks, matmul_precision(ranks.device, tf32=recipe.compute.tf32):
         folder.lock(ranks)
         interpolator = load_interpolator(model)
-        if resolved.cache is not None:
-            source: LatentSource = resolved.cache
-        else:
-            assert resolved.world is not None
-            source = encode_world(model, resolved.world, recipe.data.world_clips, progress=encoding)
-        task = DistillTask(recipe, model, source, interpolator, ranks, resolved.starts)
-        monitor = Monitor(recipe, source, task.sampler(), ranks) if recipe.monitors.every else None
+        if ranks.is_main:
+            record_data(folder.path, resolved.data)
+        data = _load(resolved, recipe, encoding)
+        model.drop("text_encoder", "vae")  # all is latents and embeddings by now
+        task = DistillTask(recipe, model, data, interpolator, ranks, resolved.starts)
+        monitor = None
+        if recipe.monitors.every:
+            assert data.clips is not None, "see `distillation.preflight`"
+            monitor = Monitor(recipe, data.clips, task.sampler(), ranks)
         if monitor is not None:
             monitor.find_references(folder.path, tell, measuring)
         with open_trackers(recipe, folder.path, tell, ranks) as trackers:
             watch = RunWatch(task, monitor, folder, trackers, tell)
             run(task, folder, _schedule(recipe), progress, watch, ranks)
     return output / "student"
+
+
+def _load(resolved: ResolvedRun, recipe: Recipe, encoding: CountProgress) -> RunData:
+    """The prepared data, or the built-in world, encoded now."""
+    model = resolved.model
+    if resolved.data is not None:
+        return resolved.data.load(model.settings.negative_prompt, model.latent_shape())
+    assert resolved.world is not None
+    return RunData.encode(model, encode_world(model, resolved.world, recipe.data.world_clips, progress=encoding))
 
 
 def _schedule(recipe: Recipe) -> Schedule:

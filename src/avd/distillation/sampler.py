@@ -19,10 +19,10 @@ from avd.types import Conditions, Velocity
 class RunSampler:
     """The averaged student by its rollout, and the teacher by many steps. What it takes and gives is on the CPU."""
 
-    def __init__(self, model: TextToVideo, roles: Roles, rollout: Rollout, null_prompt: Conditions) -> None:
-        self._model, self._roles, self._rollout, self._null_prompt = model, roles, rollout, null_prompt
+    def __init__(self, model: TextToVideo, roles: Roles, rollout: Rollout, unconditional: Conditions) -> None:
+        self._model, self._roles, self._rollout, self._unconditional = model, roles, rollout, unconditional
         self._teacher = roles.starts.teacher.model
-        self._device = null_prompt["embedding"].device
+        self._device = unconditional["embedding"].device
 
     @torch.no_grad()
     def student(self, noise_BCFHW: Tensor, prompts: Conditions, renoise: Renoise, heed: Heed = lambda: None) -> Tensor:
@@ -43,7 +43,7 @@ class RunSampler:
             _heeding(self._roles.teacher, heed),
             noise_BCFHW.to(self._device),
             prompts.to(self._device),
-            self._null_prompt,
+            self._unconditional,
             steps=steps,
             guidance=settings.guidance,
             shift=settings.shift,

@@ -39,10 +39,13 @@ from avd.types import Conditions, LossTerm
 class Batch:
     """What one step reads on a rank: real latents with their prompts, and a prompt batch for each rollout."""
 
-    latents_BCFHW: Tensor
-    prompts: Conditions
+    latents_BCFHW: Tensor | None
+    """None, as `prompts` is, where no term learns from real data."""
+    prompts: Conditions | None
     rollout_prompts: tuple[Conditions, ...]
     """One with a shared rollout; else one per update of an auxiliary, the first also the student's."""
+    latent_CFHW: tuple[int, int, int, int]
+    """The shape of one clip, which rollouts have."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,12 @@ class _Bound:
 
     roles: Roles
     prompt: Conditions
-    null_prompt: Conditions
+    unconditional: Conditions
     frame_stride: int = 1
 
     def teacher(self, x_BCFHW: Tensor, sigma_B: Tensor, guidance: float) -> Tensor:
         teacher, stride = self.roles.teacher, self.frame_stride
-        return guided(teacher, x_BCFHW, sigma_B, self.prompt, self.null_prompt, guidance, frame_stride=stride)
+        return guided(teacher, x_BCFHW, sigma_B, self.prompt, self.unconditional, guidance, frame_stride=stride)
 
     def student(self, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor:
         return self.roles.student.network(x_BCFHW, sigma_B, self.prompt, frame_stride=self.frame_stride)
@@ -73,13 +76,13 @@ class TrainingStep:
         self,
         method: Method,
         roles: Roles,
-        null_prompt: Conditions,
+        unconditional: Conditions,
         setting: Setting,
         *,
         microbatch: int | None = None,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
-        self.method, self.roles, self.null_prompt = method, roles, null_prompt
+        self.method, self.roles, self.unconditional = method, roles, unconditional
         self._microbatch, self._ranks = microbatch, ranks
         self.terms = {each.name: each.term.make(each.section, setting) for each in method.terms}
         self._gradients = TermGradients()
@@ -164,12 +167,14 @@ class TrainingStep:
         stages = Stages(
             tuple(stage.sigma for stage in rollout.stages), tuple(stage.frame_stride for stage in rollout.stages)
         )
+        latents_BCFHW, prompts = batch.latents_BCFHW, batch.prompts
+        assert latents_BCFHW is not None and prompts is not None
         count, judging = len(random.samples), self.method.judging(source)
         found = {active.name: UpdateResult() for active in judging}
         for rows in self._parts(count):
-            own, prompt = random.part(rows), batch.prompts[rows]
+            own, prompt = random.part(rows), prompts[rows]
             levels = source.law.draw(own, stages)
-            x0 = batch.latents_BCFHW[rows, :, :: levels.frame_stride]
+            x0 = latents_BCFHW[rows, :, :: levels.frame_stride]
             eps = own.normal(source.law.name, "noise", shape=x0.shape[1:])
             x = add_noise(x0, eps, levels.sigma_B)
             velocity = self.roles.student.network(x, levels.sigma_B, prompt, frame_stride=levels.frame_stride)
@@ -207,7 +212,7 @@ class TrainingStep:
     def _run_until(self, batch: Batch, random: UpdateRandom, rollout: Rollout, i: int) -> tuple[int, list[Tensor]]:
         """The exit stage of rollout `i`, random and the same for the full batch, and what that stage starts from."""
         stage = random.shared_integer("rollout", i, "exit", high=len(rollout.stages))
-        shape, prompt = batch.latents_BCFHW.shape[1:], batch.rollout_prompts[i]
+        shape, prompt = batch.latent_CFHW, batch.rollout_prompts[i]
         noisy = []
         for rows in self._parts(len(random.samples)):
             normal = partial(random.part(rows).normal, "rollout", i, shape=shape)
@@ -216,7 +221,7 @@ class TrainingStep:
         return stage, noisy
 
     def _bound(self, prompt: Conditions, frame_stride: int = 1) -> _Bound:
-        return _Bound(self.roles, prompt, self.null_prompt, frame_stride)
+        return _Bound(self.roles, prompt, self.unconditional, frame_stride)
 
     def _backward(self, active: ActiveTerm, sample: Sample, rows: slice, count: int, found: UpdateResult) -> None:
         """Backpropagate a part of a term into its source's leaf."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from avd.config import Recipe
-from avd.data import BatchOrder, LatentSource
+from avd.data import BatchOrder, Portion
+from avd.distillation.data import RunData
 from avd.distillation.roles import Roles
 from avd.distillation.sampler import RunSampler
 from avd.distillation.starts import Starts
@@ -28,8 +29,10 @@ from avd.flow import few_step_sigmas
 from avd.methods.method import Method
 from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
+from avd.objectives.source import DataSource
 from avd.objectives.term import Setting
 from avd.sampling.rollout import Rollout, make_stages
+from avd.types import Conditions
 
 _PREVIEWS = 4
 
@@ -37,28 +40,26 @@ _PREVIEWS = 4
 class DistillTask:
     """See `engine.loop.Task`. One update is one `TrainingStep`.
 
-    `source` holds real latents with their prompts; both real videos and the rollouts' prompts come from it, each in its
-    own shuffled order. `starts` is what the roles begin as; None: all as the model. `interpolator` is needed for
-    half-rate stages. Every rank has the full source and reads its own samples of each batch. That all of it fits
-    together, `distillation.preflight` has seen to.
+    Real clips and the rollouts' prompts come from `data`, each in their own shuffled order. `starts` is what the roles
+    begin as; None: all as the model. `interpolator` is needed for half-rate stages. Every rank has all data and reads
+    its own samples of each batch. That all of it fits together, `distillation.preflight` has seen to.
     """
 
     def __init__(
         self,
         recipe: Recipe,
         model: TextToVideo,
-        source: LatentSource,
+        data: RunData,
         interpolator: FrameInterpolator | None,
         ranks: Ranks = SINGLE_PROCESS,
         starts: Starts | None = None,
     ) -> None:
-        self.recipe, self.model, self.source, self.interpolator = recipe, model, source, interpolator
+        self.recipe, self.model, self.data, self.interpolator = recipe, model, data, interpolator
         self.ranks, self.samples = ranks, ranks.samples(recipe.training.batch)
         self.method = Method.of(recipe)
-        shape = tuple(source.latents([0]).shape[1:])
-        half_rate = recipe.rollout.half_rate_stages
-        assert not half_rate or (interpolator is not None and shape[1] % 2), "see `distillation.preflight`"
-        self.null_prompt = model.encode_prompts([""]).to(ranks.device)
+        half_rate, frames = recipe.rollout.half_rate_stages, data.latent_CFHW[1]
+        assert not half_rate or (interpolator is not None and frames % 2), "see `distillation.preflight`"
+        self.unconditional = data.unconditional.to(ranks.device)
         self.roles = Roles(starts or Starts.alike(model, self.method), recipe, self.method, ranks)
         if interpolator is not None:
             interpolator.eval().requires_grad_(False).to(ranks.device)
@@ -68,37 +69,27 @@ class DistillTask:
         self.step = TrainingStep(
             self.method,
             self.roles,
-            self.null_prompt,
+            self.unconditional,
             self._setting(),
             microbatch=recipe.compute.microbatch,
             ranks=ranks,
         )
-        model.drop("text_encoder", "vae")  # all is latents and embeddings by now
-        self.video_order, self.prompt_order = (
-            BatchOrder(
-                len(source),
-                len(self.samples),
-                derive_seed(recipe.seed, what),
-                rank=ranks.data_rank,
-                world_size=ranks.data_size,
-            )
-            for what in ("video order", "prompt order")
-        )
+        self._reads_clips = any(isinstance(source, DataSource) for source in self.method.sources)
+        self.video_order = None if data.clips is None else self._order("video order", len(data.clips), data.parts)
+        self.prompt_order = self._order("prompt order", len(data.prompts), data.prompt_parts)
         self.roll_backs = 0
         """How often the run was sent back; decides the noise from there on."""
 
     def sampler(self) -> RunSampler:
         """Videos of the networks as they are trained."""
-        return RunSampler(self.model, self.roles, self.rollout, self.null_prompt)
+        return RunSampler(self.model, self.roles, self.rollout, self.unconditional)
 
     def update(self, n: int) -> UpdateResult:
         half_rate = falls_in_share(n, self.recipe.rollout.half_rate_share)
-        videos, device = self.video_order.next(), self.ranks.device
-        batch = Batch(
-            self.source.latents(videos).to(device),
-            self.source.prompts(videos).to(device),
-            tuple(self.source.prompts(self.prompt_order.next()).to(device) for _ in range(self.method.rollouts)),
-        )
+        device = self.ranks.device
+        latents, captions = self._real_clips()
+        rollouts = [self.data.prompts.prompts(self.prompt_order.next()) for _ in range(self.method.rollouts)]
+        batch = Batch(latents, captions, tuple(each.to(device) for each in rollouts), self.data.latent_CFHW)
         seed = self.recipe.seed
         if self.roll_backs:
             seed = derive_seed(seed, "roll-back", self.roll_backs)
@@ -111,11 +102,11 @@ class DistillTask:
 
     @torch.no_grad()
     def sample(self, folder: Path, n: int) -> None:
-        """The averaged student on the first prompts of the source, from fixed noise, side by side in one video."""
-        count, shape = min(_PREVIEWS, len(self.source)), self.source.latents([0]).shape[1:]
+        """The averaged student on the first prompts of the data, from fixed noise, side by side in one video."""
+        count, shape = min(_PREVIEWS, len(self.data.prompts)), self.data.latent_CFHW
         random = UpdateRandom(derive_seed(self.recipe.seed, "preview"), 0, range(count))
         normal, sampler = partial(random.normal, shape=shape), self.sampler()
-        latents = sampler.student(normal("start"), self.source.prompts(list(range(count))), normal)
+        latents = sampler.student(normal("start"), self.data.prompts.prompts(list(range(count))), normal)
         if self.ranks.is_main:
             write_preview(folder / f"update-{n:06d}.mp4", sampler.decode(latents), self.model.settings.fps)
         sampler.rest()
@@ -126,7 +117,7 @@ class DistillTask:
     def state(self) -> dict[str, Any]:
         return {
             **self.roles.state(),
-            "video_order": self.video_order.state_dict(),
+            "video_order": None if self.video_order is None else self.video_order.state_dict(),
             "prompt_order": self.prompt_order.state_dict(),
             "roll_backs": self.roll_backs,
         }
@@ -134,7 +125,8 @@ class DistillTask:
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.roles.load(tensors, state)
         self.step.load(tensors)
-        self.video_order.load_state_dict(state["video_order"])
+        if self.video_order is not None:
+            self.video_order.load_state_dict(state["video_order"])
         self.prompt_order.load_state_dict(state["prompt_order"])
         self.roll_backs = state["roll_backs"]
 
@@ -154,10 +146,34 @@ class DistillTask:
     def _setting(self) -> Setting:
         return Setting(
             stages=len(self.recipe.rollout.timesteps),
-            real_latents=lambda count: self.source.latents(list(range(min(count, len(self.source))))),
+            real_latents=self._first_latents,
             all_sum=self.ranks.all_sum,
             global_mean=self.ranks.global_mean,
         )
+
+    def _first_latents(self, count: int) -> Tensor:
+        assert self.data.clips is not None, "see `distillation.preflight`"
+        return self.data.clips.latents(list(range(min(count, len(self.data.clips)))))
+
+    def _order(self, what: str, count: int, parts: tuple[Portion, ...]) -> BatchOrder:
+        return BatchOrder(
+            count,
+            len(self.samples),
+            derive_seed(self.recipe.seed, what),
+            rank=self.ranks.data_rank,
+            world_size=self.ranks.data_size,
+            parts=parts,
+        )
+
+    def _real_clips(self) -> tuple[Tensor, Conditions] | tuple[None, None]:
+        """This rank's real clips of an update with their prompts; none where no term learns from them."""
+        if self.video_order is None or self.data.clips is None:
+            return None, None
+        indices = self.video_order.next()
+        if not self._reads_clips:
+            return None, None
+        clips, device = self.data.clips, self.ranks.device
+        return clips.latents(indices).to(device), clips.prompts(indices).to(device)
 
 
 def falls_in_share(n: int, share: float) -> bool:

@@ -37,6 +37,7 @@ _MAY_CHANGE = {
     "trackers",
     "student.start",  # which a run that has a checkpoint needs no more
     "fake_score.start",
+    *(f"data.{key}" for key in ("cache", "caches", "prompts")),  # compared by content: see `distillation.data`
     *(f"training.{key}" for key in _SCHEDULE),
     *(f"compute.{key}" for key in _COMPUTE),
 }

@@ -94,4 +94,5 @@ TERM = Term(
     source=lambda section: RolloutSource(),
     make=_make,
     full_batch=True,
+    measures_data=lambda section: section.truncation == "data",
 )

@@ -175,6 +175,8 @@ class Term:
     """Whether its loss is one function of the full batch, and not a mean over samples."""
     one_part: Callable[[Any], bool] = lambda section: False
     """Whether a batch must go through the networks in one part."""
+    measures_data: Callable[[Any], bool] = lambda section: False
+    """Whether it asks for `Setting.real_latents`, whatever its source is."""
 
 
 @dataclass(frozen=True)

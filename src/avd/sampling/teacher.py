@@ -27,17 +27,20 @@ def guided(
     x: Tensor,
     sigma: Tensor,
     prompt: Conditions,
-    null_prompt: Conditions,
+    unconditional: Conditions,
     scale: float,
     *,
     frame_stride: int = 1,
 ) -> Tensor:
-    """Classifier-free guidance with both branches in one batch (two network calls' worth of work; one at scale 1)."""
+    """Classifier-free guidance with both branches in one batch (two network calls' worth of work; one at scale 1).
+
+    `unconditional`, of one row, is what it leads away from: the negative prompt, or the null prompt.
+    """
     if scale == 1.0:
         return network(x, sigma, prompt, frame_stride=frame_stride)
-    null = null_prompt.expand(len(prompt))
+    away = unconditional.expand(len(prompt))
     both = network(
-        torch.cat([x, x]), torch.cat([sigma, sigma]), Conditions.cat([prompt, null]), frame_stride=frame_stride
+        torch.cat([x, x]), torch.cat([sigma, sigma]), Conditions.cat([prompt, away]), frame_stride=frame_stride
     )
     cond, uncond = both.chunk(2)
     return guide(cond, uncond, scale)
@@ -48,7 +51,7 @@ def sample_teacher(
     network: Velocity,
     noise: Tensor,
     prompt: Conditions,
-    null_prompt: Conditions,
+    unconditional: Conditions,
     *,
     steps: int,
     guidance: float,
@@ -57,11 +60,11 @@ def sample_teacher(
 ) -> Tensor:
     """Latents (B, C, F, H, W) from `noise` of that shape: `steps` Euler steps on the shifted uniform grid.
 
-    A `solver` steps on its own grid instead, with its own shift. `prompt` has a row per sample, `null_prompt` one.
+    A `solver` steps on its own grid instead, with its own shift. `prompt` has a row per sample, `unconditional` one.
     """
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        return guided(network, x, sigma, prompt, null_prompt, guidance)
+        return guided(network, x, sigma, prompt, unconditional, guidance)
 
     if solver is None:
         return integrate(velocity, noise, many_step_sigmas(steps, shift))

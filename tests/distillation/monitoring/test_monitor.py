@@ -17,6 +17,7 @@ import torch
 
 from avd.data import MemoryLatents
 from avd.distillation import sampler
+from avd.distillation.data import RunData
 from avd.distillation.monitoring import watch
 from avd.distillation.monitoring.monitor import Monitor, MonitorResult, score
 from avd.distillation.task import DistillTask
@@ -61,7 +62,7 @@ def test_metrics_are_those_of_the_averaged_students_videos_and_of_the_references
     task = watched(tmp_path / "run", 1)
     line = lines(tmp_path / "run" / "metrics.jsonl")[0]
     references = json.loads((tmp_path / "run" / "references.json").read_text())
-    real = [measure_pixels(video) for video in task.model.decode_video(task.source.latents(references["clips"]))]
+    real = [measure_pixels(video) for video in task.model.decode_video(task.data.clips.latents(references["clips"]))]
     assert references["real"]["saturation"] == pytest.approx(np.mean([stats.saturation for stats in real]))
     assert references["real"]["motion"] == pytest.approx(np.mean([stats.motion for stats in real]), rel=1e-3)
     for name in ("saturation", "contrast", "motion"):
@@ -110,7 +111,7 @@ def test_there_are_no_more_clips_than_data() -> None:
     monitor = monitor_of(task)
     assert monitor is not None
     assert monitor.measure().metrics["saturation"] > 0
-    assert len(task.source) == 6
+    assert len(task.data.clips) == 6
 
 
 def test_grey_data_have_no_ratio_and_warn_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,6 +289,8 @@ def test_without_a_best_there_is_nothing_to_roll_back_to(tmp_path: Path, monkeyp
 
 def test_memory_latents_of_one_clip_are_enough() -> None:
     task = watched_task(watched_recipe())
-    source = MemoryLatents(task.source.latents([0]), task.source.prompts([0]), list(task.source.captions[:1]))
-    monitor = monitor_of(DistillTask(watched_recipe(), task.model, source, None))
+    source = MemoryLatents(
+        task.data.clips.latents([0]), task.data.clips.prompts([0]), list(task.data.clips.captions[:1])
+    )
+    monitor = monitor_of(DistillTask(watched_recipe(), task.model, RunData.encode(task.model, source), None))
     assert monitor is not None and math.isfinite(monitor.measure().metrics["motion"])
