@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from avd.measures.footage import black, hard_cuts, repeated
+from avd.measures.footage import black, change, hard_cuts, repeated
 from avd.measures.video import thumbnails
 from avd.world import World
 from helpers.footage import FRAMES, pan, still
@@ -30,6 +31,13 @@ def test_each_of_several_cuts_is_found() -> None:
 
 def test_a_cut_in_motion_is_found() -> None:
     assert found(np.concatenate([pan(1, 12), pan(1, 12, seed=1)])) == [12]
+
+
+def test_a_cut_in_fast_motion_is_found() -> None:
+    fast = np.concatenate([pan(8, 12), pan(1, 12, seed=1)])
+    changes = [change(a, b) for a, b in pairwise(thumbnails((fast * 255).astype(np.uint8)))]
+    assert changes[11] < 2 * np.mean(changes[9:11])  # the motion before it is no small matter
+    assert found(fast) == [12]
 
 
 def test_a_cut_between_repeated_frames_is_found() -> None:
@@ -65,6 +73,7 @@ NO_CUTS: dict[str, Callable[[], np.ndarray]] = {
     "a slow pan": lambda: pan(1),
     "a fast pan": lambda: pan(12),
     "a pan that starts at once": lambda: sudden_start(9),
+    "a pan that starts near the end": lambda: sudden_start(9)[: 8 + 3],
     "a slow pan, upsampled": lambda: pan(2, FRAMES // 2).repeat(2, axis=0),
     "a fast pan, upsampled unevenly": lambda: pan(9, FRAMES // 3).repeat([2, 3, 4, 3] * (FRAMES // 12), axis=0),
     "a dissolve": lambda: fade(8),
