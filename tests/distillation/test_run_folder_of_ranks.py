@@ -42,6 +42,17 @@ def test_an_error_of_one_rank_is_an_error_of_all(outcomes: list[dict[str, Any]])
     assert [outcome["fail_on_one"] for outcome in outcomes] == ["the disk of rank 1 is full"] * 2
 
 
+def test_the_first_ranks_clock_is_the_one_that_counts(outcomes: list[dict[str, Any]]) -> None:
+    assert [outcome["save_by_the_first_clock"] for outcome in outcomes] == [["step-0000004"]] * 2
+
+
+def test_ranks_stop_at_the_same_place_within_an_update(outcomes: list[dict[str, Any]]) -> None:
+    for outcome in outcomes:
+        message, resumed = outcome["stop_within_an_update"]
+        assert "within update 4: " in message and "step-0000002 is left in" in message
+        assert resumed == [2, 3, 4, 5]
+
+
 def test_the_first_rank_decides_where_a_run_resumes(outcomes: list[dict[str, Any]]) -> None:
     assert [outcome["resume_with_an_old_listing"] for outcome in outcomes] == [[[0, 1, 2, 3], [4, 5]]] * 2
 

@@ -140,7 +140,7 @@ def test_seed_and_update_decide_the_noise(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(
             task.step,
             "run",
-            lambda batch, random, rollout: UpdateResult({"noise": random.uniform("noise").sum().item()}),
+            lambda batch, random, *how: UpdateResult({"noise": random.uniform("noise").sum().item()}),
         )
         return task.update(update).metrics["noise"]
 
@@ -218,7 +218,7 @@ def test_fresh_rollouts_read_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> N
     for shared, count in ((True, 1), (False, 5)):
         task = small_task(small_recipe(f"rollout.shared={str(shared).lower()}"))
         seen: list[Any] = []
-        monkeypatch.setattr(task.step, "run", lambda batch, random, rollout, seen=seen: seen.append(batch))
+        monkeypatch.setattr(task.step, "run", lambda batch, *how, seen=seen: seen.append(batch))
         task.update(0)
         (batch,) = seen
         assert len(batch.rollout_prompts) == count

@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from avd.engine import saving
+from avd.engine import loop, saving
 from avd.engine.checkpoint import list_checkpoints
 from avd.engine.ema import EMA
 from avd.engine.loop import CONTINUE, Decision, Pace, Schedule, UpdateResult, run
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.randomness import generator_for
 from avd.engine.run_folder import RunFolder
+from avd.engine.stopping import Between
 from avd.types import UserError
 
 SCHEDULE = Schedule(updates=7, checkpoint_every=2, validate_every=3, sample_every=4)
@@ -50,7 +51,7 @@ class Toy:
         if self._kill_at == (moment, n):
             raise Killed
 
-    def update(self, n: int) -> UpdateResult:
+    def update(self, n: int, between: Between) -> UpdateResult:
         self.reach("update", n)
         x = torch.randn(4, 3, generator=generator_for(0, "toy", n))
         loss = self.net(x).square().mean()
@@ -208,10 +209,10 @@ def test_training_resumes_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
             waited.append(later.wait(timeout=30))  # until the update after the checkpoint has begun
         return write_pieces(folder, step, *rest)
 
-    def noted(self: Toy, n: int) -> UpdateResult:
+    def noted(self: Toy, n: int, between: Between) -> UpdateResult:
         if n == 2:
             later.set()
-        return update(self, n)
+        return update(self, n, between)
 
     monkeypatch.setattr(saving, "write_pieces", slow)
     monkeypatch.setattr(Toy, "update", noted)
@@ -246,6 +247,28 @@ def test_a_zero_in_the_schedule_is_never(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
     assert list((tmp_path / "run" / "samples").iterdir()) == []
     assert [set(line) for line in lines(tmp_path / "run")] == [{"update", "loss", "total"}] * 3
+
+
+def test_checkpoints_and_samples_are_also_due_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates of 25 s each: a minute is over after the third, and again after the sixth, unless one was due before."""
+    now = [0.0]
+    update = Toy.update
+
+    def slow(self: Toy, n: int, between: Between) -> UpdateResult:
+        now[0] += 25.0
+        return update(self, n, between)
+
+    monkeypatch.setattr(Toy, "update", slow)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    start(tmp_path / "clock", Schedule(7, 0, keep_checkpoints=9, checkpoint_minutes=1, sample_minutes=2))
+    assert steps(tmp_path / "clock") == [3, 6, 7]
+    assert sorted(p.name for p in (tmp_path / "clock" / "samples").iterdir()) == ["5.json", "7.json"]
+    start(tmp_path / "both", Schedule(7, 4, keep_checkpoints=9, checkpoint_minutes=1))
+    assert steps(tmp_path / "both") == [3, 4, 7]
+
+
+def steps(path: Path) -> list[int]:
+    return [int(checkpoint.name[-7:]) for checkpoint in list_checkpoints(path / "checkpoints")]
 
 
 def test_progress_counts_up_and_tells_the_time_left(tmp_path: Path) -> None:

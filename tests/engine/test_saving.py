@@ -1,13 +1,9 @@
-"""Runs that cannot be lost: asked to end, out of disk, killed while a checkpoint is on its way."""
+"""Checkpoints that cannot be lost: out of disk, or with training going on while they are written."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +17,9 @@ from torch import Tensor
 from avd.engine import checkpoint, saving
 from avd.engine.checkpoint import list_checkpoints, load_checkpoint
 from avd.engine.ranks import SINGLE_PROCESS
-from avd.engine.saving import Saver, stop_requests
-from avd.types import Stopped, UserError
-from helpers.distill_run import distill, small_recipe, small_task
+from avd.engine.saving import Saver
+from avd.types import UserError
+from helpers.distill_run import distill
 
 
 def tensors(value: float) -> dict[str, Tensor]:
@@ -109,53 +105,3 @@ def test_a_run_that_met_a_full_disk_resumes_from_the_last_good_checkpoint(
     resumed = distill(tmp_path / "run", 6, resume=True)
     expected = straight.tensors()
     assert all(torch.equal(v, expected[k]) for k, v in resumed.tensors().items())
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_asked_to_end_saves_after_the_update_and_says_how_to_resume(
-    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    straight = distill(tmp_path / "straight", 4)
-    task = small_task(small_recipe())
-    update = task.update
-
-    def interrupted(n: int) -> dict[str, float]:
-        if n == 2:
-            os.kill(os.getpid(), number)
-        return update(n)
-
-    monkeypatch.setattr(task, "update", interrupted)
-    with pytest.raises(Stopped, match=rf"stopped by {number.name} after update 3.*--resume") as stopped:
-        distill(tmp_path / "run", 4, task=task)
-    assert stopped.value.code == 128 + number
-    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-0000003"
-    resumed = distill(tmp_path / "run", 4, resume=True)
-    expected = straight.tensors()
-    assert all(torch.equal(v, expected[k]) for k, v in resumed.tensors().items())
-
-
-def test_a_second_request_is_obeyed_at_once() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
-    with pytest.raises(KeyboardInterrupt), stop_requests() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-        assert stop.signal == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_process_asked_to_end_exits_with_its_state_saved(tmp_path: Path) -> None:
-    """As a scheduler does it, from outside."""
-    run = tmp_path / "run"
-    code = f"import pathlib; from helpers.distill_run import distill; distill(pathlib.Path({str(run)!r}), 1_000_000)"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    metrics = run / "metrics.jsonl"
-    while not metrics.exists() or not metrics.read_text():
-        assert process.poll() is None, "the run ended by itself"
-        time.sleep(0.01)
-    process.terminate()
-    _, errors = process.communicate(timeout=120)
-    assert "Stopped: stopped by SIGTERM" in errors
-    done = [json.loads(line)["update"] for line in metrics.read_text().splitlines()]
-    assert list_checkpoints(run / "checkpoints")[-1].name == f"step-{done[-1] + 1:07d}"

@@ -46,7 +46,13 @@ def distill(
     task = task or small_task(recipe or small_recipe())
     folder = RunFolder(path, resume=resume, recipe_text=task.recipe.to_yaml(), owner=task.ranks.is_main)
     every = task.recipe.training
-    schedule = Schedule(updates, every.checkpoint_every, every.keep_checkpoints, sample_every=every.sample_every)
+    schedule = Schedule(
+        updates,
+        every.checkpoint_every,
+        every.keep_checkpoints,
+        sample_every=every.sample_every,
+        stop_grace=every.stop_grace,
+    )
     run(task, folder, schedule, _silent, ranks=task.ranks)
     return task
 

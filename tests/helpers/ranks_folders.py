@@ -5,7 +5,10 @@ python -m helpers.ranks_folders FOLDER     as one of two processes; prints what 
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,12 +21,13 @@ from torch import Tensor
 from avd import files
 from avd.config import ComputeRecipe
 from avd.distillation.monitoring import monitor, watch
-from avd.engine import checkpoint
+from avd.engine import checkpoint, loop
 from avd.engine.checkpoint import list_checkpoints
 from avd.engine.loop import Schedule, UpdateResult, run
 from avd.engine.ranks import Ranks, process_group
 from avd.engine.run_folder import RunFolder
 from avd.engine.saving import Saver
+from avd.engine.stopping import Between
 from avd.types import Stopped, UserError
 from helpers.watched_run import watched, watched_recipe, watched_task
 
@@ -41,10 +45,14 @@ class Counting:
         self.value = torch.zeros(1)
         self.updates: list[int] = []
 
-    def update(self, n: int) -> UpdateResult:
+    def update(self, n: int, between: Between) -> UpdateResult:
         self.value += 1
+        self.begin_second_part(n)
+        between(0.5)
         self.updates.append(n)
         return UpdateResult({"value": self.value.item()})
+
+    def begin_second_part(self, n: int) -> None: ...
 
     def validate(self, n: int) -> dict[str, float]:
         return {}
@@ -63,11 +71,13 @@ class Counting:
     def export(self, folder: Path) -> None: ...
 
 
-def count_to(updates: int, path: Path, ranks: Ranks) -> list[int]:
+def count_to(
+    updates: int, path: Path, ranks: Ranks, schedule: Schedule | None = None, task: Counting | None = None
+) -> list[int]:
     """The updates that a run to `updates` still had to do."""
-    task, folder = Counting(), RunFolder(path, resume=path.exists(), recipe_text="", owner=ranks.is_main)
+    task, folder = task or Counting(), RunFolder(path, resume=path.exists(), recipe_text="", owner=ranks.is_main)
     ranks.barrier()  # before the first rank makes the folder
-    run(task, folder, Schedule(updates, checkpoint_every=2), lambda *_: None, ranks=ranks)
+    run(task, folder, schedule or Schedule(updates, checkpoint_every=2), lambda *_: None, ranks=ranks)
     return task.updates
 
 
@@ -120,8 +130,40 @@ def monitor_with_nothing_seen(base: Path, ranks: Ranks) -> object:
     return task.roll_backs, sum("sampling the teacher" in message for message in messages), messages[-1]
 
 
+def save_by_the_first_clock(base: Path, ranks: Ranks) -> object:
+    """Rank 1's clock is an hour further at each call."""
+    monotonic, calls = loop.time.monotonic, itertools.count()
+    if ranks.rank == 1:
+        loop.time.monotonic = lambda: 3600.0 * next(calls)
+    count_to(4, base / "clock", ranks, Schedule(4, checkpoint_every=0, keep_checkpoints=9, checkpoint_minutes=1))
+    loop.time.monotonic = monotonic
+    return [path.name for path in list_checkpoints(base / "clock" / "checkpoints")]
+
+
+class Interrupted(Counting):
+    """Rank 1 is asked to end in the middle of the fourth update."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()
+        self._rank = ranks.rank
+
+    def begin_second_part(self, n: int) -> None:
+        if n == 3 and self._rank == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def stop_within_an_update(base: Path, ranks: Ranks) -> object:
+    """All ranks stop there, though only one was asked."""
+    schedule = Schedule(6, checkpoint_every=2, stop_grace=0.0)
+    try:
+        return count_to(6, base / "stopped", ranks, schedule, Interrupted(ranks))
+    except Stopped as stopped:
+        return str(stopped), count_to(6, base / "stopped", ranks, schedule)
+
+
 SCENES: tuple[Callable[[Path, Ranks], object], ...] = (
-    start_on_own_disks, save_on_own_disks, fail_on_one, resume_with_an_old_listing, monitor_with_nothing_seen,
+    start_on_own_disks, save_on_own_disks, fail_on_one, save_by_the_first_clock, stop_within_an_update,
+    resume_with_an_old_listing, monitor_with_nothing_seen,
 )  # fmt: skip
 
 
@@ -136,4 +178,5 @@ if __name__ == "__main__":
                 outcomes[scene.__name__] = scene(Path(sys.argv[1]), ranks)
             except UserError as error:
                 outcomes[scene.__name__] = str(error)
+    dist.destroy_process_group()
     print(json.dumps(outcomes))

@@ -218,6 +218,13 @@ class TrainingRecipe(Section):
     checkpoint_every: int = Field(100, ge=0, le=MOST_UPDATES)
     keep_checkpoints: int = Field(2, ge=1, le=MOST_UPDATES)
     sample_every: int = Field(100, ge=0, le=MOST_UPDATES)
+    checkpoint_minutes: float | None = Field(None, ge=0, le=1e6)
+    """Longest time between checkpoints, by the clock of the first rank; None: as `checkpoint_every` says alone."""
+    sample_minutes: float | None = Field(None, ge=0, le=1e6)
+    """The same for samples."""
+    stop_grace: float = Field(30.0, ge=0, le=1e6)
+    """Seconds between SIGTERM and SIGKILL. Where an update takes longer, a run that is asked to end does so within it,
+    without saving."""
 
 
 class Recipe(Section):

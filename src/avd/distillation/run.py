@@ -78,4 +78,7 @@ def _schedule(recipe: Recipe) -> Schedule:
         checkpoint_every=training.checkpoint_every,
         keep_checkpoints=training.keep_checkpoints,
         sample_every=training.sample_every,
+        checkpoint_minutes=training.checkpoint_minutes or 0.0,
+        sample_minutes=training.sample_minutes or 0.0,
+        stop_grace=training.stop_grace,
     )

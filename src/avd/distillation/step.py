@@ -26,6 +26,7 @@ from avd.distillation.roles import Roles
 from avd.engine.loop import UpdateResult
 from avd.engine.randomness import UpdateRandom
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
+from avd.engine.stopping import Between, one_part
 from avd.flow import add_noise
 from avd.methods.method import Method
 from avd.objectives.source import DataSource, RolloutSource, Stages
@@ -87,15 +88,21 @@ class TrainingStep:
         self.terms = {each.name: each.term.make(each.section, setting) for each in method.terms}
         self._gradients = TermGradients()
 
-    def run(self, batch: Batch, random: UpdateRandom, rollout: Rollout) -> UpdateResult:
-        """One student update and all updates of the auxiliaries. `rollout` is the path that samples take this time."""
+    def run(self, batch: Batch, random: UpdateRandom, rollout: Rollout, between: Between = one_part) -> UpdateResult:
+        """One student update and all updates of the auxiliaries. `rollout` is the path that samples take this time.
+
+        `between` is called after the student's update, each further rollout, and each round of the auxiliaries'.
+        """
         result = UpdateResult()
         samples = self._update_student(batch, random, rollout, result)
         learned, shared = self.method.learned, self.method.shared
-        for i in range(max((self.method.updates[each.name].updates for each in learned), default=0)):
+        rounds = max((self.method.updates[each.name].updates for each in learned), default=0)
+        for i in range(rounds):
+            between((1 + i) / (1 + rounds))
             fresh = 0 if shared else i
             if fresh > 0:
                 samples = self._roll_out(batch, random, rollout, fresh)
+                between((1.5 + i) / (1 + rounds))
             for each in learned:
                 if i < self.method.updates[each.name].updates:
                     self._update_auxiliary(each.name, samples, batch.rollout_prompts[fresh], random, i, result)

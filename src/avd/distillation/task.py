@@ -22,6 +22,7 @@ from avd.engine.loop import UpdateResult
 from avd.engine.preview import write_preview
 from avd.engine.randomness import UpdateRandom, derive_seed
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
+from avd.engine.stopping import Between, one_part
 from avd.export import format_named
 from avd.export.format import Student
 from avd.export.writing import write
@@ -84,7 +85,7 @@ class DistillTask:
         """Videos of the networks as they are trained."""
         return RunSampler(self.model, self.roles, self.rollout, self.unconditional)
 
-    def update(self, n: int) -> UpdateResult:
+    def update(self, n: int, between: Between = one_part) -> UpdateResult:
         half_rate = falls_in_share(n, self.recipe.rollout.half_rate_share)
         device = self.ranks.device
         latents, captions = self._real_clips()
@@ -94,7 +95,7 @@ class DistillTask:
         if self.roll_backs:
             seed = derive_seed(seed, "roll-back", self.roll_backs)
         random = UpdateRandom(seed, n, self.samples, device)
-        return self.step.run(batch, random, self.rollout if half_rate else self._full_rate)
+        return self.step.run(batch, random, self.rollout if half_rate else self._full_rate, between)
 
     def validate(self, n: int) -> dict[str, float]:
         """Nothing: what a run measures of itself, its monitors measure."""

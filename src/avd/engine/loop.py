@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGTERM
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -20,7 +19,8 @@ from torch import Tensor
 from avd.engine.checkpoint import Reader, SavedTensors, newest_checkpoint
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.run_folder import RunFolder
-from avd.engine.saving import Saver, StopRequest, stop_requests
+from avd.engine.saving import Saver
+from avd.engine.stopping import Between, StopRequest, Stops, UpdateCutShort, stop_requests
 from avd.types import Stopped, UserError
 
 
@@ -36,8 +36,9 @@ class UpdateResult:
 class Task(Protocol):
     """What is trained. `n` counts updates from 0."""
 
-    def update(self, n: int) -> UpdateResult:
-        """Do update `n`."""
+    def update(self, n: int, between: Between) -> UpdateResult:
+        """Do update `n`. An update of several parts calls `between` after each but the last; what that raises ends the
+        update, and the run."""
         ...
 
     def validate(self, n: int) -> dict[str, float]:
@@ -65,13 +66,18 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a run is and how often it does what, all in updates; 0 is never."""
+    """How long a run is and how often it does what, in updates and in minutes; 0 is never."""
 
     updates: int
     checkpoint_every: int
     keep_checkpoints: int = 2
     validate_every: int = 0
     sample_every: int = 0
+    checkpoint_minutes: float = 0.0
+    """Longest time between checkpoints, as far as updates allow."""
+    sample_minutes: float = 0.0
+    stop_grace: float = 30.0
+    """Seconds that a process has between being asked to end and being killed."""
 
 
 STOPPED_BY_WATCH = 3
@@ -142,13 +148,14 @@ def run(
     """Train to `schedule.updates`, from the newest checkpoint in `folder` if there is one, and export.
 
     Every rank runs it, on a folder that all see; the first one writes, and decides what depends on what is there.
-    Raises Stopped, with a checkpoint saved, if
-    `watch` ends the run or any rank is stopping to end by SIGTERM or Ctrl-C.
+
+    Raises Stopped if `watch` ends the run or any rank is asked to end by SIGTERM or Ctrl-C: with the update saved, or
+    within it where updates take longer than `schedule.stop_grace`.
     """
     folder.lock(ranks)
     try:
-        with stop_requests() as stop:
-            while not _train(task, folder, schedule, progress, watch, ranks, stop):
+        with stop_requests() as request:
+            while not _train(task, folder, schedule, progress, watch, ranks, request):
                 pass
         task.export(folder.path)
     finally:
@@ -162,7 +169,7 @@ def _train(
     progress: Progress,
     watch: Watch[MeasurementT] | None,
     ranks: Ranks,
-    stop: StopRequest,
+    request: StopRequest,
 ) -> bool:
     """False if the run was sent back, to restart from the newest checkpoint."""
     done = _restore(task, folder, watch, ranks)
@@ -171,10 +178,17 @@ def _train(
         if watch is not None:
             watch.begin(done)
     saver = Saver(folder.checkpoints, schedule.keep_checkpoints, ranks)
-    pace = Pace()
+    pace, stops = Pace(), Stops(request, ranks, schedule.stop_grace)
+    checkpoints = Regularly(schedule.checkpoint_every, schedule.checkpoint_minutes, schedule.updates, ranks)
+    samples = Regularly(schedule.sample_every, schedule.sample_minutes, schedule.updates, ranks)
     for n in range(done, schedule.updates):
         started = time.perf_counter()
-        result, measurement = task.update(n), None
+        try:
+            with stops.updating():
+                result, measurement = task.update(n, stops.between), None
+        except UpdateCutShort as cut:
+            saver.finish()
+            raise _lose(folder, n, cut.seconds, schedule.stop_grace, stops, ranks) from None
         metrics = result.metrics
         if due(n + 1, schedule.validate_every, schedule.updates):
             metrics |= task.validate(n + 1)
@@ -183,17 +197,19 @@ def _train(
             metrics |= {} if measurement is None else measurement.metrics
         seconds = time.perf_counter() - started
         folder.log(n, {**metrics, "seconds": round(seconds, 4)})
-        if due(n + 1, schedule.sample_every, schedule.updates):
+        if samples.due(n + 1):
             task.sample(folder.samples, n + 1)
+            samples.note()
         decision = CONTINUE if watch is None else watch.after_update(n + 1, metrics, measurement)
         if decision.roll_back:
             assert watch is not None
             saver.finish()
             watch.roll_back(n + 1)
             return False
-        stopping = ranks.any_rank(bool(stop))
-        if stopping or decision.stop or due(n + 1, schedule.checkpoint_every, schedule.updates):
+        stopping = stops.after_update()
+        if checkpoints.due(n + 1) or stopping or decision.stop:
             saver.save(n + 1, task.tensors(), task.state() | ({} if watch is None else watch.state()))
+            checkpoints.note()
         saver.poll()
         pace.add(seconds)
         progress(n + 1, schedule.updates, metrics, pace.left(schedule.updates - n - 1))
@@ -202,9 +218,8 @@ def _train(
             raise Stopped(decision.stop, STOPPED_BY_WATCH)
         if stopping:
             saver.finish()
-            number = stop.signal or SIGTERM
-            reason = f"stopped by {number.name} after update {n + 1}, which is saved: continue with --resume"
-            raise Stopped(reason, 128 + number)
+            reason = f"stopped by {stops.signal.name} after update {n + 1}, which is saved: continue with --resume"
+            raise Stopped(reason, 128 + stops.signal)
     saver.finish()
     return True
 
@@ -229,9 +244,41 @@ def _restore(task: Task, folder: RunFolder, watch: Watch[MeasurementT] | None, r
     return int(state["step"])
 
 
+def _lose(folder: RunFolder, n: int, seconds: float, grace: float, stops: Stops, ranks: Ranks) -> Stopped:
+    """How a run ends within update `n`, counted from 0: and which checkpoint is left."""
+    newest = ranks.decide(lambda: newest_checkpoint(folder.checkpoints))
+    done, left = (0, "no checkpoint") if newest is None else (int(newest[1]["step"]), newest[0])
+    return Stopped(
+        f"stopped by {stops.signal.name} within update {n + 1}: updates take {seconds:.0f} s, longer than "
+        f"training.stop_grace ({grace:g} s); {left} is left in {folder.checkpoints}, updates lost: {n - done}; "
+        "continue with --resume",
+        128 + stops.signal,
+    )
+
+
 def due(done: int, every: int, last: int) -> bool:
     """Whether something done every `every` updates is due after `done` of `last`; 0 is never."""
     return every > 0 and (done % every == 0 or done == last)
+
+
+class Regularly:
+    """When something is due that is done every `every` updates, every `minutes`, and after the last of `updates`; 0 is
+    never. The first rank's clock is the one that counts."""
+
+    def __init__(self, every: int, minutes: float, updates: int, ranks: Ranks) -> None:
+        self._every, self._minutes, self._updates, self._ranks = every, minutes, updates, ranks
+        self._last = time.monotonic()
+
+    def due(self, done: int) -> bool:
+        """After `done` updates, on all ranks alike; all must ask."""
+        if due(done, self._every, self._updates) or not self._minutes:
+            return due(done, self._every, self._updates)
+        passed = time.monotonic() - self._last >= 60.0 * self._minutes
+        return self._ranks.any_rank(self._ranks.is_main and passed) or done == self._updates
+
+    def note(self) -> None:
+        """It has been done now."""
+        self._last = time.monotonic()
 
 
 class Pace:

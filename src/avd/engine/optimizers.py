@@ -1,6 +1,8 @@
-"""AdamW, with moments of 32 bits or of 8."""
+"""AdamW, with moments of 32 bits or of 8, and factors on its learning rate."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import nn
@@ -45,3 +47,17 @@ def check_optimizer(recipe: OptimizerRecipe) -> None:
             import torchao.optim  # noqa: F401
         except ImportError:
             raise UserError("optimizer.bits is 8, which needs torchao: pip install 'avd[8bit]'") from None
+
+
+def warm_cosine(n: int, warmup: int, updates: int) -> float:
+    """Factor on the learning rate in update `n`, which counts from 0: linear from 0 over `warmup` updates, then half a
+    cosine to 0 at `updates`."""
+    if n < warmup:
+        return (n + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (n - warmup) / max(updates - warmup, 1)))
+
+
+def trapezoid(n: int, warmup: int, cooldown: float, updates: int) -> float:
+    """The same: linear up over `warmup` updates, flat at 1, linear to 0 over the last `cooldown` share of `updates`."""
+    falling = max(updates * cooldown, 1.0)
+    return min(1.0, (n + 1) / max(warmup, 1), (updates - n) / falling)

@@ -30,7 +30,10 @@ from avd.section import Section
 from avd.types import UserError
 
 RECIPE_FILE = "recipe.yaml"
-_SCHEDULE = ("updates", "checkpoint_every", "keep_checkpoints", "sample_every")
+_SCHEDULE = (
+    *("updates", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "sample_every", "sample_minutes"),
+    "stop_grace",
+)
 _COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "shard", "context", "timeout_minutes")
 _MAY_CHANGE = {
     "updates",

@@ -1,14 +1,11 @@
-"""Saving a run while it trains: checkpoints in the background, and a last one when somebody asks it to stop."""
+"""Saving a run while it trains: checkpoints in the background."""
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -111,36 +108,3 @@ class Saver:
         """Remove what was written of checkpoint `step`; returns the newest there is."""
         discard_pieces(self._folder, step)
         return next((str(path) for path in reversed(list_checkpoints(self._folder))), None)
-
-
-class StopRequest:
-    """Whether the process has been asked to end, and by which signal."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-
-@contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """For the duration of a block, SIGTERM (a scheduler's preemption) and Ctrl-C are noted instead of obeyed.
-
-    A second one ends the process at once. Outside of the main thread, where Python delivers no signals, none is noted.
-    """
-    request = StopRequest()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number)
-        signal.signal(number, before[request.signal])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

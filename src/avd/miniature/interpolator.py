@@ -11,8 +11,9 @@ from torch import Tensor
 
 from avd.config import InterpolatorRecipe
 from avd.engine.loop import UpdateResult
+from avd.engine.optimizers import trapezoid
 from avd.engine.randomness import derive_seed, generator_for
-from avd.engine.schedules import trapezoid
+from avd.engine.stopping import Between, one_part
 from avd.files import atomic_folder
 from avd.miniature.training import NetworkTraining
 from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
@@ -63,7 +64,7 @@ class InterpolatorTask(NetworkTraining[FrameInterpolator]):
         optimizer = torch.optim.Adam(network.parameters(), lr=1.0, betas=(0.9, 0.99))
         super().__init__("network", network, optimizer, config.ema)
 
-    def update(self, n: int) -> UpdateResult:
+    def update(self, n: int, between: Between = one_part) -> UpdateResult:
         config = self.config
         order = generator_for(config.seed, "interpolator", "data", n)
         indices = torch.randint(len(self.source), (config.batch,), generator=order).tolist()

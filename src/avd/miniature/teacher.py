@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from avd.config import TeacherRecipe
 from avd.engine.loop import UpdateResult
+from avd.engine.optimizers import trapezoid
 from avd.engine.preview import write_preview
 from avd.engine.randomness import derive_seed, generator_for
-from avd.engine.schedules import trapezoid
+from avd.engine.stopping import Between, one_part
 from avd.files import atomic_folder
 from avd.flow import add_noise, velocity_of
 from avd.miniature import architecture as mini
@@ -80,7 +81,7 @@ class TeacherTask(NetworkTraining[_Networks]):
         optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99))
         super().__init__("networks", networks, optimizer, config.ema)
 
-    def update(self, n: int) -> UpdateResult:
+    def update(self, n: int, between: Between = one_part) -> UpdateResult:
         config = self.config
         rng = np.random.default_rng(derive_seed(config.seed, "teacher", "data", n))
         indices = rng.integers(0, len(self.latents), config.batch)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from avd.config import VAERecipe
 from avd.engine.loop import UpdateResult
+from avd.engine.optimizers import warm_cosine
 from avd.engine.randomness import derive_seed, generator_for
-from avd.engine.schedules import warm_cosine
+from avd.engine.stopping import Between, one_part
 from avd.files import atomic_folder
 from avd.miniature.architecture import build_vae
 from avd.miniature.training import NetworkTraining
@@ -37,7 +38,7 @@ class VAETask(NetworkTraining[AutoencoderKLWan]):
         optimizer = torch.optim.AdamW(vae.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=1e-4)
         super().__init__("vae", vae, optimizer, config.ema)
 
-    def update(self, n: int) -> UpdateResult:
+    def update(self, n: int, between: Between = one_part) -> UpdateResult:
         video = self._clips(n)
         posterior = self.network.encode(video).latent_dist
         decoded = self.network.decode(posterior.sample(generator_for(self.config.seed, "vae", "noise", n))).sample

@@ -27,7 +27,7 @@ from avd.distillation.monitoring.references import ReferenceFinder, References, 
 from avd.distillation.monitoring.statistics import FakeScoreLevel, WeightStatistics
 from avd.engine.loop import UpdateResult
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
-from avd.engine.saving import StopRequest, stop_requests
+from avd.engine.stopping import StopRequest, stop_requests
 from avd.measures.video import PixelStats
 from avd.types import CountProgress, Stopped
 
