@@ -146,11 +146,11 @@ def test_a_frame_stride_changes_positions_for_one_call(model: TextToVideo) -> No
 def test_shard_units_are_apart_and_hold_every_block(model: TextToVideo) -> None:
     network = model.velocity()
     units = network.shard_units()
-    held = [id(p) for unit in units for p in unit.module.parameters()]
+    held = [id(p) for unit in units for module in unit.modules for p in module.parameters()]
     all_of_it = {id(p) for p in network.parameters()}
     assert len(held) == len(set(held)) and set(held) <= all_of_it
     assert {id(p) for block in network.blocks for p in block.parameters()} <= set(held)
-    precise = {id(p) for unit in units if unit.float32 for p in unit.module.parameters()}
+    precise = {id(p) for unit in units if unit.float32 for module in unit.modules for p in module.parameters()}
     network.requires_grad_(False).store_frozen(torch.bfloat16)
     assert all(p.dtype == torch.float32 for p in network.parameters() if id(p) in precise)
     assert any(p.dtype == torch.bfloat16 for p in network.parameters())

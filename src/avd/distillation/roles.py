@@ -237,9 +237,9 @@ def _set_up(network: Backbone, compute: ComputeRecipe, ranks: Ranks, *, frozen: 
     network.use_attention(compute.attention)
     if ranks.context is not None:
         network.share_sequences(ranks.context)
+    if compute.compile:
+        network.compile_blocks()
     network.recompute(compute.checkpointing)
     if frozen:
         network.store_frozen(dtype)
-    if compute.compile:
-        network.compile_blocks()
     shard(network, ranks, dtype)

@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from avd.config import ComputeRecipe
 from avd.engine.sharding import collect
@@ -279,19 +281,36 @@ def _refuse_shared_gpu(name: str, launch: Launch) -> None:
 def shard(network: Backbone, ranks: Ranks, dtype: torch.dtype) -> None:
     """With a mesh, shard a network unit by unit and let it compute in `dtype`, in place. It may have no memory yet.
 
-    Parameters stay what they are stored in and gradients are reduced in float32. The family says which units compute
-    in float32 all the same.
+    Parameters stay what they are stored in and gradients are reduced in float32. The family says which units and which
+    single weights compute in float32 all the same. Those weights, such as a block's norms, are sharded with the root,
+    and first: a unit gathers all its weights in one precision, and a block cannot be the root's later.
     """
     if ranks.mesh is None:
         return
     mesh = ranks.mesh
     precise = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    units = network.shard_units()
+    precise_units = {id(p) for unit in units if unit.float32 for module in unit.modules for p in module.parameters()}
+    named = list(network.named_parameters())
+    single = {name for name, p in named if network.stays_in_float32(name) and id(p) not in precise_units}
+
+    def weights(*, in_single: bool) -> set[nn.Parameter]:
+        return {p for name, p in network.named_parameters() if (name in single) == in_single}
+
     # The root too lets go of its weights after use: a network that is only run forward, like the average, would keep
     # those it gathered the first time.
-    for unit in network.shard_units():
-        fully_shard(unit.module, mesh=mesh, mp_policy=precise if unit.float32 else policy, reshard_after_forward=True)
-    fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    make = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
+    if single:
+        make(network, mp_policy=precise, ignored_params=weights(in_single=False))
+    for unit in units:
+        own = precise if unit.float32 else policy
+        if len(unit.modules) > 1:  # the last may be a linear layer, whose output is a view, which FSDP warns of
+            unit.modules[-1].register_forward_hook(lambda module, inputs, output: output.clone())
+        make(list(unit.modules), mp_policy=own, ignored_params=weights(in_single=True))
+    if not single:
+        make(network, mp_policy=policy)
+    assert all(isinstance(p, DTensor) for p in network.parameters()), "its units leave weights out"
     if ranks.context_size > 1:  # ranks that share a clip have a part each of its gradient: a sum, not a mean
         for module in network.modules():
             if isinstance(module, FSDPModule):

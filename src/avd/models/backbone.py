@@ -17,13 +17,19 @@ from avd.models.adapters import switched_as_now
 from avd.types import Conditions
 
 Recomputed = Literal["none", "selective", "full"]
+COMPILED_VERSIONS = 64
+"""Versions of a block that torch.compile may make."""
 
 
 @dataclass(frozen=True)
 class ShardUnit:
-    """Weights that are gathered together just before they compute (FSDP2). `float32`: they compute in float32."""
+    """Weights that are gathered together just before they compute (FSDP2). `float32`: they compute in float32.
 
-    module: nn.Module
+    Several modules of a unit are gathered before the first of them computes and let go after the last. The weights in
+    `Backbone.float32_names` are left out of units that do not compute in float32.
+    """
+
+    modules: tuple[nn.Module, ...]
     float32: bool = False
 
 
@@ -35,7 +41,7 @@ class Backbone(nn.Module):
     """
 
     float32_names: frozenset[str] = frozenset()
-    """Parts of the dotted names of weights that stay in float32, in whatever precision the others are stored."""
+    """Parts of the dotted names of weights that are stored and compute in float32, whatever the others do."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
@@ -53,18 +59,27 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def shard_units(self) -> list[ShardUnit]:
-        """What FSDP2 shards, each by itself; the weights outside of all units are sharded together with the root."""
-        return [ShardUnit(block) for block in self.blocks]
+        """What FSDP2 shards, each by itself; the weights outside of all units are sharded together with the root, in
+        float32 if the network has `float32_names`."""
+        return [ShardUnit((block,)) for block in self.blocks]
+
+    def stays_in_float32(self, name: str) -> bool:
+        """Whether the weight of this dotted name is one of `float32_names`."""
+        return not self.float32_names.isdisjoint(name.split("."))
 
     def store_frozen(self, dtype: torch.dtype) -> None:
         """Store the weights that are not trained in `dtype`, in place, but for those that stay in float32."""
         for name, parameter in self.transformer.named_parameters():
-            if not parameter.requires_grad and self.float32_names.isdisjoint(name.split(".")):
+            if not parameter.requires_grad and not self.stays_in_float32(name):
                 parameter.data = parameter.data.to(dtype)
 
     def recompute(self, which: Recomputed) -> None:
         """Keep only the inputs of all blocks ("full") or of every second one ("selective") for the backward pass, which
-        then computes their activations again."""
+        then computes their activations again.
+
+        Compile blocks before and shard them after: what is computed again is then the compiled block, and its weights
+        are gathered once for both.
+        """
         if which != "none":
             for block in self.blocks[:: 1 if which == "full" else 2]:
                 block.forward = partial(run_recomputed, self.transformer, block.forward)
@@ -88,9 +103,14 @@ class Backbone(nn.Module):
             block.register_forward_hook(lambda block, *_: block.to("cpu") and None)
 
     def compile_blocks(self) -> None:
-        """Compile each block with torch.compile, in place."""
+        """Compile each block's computation with torch.compile, in place; hooks on blocks stay outside.
+
+        All blocks share one code object, and so does every role: each adapter, with and without gradient, at full and
+        at half rate, is a version of it. Past PyTorch's limit of 8 versions it would run uncompiled without a word.
+        """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VERSIONS)
         for block in self.blocks:
-            block.compile()
+            block.forward = torch.compile(block.forward)
 
 
 def run_recomputed(transformer: nn.Module, forward: Any, *inputs: Any) -> Any:
@@ -99,6 +119,8 @@ def run_recomputed(transformer: nn.Module, forward: Any, *inputs: Any) -> Any:
     By then another adapter may be on, so the one that is on now is switched on again. Blocks hold no randomness, so
     there is none to restore.
     """
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
     again = switched_as_now(transformer)
     return checkpoint(
         forward,

@@ -76,7 +76,7 @@ class FakeVelocity(Backbone):
         return self.transformer.layers
 
     def shard_units(self) -> list[ShardUnit]:
-        return [ShardUnit(self.transformer.level, float32=True), *super().shard_units()]
+        return [ShardUnit((self.transformer.level,), float32=True), *super().shard_units()]
 
 
 @dataclass(frozen=True)

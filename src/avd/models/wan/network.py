@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from avd.flow import TIMESTEPS
-from avd.models.backbone import Backbone, Recomputed, ShardUnit, run_recomputed
+from avd.models.backbone import Backbone, ShardUnit
 from avd.models.wan.rotary import StridedRotary
 from avd.types import Conditions
 
@@ -49,13 +48,10 @@ class WanVelocity(Backbone):
 
     def shard_units(self) -> list[ShardUnit]:
         """The embedding of the noise level computes in float32 throughout: in bfloat16, neighbouring timesteps would
-        be one."""
-        return [ShardUnit(self.transformer.condition_embedder.time_embedder, float32=True), *super().shard_units()]
-
-    def recompute(self, which: Recomputed) -> None:
-        if which != "none":
-            chosen = set(self.blocks[:: 1 if which == "full" else 2])
-            self.transformer.enable_gradient_checkpointing(partial(_run_block, self.transformer, chosen))
+        be one. Tables of modulation and norms are left to the root: they are small, and a block's own."""
+        transformer, embedder = self.transformer, self.transformer.condition_embedder
+        around = (transformer.patch_embedding, embedder.time_proj, embedder.text_embedder, transformer.proj_out)
+        return [ShardUnit((embedder.time_embedder,), float32=True), *super().shard_units(), ShardUnit(around)]
 
     def use_attention(self, backend: str | None) -> None:
         """One of diffusers' backends; None is its own choice."""
@@ -73,13 +69,6 @@ class WanVelocity(Backbone):
         self.transformer.enable_group_offload(
             device, torch.device("cpu"), "block_level", num_blocks_per_group=1, use_stream=on_gpu
         )
-
-    def compile_blocks(self) -> None:
-        self.transformer.compile_repeated_blocks()
-
-
-def _run_block(transformer: nn.Module, chosen: set[nn.Module], block: nn.Module, *inputs: Any) -> Any:
-    return run_recomputed(transformer, block, *inputs) if block in chosen else block(*inputs)
 
 
 def hollow_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
