@@ -73,6 +73,12 @@ RUNS = {
     "half rate of even clips": ("--set model=even", "4 latent frames, an even number", "8 n + 1"),
     "half rate of an even cache": ("--data cache-even", "4 latent frames, an even number", "8 n + 1"),
     "an interpolator of other channels": ("--set model=channels", "for latents of 3 channels", "have 12"),
+    "a named interpolator of other channels": (
+        "--set interpolator=channels",
+        "channels/interpolator is for latents of 3 channels",
+        "have 12",
+    ),
+    "a named interpolator that is not there": ("--set interpolator=nowhere", "no interpolator at nowhere", "avd train"),
     "an interpolator that is cut short": ("--set model=cut", "the interpolator", "is damaged"),
     "an interpolator without end": ("--set model=endless", "interpolator of 12 channels and widths", "at most 8192"),
     "a world that there is not": ("--set data.world_level=99", "world level is 99"),

@@ -107,6 +107,20 @@ def test_a_teacher_resumes_with_the_latents_it_has(place: Path, teacher_run: Pat
     assert snapshot(teacher_run / "latents") == latents
 
 
+def test_a_student_is_distilled_with_the_interpolator_that_its_recipe_names(
+    place: Path, interpolator_run: Path
+) -> None:
+    """The student gets it, and that of the model `tiny` stays where it is."""
+    before = snapshot(place / "tiny")
+    changes = ("rollout.half_rate_stages=2", f"interpolator={interpolator_run}", "training.batch=2")
+    options = [word for change in changes for word in ("--set", change)]
+    assert avd("distill", "small.yaml", *options, "--output", "half", "--updates", 1) == 0
+    trained, student = snapshot(interpolator_run / "interpolator"), snapshot(place / "half" / "student")
+    assert trained and all(student[f"interpolator/{name}"] == content for name, content in trained.items())
+    assert snapshot(place / "tiny") == before
+    assert avd("generate", "half/student", "--prompt", "one ball", "--half-rate", "--output", "half.mp4") == 0
+
+
 def test_the_parts_are_packed_into_a_model_in_half_precision(
     place: Path, teacher_run: Path, interpolator_run: Path
 ) -> None:

@@ -12,6 +12,7 @@ from avd.config import Recipe, load_recipe
 from avd.distillation.preflight import ResolvedRun, preflight, resolve_workload
 from avd.methods.method import Method
 from avd.models.devices import Launch
+from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
 from avd.models.wan.files import ModelFiles
 from avd.types import UserError
 from helpers.command import snapshot
@@ -46,6 +47,19 @@ def test_a_run_is_resolved_without_loading_or_writing(
     assert found.interpolator == model / "interpolator"
     assert found.cache is None and found.world is not None and found.world.size == 16
     assert found.folder.path == tmp_path / "run" and snapshot(tmp_path) == {}
+
+
+def test_a_named_interpolator_comes_before_the_model_s(model: Path, tmp_path: Path) -> None:
+    """By the folder of the run that trained it, or by its own; a plan refuses one that does not fit, as a run does."""
+    tiny_interpolator().save(tmp_path / "trained" / "interpolator")
+    for name in (tmp_path / "trained", tmp_path / "trained" / "interpolator"):
+        recipe = recipe_for(model, "rollout.half_rate_stages=2", f"interpolator={name}")
+        assert resolve(recipe, tmp_path / "run").interpolator == tmp_path / "trained" / "interpolator"
+    FrameInterpolator(InterpolatorConfig(3, (8, 16))).save(tmp_path / "other")
+    recipe = recipe_for(model, f"interpolator={tmp_path / 'other'}")
+    for refused in (lambda: resolve(recipe, tmp_path / "run"), lambda: resolve_workload(recipe, 1)):
+        with pytest.raises(UserError, match=r"other is for latents of 3 channels, and those of .* have 12"):
+            refused()
 
 
 def test_every_rank_resolves_by_itself_and_the_first_looks_at_the_folder(model: Path, tmp_path: Path) -> None:

@@ -239,6 +239,8 @@ class Recipe(Section):
     """A many-step model of the same latents and prompts that teaches; None: the model itself."""
     negative_prompt: str | None = None
     """What the teacher's guidance leads away from; "" is the null prompt. None: as its model's settings say."""
+    interpolator: str | None = None
+    """A run of `avd train interpolator`, or its `interpolator/` folder; None: the model's own, if it has one."""
     seed: int = Field(0, ge=0, le=MOST_SEED)
     roles: Literal["full", "adapters"] = "full"
     """full: a full model per role; adapters: one frozen base, of which every other role is a LoRA adapter."""

@@ -84,7 +84,7 @@ class ResolvedRun:
     data: PreparedData | None
     world: World | None
     interpolator: Path | None
-    """The folder of the model's interpolator, if it has one."""
+    """The folder of the interpolator that the recipe names, or else of the model's, if it has one."""
     folder: RunFolder
     starts: Starts
     """What the networks begin as."""
@@ -120,8 +120,10 @@ def preflight(recipe: Recipe, output: Path, *, resume: bool, launch: Launch) -> 
         check_identities(data, model)
         if data.geometry is not None:
             model.settings = replace(model.settings, **asdict(data.geometry))  # as are the clips of the student
-    interpolator = find_interpolator(model)
-    _check_interpolator(recipe, interpolator, model.latent_shape()[0])
+    interpolator = _named_interpolator(recipe)
+    if interpolator is None:
+        interpolator = find_interpolator(model)
+        _check_interpolator(recipe, interpolator, model.latent_shape()[0])
     return ResolvedRun(model, data, world, interpolator, folder, resolve_starts(recipe, method, model))
 
 
@@ -189,6 +191,9 @@ def _check_model(
     if data is not None:
         check_shapes(data, recipe, facts.sizes)
     sizes, compute = _at_clips(facts.sizes, data), recipe.compute
+    named = _named_interpolator(recipe)
+    if named is not None:
+        _check_interpolator(recipe, named, sizes.latent_CFHW[0])
     if recipe.rollout.half_rate_stages and sizes.frames() % 2 == 0:
         raise UserError(
             f"recipe {recipe.name} has half-rate stages and its clips have {sizes.frames()} latent frames, an even "
@@ -235,14 +240,23 @@ def _check_adapters(recipe: Recipe, sizes: Sizes) -> None:
             check_targets(sizes.build().transformer, targets)
 
 
+def _named_interpolator(recipe: Recipe) -> Path | None:
+    """The interpolator's folder that a recipe names, by itself or as that of the run which trained it."""
+    if recipe.interpolator is None:
+        return None
+    folder = Path(recipe.interpolator)
+    inner = folder / "interpolator"
+    return inner if inner.is_dir() else folder
+
+
 def _check_interpolator(recipe: Recipe, folder: Path | None, channels: int) -> None:
     config = None if folder is None else FrameInterpolator.read_config(folder)
-    if not recipe.rollout.half_rate_stages:
+    if not recipe.rollout.half_rate_stages and recipe.interpolator is None:
         return
     if config is None:
         raise UserError(
-            f"recipe {recipe.name} has half-rate stages and {recipe.model} ships no interpolator: "
-            "train one with `avd train interpolator` or set rollout.half_rate_stages=0"
+            f"recipe {recipe.name} has half-rate stages and {recipe.model} ships no interpolator: train one with "
+            "`avd train interpolator` and name its folder with interpolator=, or set rollout.half_rate_stages=0"
         )
     if config.channels != channels:
         raise UserError(

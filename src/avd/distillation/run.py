@@ -17,7 +17,7 @@ from avd.engine.sources import encode_world
 from avd.engine.trackers import open_trackers
 from avd.methods.adapter_rates import explain_low_rates
 from avd.models.devices import matmul_precision, read_launch
-from avd.sampling.choose import load_interpolator
+from avd.models.interpolator import FrameInterpolator
 from avd.types import CountProgress
 
 
@@ -44,7 +44,7 @@ def distill_run(
         tell(low_rates)
     with process_group(recipe.compute) as ranks, matmul_precision(ranks.device, tf32=recipe.compute.tf32):
         folder.lock(ranks)
-        interpolator = load_interpolator(model)
+        interpolator = None if resolved.interpolator is None else FrameInterpolator.load(resolved.interpolator)
         if ranks.is_main:
             record_data(folder.path, resolved.data)
         data = _load(resolved, recipe, encoding)
