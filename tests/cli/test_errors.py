@@ -131,7 +131,7 @@ MISTAKES = {
     "folder of prompts": ("generate student --prompts clips -o new.mp4", "clips"),
     "video there already": (f"generate student {PROMPT} -o clips/000000.mp4", "000000.mp4 exists already"),
     "one of several videos there": (f"generate student {PROMPT} --count 2 -o mine.mp4", "mine-1.mp4 exists already"),
-    "not an MP4": (f"generate student {PROMPT} -o new.gif", "new.gif is not an MP4 file"),
+    "no kind of video": (f"generate student {PROMPT} -o new.avi", "new.avi is no kind of video known here"),
     "video below a file": (f"generate student {PROMPT} -o small.yaml/new.mp4", "small.yaml is a file"),
     "guidance of a student": (f"generate student {PROMPT} --guidance 4 -o new.mp4", "leave --guidance out"),
     "half rate of a teacher": (f"generate tiny {PROMPT} --half-rate -o new.mp4", "half rate is for students"),

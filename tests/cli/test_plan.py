@@ -88,3 +88,27 @@ def test_config_files_are_all_it_reads_of_a_model(place: Path, tmp_path: Path) -
     command = [sys.executable, "-m", "avd", "plan", "small.yaml", "--model", str(tmp_path / "bare")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0 and "fits: " in done.stdout and not done.stderr
+
+
+def test_making_a_video_is_planned_from_configs(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = planned(tmp_path / "plan.json", "--generate", "wan-mini", "--steps", 50, "--memory", "3GB")
+    out = capfd.readouterr().out
+    assert out.startswith("wan-mini, 50 guided steps\n17 frames of 48 x 48, 45 tokens per clip\n")
+    (plan,) = found["plans"]
+    assert plan["fits"] and plan["options"] == {"offload": "none", "tiling": False, "weights": None}
+    assert f"{plan['stages'][1]['flops'] / 1e12:,.1f} TFLOP" in out and "fits with no option" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "name a recipe, or with --generate a model, and not both"),
+        ("avd --generate wan-mini", "and not both"),
+        ("--generate wan-mini --gpus 2", "leave --gpus, --model and --set out"),
+        ("avd --steps 3", "--steps goes with --generate"),
+        ("--generate nobody/nothing", "the sizes of nobody/nothing are not known here"),
+    ],
+)
+def test_what_is_planned_must_be_clear(words: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert avd("plan", *words.split()) == 2
+    assert message in capfd.readouterr().err

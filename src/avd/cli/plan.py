@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from avd import ui
+from avd.cli.plan_generation import plan_generation
 from avd.types import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,24 @@ _UNITS = {"GB": 1e9, "GIB": 2.0**30}
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or a YAML file.")] = None,
+    generate: Annotated[
+        str | None,
+        typer.Option(
+            "--generate",
+            metavar="MODEL",
+            help="In place of a recipe: what making a video with this model takes on one GPU, and the cheapest ways.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            help="With --generate: guided steps of a many-step model; without, it stands for its student of 4 steps.",
+            min=1,
+            max=10_000,
+        ),
+    ] = None,
     gpus: Annotated[int, typer.Option("--gpus", help="GPUs, one process each.", min=1, max=65_536)] = 1,
     memory: Annotated[str, typer.Option("--memory", help="Memory of each, in GB or GiB.")] = "80GB",
     model: Annotated[
@@ -42,12 +60,19 @@ def plan(
 ) -> None:
     """Say what a recipe takes in memory, arithmetic and time, whether it fits, and what would make it fit.
 
-    Needs no weights, no GPU and no network. Example: avd plan avd-wan2.1-1.3b --gpus 8
+    Needs no weights, no GPU and no network. Examples: avd plan avd-wan2.1-1.3b --gpus 8 · avd plan --generate
+    runs/mine/student --memory 24GB
     """
     from avd.config import load_recipe
 
+    if (recipe is None) == (generate is None):
+        raise UserError("name a recipe, or with --generate a model, and not both")
     overrides = list(changes or ()) + ([] if model is None else [f"model={model}"])
-    resolved = load_recipe(recipe, overrides)
+    if generate is not None and (overrides or gpus != 1):
+        raise UserError("--generate is for one GPU and has no recipe: leave --gpus, --model and --set out")
+    if generate is None and steps is not None:
+        raise UserError("--steps goes with --generate: a recipe has its own")
+    resolved = None if recipe is None else load_recipe(recipe, overrides)
     size = _parse_memory(memory)
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu is {mfu:g}: it must be above 0 and at most 1")
@@ -64,7 +89,14 @@ def plan(
         if json.exists():
             raise UserError(f"output {json} exists already: name another file")
         check_can_make(json)
-    workload, machine = resolve_workload(resolved, gpus), Machine(gpus, size, mfu, peak_tflops)
+    machine = Machine(gpus, size, mfu, peak_tflops)
+    if resolved is None:
+        assert generate is not None
+        numbers = plan_generation(generate, steps, machine)
+        if json is not None:
+            write_json(json, numbers)
+        return
+    workload = resolve_workload(resolved, gpus)
     planner = Planner(workload.sizes)
     made = planner.plan(resolved, machine)
     monitors = plan_monitors(made, workload.settings)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # asking which families there are loads no torch
 
     from avd.models.backbone import Backbone
     from avd.models.settings import Settings
-    from avd.models.sizes import Sizes
+    from avd.models.sizes import OtherParts, Sizes
     from avd.models.streams import TensorStream
     from avd.models.weights import Weights
 
@@ -147,6 +147,8 @@ class Family:
     """Sizes of a folder, from its configs alone, or of one of `hub_ids`."""
     read_settings: Callable[[str, ModelSource | None], Settings]
     """Likewise, how it is sampled."""
+    read_parts: Callable[[str, ModelSource | None], OtherParts] | None = None
+    """Likewise, its text encoder and decoder; None: the family does not say."""
     shipped: Mapping[str, Path] = field(default_factory=dict)
     """Folders of models that come with the package, by name."""
     hub_ids: tuple[str, ...] = ()
@@ -212,18 +214,39 @@ def find_facts(name: str) -> ModelFacts | None:
 
     Only config files are read, and none is fetched. Raises UserError if there is no such model or no family takes it.
     """
+    found = _find_files(name)
+    if found is None:
+        return None
+    family, source = found
+    return ModelFacts(family.read_sizes(name, source), family.read_settings(name, source))
+
+
+def read_parts(name: str) -> OtherParts:
+    """What a model has beside its network, as `read_facts` finds it. Raises UserError if its family does not say."""
+    found = _find_files(name)
+    assert found is not None, "facts were read"
+    family, source = found
+    if family.read_parts is None:
+        raise UserError(f"{name} is of the family {family.name}, whose text encoder and decoder have no known size")
+    return family.read_parts(name, source)
+
+
+def _find_files(name: str) -> tuple[Family, ModelSource | None] | None:
+    """The family of a model and its files, None for those of a known hub id, whose configs the family knows.
+
+    None for another hub id.
+    """
     known = families()
     if not Path(name).is_dir():
         for family in known:
             if name in family.hub_ids:
-                return ModelFacts(family.read_sizes(name, None), family.read_settings(name, None))
+                return family, None
     adapter = None if name in _shipped(known) else AdapterFolder.find(name)
     folder = locate(name if adapter is None else adapter.base, _shipped(known), fetch=False)
     if folder is None:
         return None
     source, family = _find_family(name, folder, known)
-    source = ModelSource(name, folder, source.index, adapter=adapter)
-    return ModelFacts(family.read_sizes(name, source), family.read_settings(name, source))
+    return family, ModelSource(name, folder, source.index, adapter=adapter)
 
 
 def read_facts(name: str) -> ModelFacts:

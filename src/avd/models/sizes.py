@@ -12,6 +12,7 @@ from avd.types import UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,30 @@ class Sizes(ABC):
     def keeps_scores(self, attention: str | None) -> bool:
         """Whether an attention backend keeps the scores of all tokens with all tokens for the backward pass."""
         return False
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a picture is decoded in parts: squares of `side`, `stride` from one to the next, in pixels."""
+
+    side: int
+    stride: int
+
+
+class OtherParts(ABC):
+    """What a model has beside its network, without weights: on the meta device it takes no memory."""
+
+    tiles: Tiles
+
+    @abstractmethod
+    def build_text_encoder(self) -> nn.Module:
+        """Called with a prompt's tokens (1, L), it encodes the prompt."""
+
+    @abstractmethod
+    def build_decoder(self) -> nn.Module:
+        """Called with latents (B, C, F', H', W'), it gives pixels, in one piece."""
+
+    @property
+    @abstractmethod
+    def prompt_length(self) -> int:
+        """Tokens of a prompt, L."""

@@ -95,7 +95,7 @@ def run_fake(sizes: Sizes, layers: int, which: MeasuredPass) -> PassMemory:
     with FakeTensorMode(), attention:
         network = build_hollow(replace(sizes, layers=layers), which.dtype, which.adapters)
         network.recompute(which.checkpointing)
-        _move_here(network)
+        move_here(network)
         if which.gpu:
             _fuse_norms(network)
         for parameter in network.parameters():
@@ -129,7 +129,7 @@ def build_hollow(sizes: Sizes, dtype: torch.dtype, adapters: AdaptersRecipe | No
     return network
 
 
-def _move_here(network: nn.Module) -> None:
+def move_here(network: nn.Module) -> None:
     """From the meta device to fake tensors of the CPU, for which kernels are chosen as for real ones."""
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):

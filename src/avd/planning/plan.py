@@ -40,6 +40,11 @@ class Machine:
         return self.peak_tflops or H100_TFLOPS[precision_of(recipe)]
 
 
+def allowance_for(counted: float) -> float:
+    """Bytes that a GPU needs beside those counted: its context, workspaces of libraries, fragments."""
+    return _CONTEXT + _FRAGMENTS * counted
+
+
 @dataclass(frozen=True)
 class Plan:
     """One recipe on one machine. Activations are measured when they are first asked for."""
@@ -68,7 +73,7 @@ class Plan:
     @property
     def allowance(self) -> float:
         """Bytes for what is not counted: the device's context, workspaces of libraries, fragments. A CPU has none."""
-        return _CONTEXT + _FRAGMENTS * self.peak if self.recipe.compute.device != "cpu" else 0.0
+        return allowance_for(self.peak) if self.recipe.compute.device != "cpu" else 0.0
 
     @property
     def fits(self) -> bool:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from avd.models.settings import Settings
-    from avd.models.sizes import Sizes
+    from avd.models.sizes import OtherParts, Sizes
 
 
 def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) -> TextToVideo:
@@ -33,12 +33,19 @@ def _read_settings(name: str, source: ModelSource | None) -> Settings:
     return known_settings(name) if source is None else settings_of_folder(source)
 
 
+def _read_parts(name: str, source: ModelSource | None) -> OtherParts:
+    from avd.models.wan.parts import known_parts, parts_of_folder
+
+    return known_parts(name) if source is None else parts_of_folder(source)
+
+
 FAMILY = Family(
     name="wan",
     pipelines=("WanPipeline",),
     load=_load,
     read_sizes=_read_sizes,
     read_settings=_read_settings,
+    read_parts=_read_parts,
     shipped={"wan-mini": Path(__file__).parents[2] / "assets" / "wan-mini"},
     hub_ids=(
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
