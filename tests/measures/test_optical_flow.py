@@ -139,3 +139,14 @@ def test_a_block_becomes_its_mean_and_what_fills_none_is_cut_off() -> None:
 @pytest.mark.parametrize("shape", [(1, 20, 20, 3), (4, 7, 20, 3)])
 def test_there_is_no_motion_without_a_second_frame_or_a_window(shape: tuple[int, ...]) -> None:
     assert mean_speed(np.random.default_rng(0).random(shape, np.float32), "window", 1) == 0.0
+
+
+@pytest.mark.parametrize(("size", "factor"), [((48, 48), 2), ((33, 50), 1), ((60, 104), 7)])
+def test_a_shrunken_video_holds_the_means_of_blocks(size: tuple[int, int], factor: int) -> None:
+    video = np.random.default_rng(0).integers(0, 256, (3, *size, 3), dtype=np.uint8)
+    small = shrink(video, factor)
+    assert small.shape == (3, size[0] // factor, size[1] // factor, 3) and small.dtype == np.float32
+    row, column = small.shape[1] - 1, small.shape[2] - 2
+    block = video[:, row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]
+    expected = block.mean(axis=(1, 2), dtype=np.float32) / np.float32(255)
+    assert np.array_equal(small[:, row, column], expected)  # to the last bit: the oracle is calibrated with it
