@@ -38,6 +38,12 @@ def evaluate(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of a many-step model.", min=1)] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale of a many-step model.")] = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--negative-prompt", help="What guidance leads a many-step model away from; default: the model's own."
+        ),
+    ] = None,
     samples: Annotated[
         Path | None,
         typer.Option("--samples", help="Keep the sampled clips here; default: beside the row until it is written."),
@@ -81,7 +87,9 @@ def evaluate(
             clips_folder = samples or json.with_name(f"{json.stem}-samples")
             recipe_of(what)  # raises where it cannot be read, before hours of sampling
             placed = _open_model(what, ranks, placement)
-            sampler = make_sampler(placed, half_rate=half_rate, steps=steps, guidance=guidance)
+            sampler = make_sampler(
+                placed, half_rate=half_rate, steps=steps, guidance=guidance, negative_prompt=negative_prompt
+            )
             sampled = _sample(judging, what, sampler, clips_folder, seed, ranks)
         if ranks.is_main:
             row = _judge(judging, what, sampled, name)

@@ -50,6 +50,12 @@ def generate(
     solver: Annotated[
         SolverName | None, typer.Option("--solver", help="Solver of a many-step model; default: the model's own.")
     ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--negative-prompt", help="What guidance leads a many-step model away from; default: the model's own."
+        ),
+    ] = None,
     transformer: Annotated[
         Path | None,
         typer.Option("--transformer", help="Safetensors file with the transformer, in place of the model's own."),
@@ -91,7 +97,14 @@ def generate(
 
     opened = open_model(model, transformer=None if transformer is None else str(transformer))
     placed = place(opened, placement)
-    sampler = make_sampler(placed, half_rate=half_rate, steps=steps, guidance=guidance, solver=solver)
+    sampler = make_sampler(
+        placed,
+        half_rate=half_rate,
+        steps=steps,
+        guidance=guidance,
+        solver=solver,
+        negative_prompt=negative_prompt,
+    )
     with ui.bars() as bar:
         progress = bar("generating")
 

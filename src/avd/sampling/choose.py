@@ -31,6 +31,7 @@ def make_sampler(
     steps: int | None = None,
     guidance: float | None = None,
     solver: SolverName | None = None,
+    negative_prompt: str | None = None,
 ) -> Sampler:
     """How a model is run: a student by its rollout, any other model by many guided steps.
 
@@ -45,11 +46,13 @@ def make_sampler(
         if steps is not None and steps > _MOST_STEPS:
             raise UserError(f"steps is {steps}: choose at most {_MOST_STEPS}")
         scale = settings.guidance if guidance is None else guidance
-        return ManySteps(model, settings.steps if steps is None else steps, scale, solver)
+        return ManySteps(model, settings.steps if steps is None else steps, scale, solver, negative_prompt)
     if guidance is not None:
         raise UserError("a student has its guidance distilled into it: leave --guidance out")
     if solver is not None:
         raise UserError("a student has its own steps and uses no solver: leave --solver out")
+    if negative_prompt is not None:
+        raise UserError("a student has its negative prompt distilled into it: leave --negative-prompt out")
     stages = settings.half_rate_stages
     if half_rate is not None:
         stages = (stages or len(settings.student_timesteps) // 2) * half_rate

@@ -79,12 +79,13 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class ManySteps:
-    """Many guided steps; `solver` None is the model's own."""
+    """Many guided steps. `solver` and `negative_prompt` None are the model's own; "" is the null prompt."""
 
     model: SampledModel
     steps: int
     guidance: float
     solver: SolverName | None = None
+    negative_prompt: str | None = None
 
     @property
     def network_calls(self) -> int:
@@ -92,11 +93,11 @@ class ManySteps:
 
     @property
     def identity(self) -> str:
-        return _identity(self.model, None, self.steps, self.guidance, self.solver)
+        return _identity(self.model, None, self.steps, self.guidance, self.solver, self.negative_prompt)
 
     @property
     def unconditional(self) -> tuple[str, ...]:
-        return ("",)
+        return (self.model.settings.negative_prompt if self.negative_prompt is None else self.negative_prompt,)
 
     @property
     def description(self) -> dict[str, Any]:
