@@ -16,6 +16,7 @@ from avd.miniature import teacher, vae
 from avd.models.family import load_model
 from avd.models.interpolator import FrameInterpolator
 from helpers.command import avd, snapshot
+from helpers.processes import end_of, start_ranks
 
 UPDATES = ("--updates", 2)
 
@@ -119,6 +120,45 @@ def test_a_student_is_distilled_with_the_interpolator_that_its_recipe_names(
     assert trained and all(student[f"interpolator/{name}"] == content for name, content in trained.items())
     assert snapshot(place / "tiny") == before
     assert avd("generate", "half/student", "--prompt", "one ball", "--half-rate", "--output", "half.mp4") == 0
+
+
+def test_two_processes_train_an_interpolator_as_one_does(place: Path) -> None:
+    """Up to rounding; the first one writes, and a single process resumes what both began."""
+    options = ["train", "interpolator", "--model", "tiny", "--clips", "48", "--updates", "4"]
+    options += ["--set", "batch=6", "--set", "warmup=1", "--set", "noise=0.1"]
+    assert avd(*options, "--output", "alone") == 0
+    for code, errors in end_of(start_ranks(2, "avd", *options, "--output", "together")):
+        assert code == 0, errors
+    alone, together = (
+        [json.loads(line) for line in (place / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("alone", "together")
+    )
+    for found, expected in zip(together, alone, strict=True):
+        assert found.pop("seconds") and expected.pop("seconds")
+        assert found == pytest.approx(expected, rel=1e-4)
+    weights, expected = (FrameInterpolator.load(place / run / "interpolator") for run in ("together", "alone"))
+    torch.manual_seed(0)
+    x = torch.randn(2, 12, 3, 2, 2)
+    learnt = (expected(x) - FrameInterpolator(expected.config)(x)).norm()
+    assert learnt > 0 and (weights(x) - expected(x)).norm() < 1e-2 * learnt
+    assert avd(*options, "--output", "together", "--updates", 5, "--resume") == 0
+    assert len((place / "together" / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(
+    monkeypatch: pytest.MonkeyPatch, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for key, value in {
+        "WORLD_SIZE": "3",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    assert avd("train", "interpolator", "--model", "tiny", "--output", "three") == 2
+    assert "batch is 64, over 3 processes: choose a multiple of 3" in capfd.readouterr().err
+    assert not (place / "three").exists()
 
 
 def test_the_parts_are_packed_into_a_model_in_half_precision(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from avd.config import InterpolatorRecipe
 from avd.data.cache import MemoryLatents
 from avd.engine.loop import Schedule, run
 from avd.engine.run_folder import RunFolder
-from avd.miniature.interpolator import InterpolatorTask, missing_frames_error
+from avd.miniature.interpolator import InterpolatorTask, count_heldout, missing_frames_error
 from avd.models.interpolator import FrameInterpolator
 from avd.types import Conditions, UserError
 
@@ -31,10 +32,13 @@ def waves(count: int, seed: int, frames: int = 5) -> Tensor:
     return torch.sin(start + channel + direction.cos() * row + direction.sin() * column - pace * frame)
 
 
-def source(count: int = 64, frames: int = 5) -> MemoryLatents:
-    return MemoryLatents(
-        waves(count, seed=1, frames=frames), Conditions({"embedding": torch.zeros(count, 1, 1)}), [""] * count
-    )
+def source(count: int = 64, frames: int = 5, seed: int = 1) -> MemoryLatents:
+    latents = waves(count, seed=seed, frames=frames)
+    return MemoryLatents(latents, Conditions({"embedding": torch.zeros(count, 1, 1)}), [""] * count)
+
+
+def heldout(count: int = 6, frames: int = 5) -> MemoryLatents:
+    return source(count, frames, seed=2)
 
 
 def silent(done: int, updates: int, metrics: Mapping[str, float], left: float | None) -> None:
@@ -42,14 +46,14 @@ def silent(done: int, updates: int, metrics: Mapping[str, float], left: float | 
 
 
 def train(path: Path, config: InterpolatorRecipe, updates: int, *, resume: bool = False) -> None:
-    task = InterpolatorTask(config, source(), waves(6, seed=2))
+    task = InterpolatorTask(config, source(), heldout())
     folder = RunFolder(path, resume=resume, recipe_text="")
     run(task, folder, Schedule(updates, checkpoint_every=1, validate_every=3), silent)
 
 
 def test_training_beats_linear_interpolation(tmp_path: Path) -> None:
     config = InterpolatorRecipe(updates=80, batch=16, learning_rate=5e-3, warmup=5, widths=(8, 16), ema=0.9)
-    task = InterpolatorTask(config, source(), waves(32, seed=2))
+    task = InterpolatorTask(config, source(), heldout(32))
     before = task.validate(0)
     assert before["heldout_ratio"] == pytest.approx(1.0)
     for n in range(config.updates):
@@ -90,18 +94,58 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_seed_and_noise_change_the_run(tmp_path: Path) -> None:
     losses = set()
     for config in (TINY, TINY.model_copy(update={"seed": 1}), TINY.model_copy(update={"noise": 0.0})):
-        task = InterpolatorTask(config, source(), waves(6, seed=2))
+        task = InterpolatorTask(config, source(), heldout())
         losses.add(task.update(0).metrics["loss"])
     assert len(losses) == 3
 
 
+class ReadClips:
+    """Clips that note the size of each read, and the thread that reads."""
+
+    def __init__(self, clips: MemoryLatents) -> None:
+        self._clips = clips
+        self.reads: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def latents(self, indices: Sequence[int]) -> Tensor:
+        self.reads.append((len(indices), threading.current_thread().name.partition("_")[0]))
+        return self._clips.latents(indices)
+
+
+def test_no_more_than_a_batch_is_read_at_once_and_the_next_one_ahead() -> None:
+    config = TINY.model_copy(update={"batch": 4, "updates": 3})
+    seen, unseen = ReadClips(source()), ReadClips(heldout(10))
+    task = InterpolatorTask(config, seen, unseen)
+    assert seen.reads == unseen.reads == [(1, "MainThread")]  # for their shape
+    for n in range(config.updates):
+        task.update(n)
+    assert sorted(seen.reads[1:]) == [(4, "MainThread"), (4, "read"), (4, "read")]
+    task.validate(config.updates)
+    assert [size for size, _ in unseen.reads[1:]] == [4, 4, 2]
+
+
+def test_what_is_read_ahead_is_of_the_update_that_it_is_for() -> None:
+    """A run that is sent to another update reads that one's clips."""
+    task, other = (InterpolatorTask(TINY, source(), heldout()) for _ in range(2))
+    task.update(0)
+    task.load(other.tensors(), {})
+    assert task.update(3).metrics == other.update(3).metrics
+
+
+def test_few_clips_are_held_out_of_many() -> None:
+    counts = [count_heldout(count, 256) for count in (2, 39, 40, 4096, 5120, 150_000)]
+    assert counts == [1, 1, 2, 204, 256, 256]
+
+
 def test_clips_that_cannot_be_halved_are_refused() -> None:
     with pytest.raises(UserError, match="4 latent frames"):
-        InterpolatorTask(TINY, source(frames=4), waves(6, seed=2, frames=4))
+        InterpolatorTask(TINY, source(frames=4), heldout(frames=4))
     with pytest.raises(UserError, match="1 latent frames"):
-        InterpolatorTask(TINY, source(frames=1), waves(6, seed=2, frames=1))
+        InterpolatorTask(TINY, source(frames=1), heldout(frames=1))
     with pytest.raises(UserError, match="held-out clips of"):
-        InterpolatorTask(TINY, source(), waves(6, seed=2, frames=7))
+        InterpolatorTask(TINY, source(), heldout(frames=7))
 
 
 def _metrics(metrics: Path) -> list[dict[str, float]]:

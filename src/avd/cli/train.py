@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from avd import ui
 
 if TYPE_CHECKING:
     from avd.engine.loop import Task
+    from avd.engine.ranks import Ranks
     from avd.engine.run_folder import RunFolder
 
 train_app = typer.Typer(help="Train the parts of a model: VAE, teacher, interpolator.", no_args_is_help=True)
@@ -113,22 +115,26 @@ def interpolator(
     changes: Changes = None,
     resume: Resume = False,
 ) -> None:
-    """Train the latent-frame interpolator: every second frame in, the full sequence out.
+    """Train the latent-frame interpolator: every second frame in, the full sequence out. Runs under torchrun too.
 
     Example: avd train interpolator --output runs/interpolator
     """
-    from avd.config import InterpolatorRecipe, load
+    from avd.config import ComputeRecipe, InterpolatorRecipe, load
 
     options = {"updates": updates, "seed": seed, "level": level, "model": model, "data": _text(data), "clips": clips}
     resolved = load(InterpolatorRecipe, recipe, changes or (), options)
 
     from avd.data import LatentSource
     from avd.distillation.preflight import open_run
+    from avd.engine.ranks import process_group
     from avd.engine.sources import SourceSlice, encode_world, open_cache, world_of
-    from avd.miniature.interpolator import InterpolatorTask, check_clips
+    from avd.miniature.interpolator import InterpolatorTask, check_batch, check_clips, count_heldout
+    from avd.models.devices import read_launch
     from avd.models.family import open_model
 
-    folder = open_run(output, resolved, resolved.updates, resume=resume)
+    launch = read_launch(os.environ)
+    check_batch(resolved.batch, launch.size)
+    folder = open_run(output, resolved, resolved.updates, resume=resume, owner=launch.rank == 0)
     video_model = open_model(resolved.model)
     if resolved.data is not None:
         source: LatentSource = open_cache(Path(resolved.data), video_model)
@@ -138,10 +144,10 @@ def interpolator(
         check_clips(resolved.clips, video_model.latent_shape()[1])
         with ui.bars() as bar:
             source = encode_world(video_model, world, resolved.clips, progress=bar("encoding clips"))
-    training = len(source) - max(len(source) // 20, 1)  # the last clips are held out
-    heldout = source.latents(range(training, len(source)))
-    task = InterpolatorTask(resolved, SourceSlice(source, 0, training), heldout, video_model.device)
-    _train("interpolator", task, folder, resolved.updates)
+    training = len(source) - count_heldout(len(source), resolved.heldout)
+    learnt, heldout = SourceSlice(source, 0, training), SourceSlice(source, training, len(source))
+    with process_group(ComputeRecipe()) as ranks:
+        _train("interpolator", InterpolatorTask(resolved, learnt, heldout, ranks), folder, resolved.updates, ranks)
 
 
 @train_app.command()
@@ -172,12 +178,13 @@ def pack(
     ui.say(f"the model is in {output}")
 
 
-def _train(title: str, task: Task, folder: RunFolder, updates: int) -> None:
+def _train(title: str, task: Task, folder: RunFolder, updates: int, ranks: Ranks | None = None) -> None:
     from avd.engine.loop import Schedule, run
+    from avd.engine.ranks import SINGLE_PROCESS
 
     schedule = Schedule(updates, checkpoint_every=250, validate_every=250, sample_every=500)
     with ui.bars() as bar:
-        run(task, folder, schedule, bar(title))
+        run(task, folder, schedule, bar(title), ranks=ranks or SINGLE_PROCESS)
     ui.say(f"{title}: done, in {folder.path}")
 
 

@@ -105,3 +105,5 @@ class InterpolatorRecipe(Section):
     """A cache written by `avd prepare`; None: the built-in world."""
     clips: int = Field(4096, ge=16, le=MOST_WORLD_CLIPS)
     """Clips of the built-in world to encode when there is no cache."""
+    heldout: int = Field(256, ge=1, le=MOST_CLIPS)
+    """The most clips that are held out of training and measured; of fewer than 20 times as many, a twentieth."""

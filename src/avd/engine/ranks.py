@@ -112,6 +112,17 @@ class Ranks:
         values = self.all_sum(torch.tensor(list(metrics.values()), dtype=torch.float64)) / self.data_size
         return dict(zip(metrics, values.tolist(), strict=True))
 
+    def average_gradients(self, network: nn.Module) -> None:
+        """Replace the gradients of a network that every rank has in full by their means over ranks, in place."""
+        if self.size == 1:
+            return
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(together)
+        together /= self.size
+        for gradient, mean in zip(gradients, together.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
     def any_rank(self, flag: bool) -> bool:
         """Whether it is true on any rank."""
         return bool(self.all_sum(torch.tensor(float(flag))) > 0)

@@ -1,8 +1,13 @@
-"""Train the latent-frame interpolator: every second frame of a clip in, the full sequence out."""
+"""Train the latent-frame interpolator: every second frame of a clip in, the full sequence out.
+
+Clips are read batch by batch, each while the update before it is computed; no more of them are in memory. On several
+ranks each reads and computes its share of every batch, and of the clips that are held out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +18,7 @@ from avd.config import InterpolatorRecipe
 from avd.engine.loop import UpdateResult
 from avd.engine.optimizers import trapezoid
 from avd.engine.randomness import derive_seed, generator_for
+from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.stopping import Between, one_part
 from avd.files import atomic_folder
 from avd.miniature.training import NetworkTraining
@@ -41,16 +47,27 @@ def check_clips(count: int, frames: int) -> None:
         )
 
 
+def check_batch(batch: int, ranks: int) -> None:
+    """Raise UserError unless `ranks` ranks can share a batch."""
+    if batch % ranks:
+        raise UserError(f"batch is {batch}, over {ranks} processes: choose a multiple of {ranks}, or fewer processes")
+
+
+def count_heldout(count: int, most: int) -> int:
+    """How many of `count` clips, the last ones, are held out: a twentieth, at least 1 and at most `most`."""
+    return min(max(count // 20, 1), most)
+
+
 class InterpolatorTask(NetworkTraining[FrameInterpolator]):
-    """An `engine.loop.Task`. `heldout` are whitened latents (N, C, F, H, W) of clips that are not in `source`.
+    """An `engine.loop.Task`. `heldout` are clips that are not in `source`.
 
     Raises UserError unless clips have an odd number of latent frames, at least 3, and the two are of one shape.
     """
 
     def __init__(
-        self, config: InterpolatorRecipe, source: Clips, heldout: Tensor, device: torch.device | str = "cpu"
+        self, config: InterpolatorRecipe, source: Clips, heldout: Clips, ranks: Ranks = SINGLE_PROCESS
     ) -> None:
-        shape, heldout_shape = tuple(source.latents([0]).shape[1:]), tuple(heldout.shape[1:])
+        shape, heldout_shape = (tuple(clips.latents([0]).shape[1:]) for clips in (source, heldout))
         if shape != heldout_shape:
             raise UserError(
                 f"training clips have latents of shape {shape}, held-out clips of {heldout_shape}: "
@@ -58,42 +75,62 @@ class InterpolatorTask(NetworkTraining[FrameInterpolator]):
             )
         channels, frames = shape[:2]
         check_clips(len(source) + len(heldout), frames)
-        self.config, self.source, self.heldout, self.device = config, source, heldout, device
+        self.config, self.source, self.heldout = config, source, heldout
         torch.manual_seed(derive_seed(config.seed, "interpolator", "weights"))
-        network = FrameInterpolator(InterpolatorConfig(channels, config.widths)).to(device).train()
+        network = FrameInterpolator(InterpolatorConfig(channels, config.widths)).to(ranks.device).train()
         optimizer = torch.optim.Adam(network.parameters(), lr=1.0, betas=(0.9, 0.99))
-        super().__init__("network", network, optimizer, config.ema)
+        super().__init__("network", network, optimizer, config.ema, ranks)
+        self._samples = ranks.samples(config.batch)
+        self._reader = ThreadPoolExecutor(1, "read")
+        self._ahead: tuple[int, Future[Tensor]] | None = None
 
     def update(self, n: int, between: Between = one_part) -> UpdateResult:
-        config = self.config
-        order = generator_for(config.seed, "interpolator", "data", n)
-        indices = torch.randint(len(self.source), (config.batch,), generator=order).tolist()
-        x_BCFHW = self.source.latents(indices).float()
+        config, device = self.config, self.ranks.device
+        x_BCFHW = self._batch(n)
         given = x_BCFHW[:, :, ::2]
         if config.noise > 0:
             grain = generator_for(config.seed, "interpolator", "noise", n)
-            given = given + config.noise * torch.randn(given.shape, generator=grain)
-        loss = missing_frames_error(self.network(given.to(self.device)), x_BCFHW.to(self.device)).mean()
+            noise = torch.randn(config.batch, *given.shape[1:], generator=grain)
+            given = given + config.noise * noise[list(self._samples)]
+        loss = missing_frames_error(self.network(given.to(device)), x_BCFHW.to(device)).mean()
         norm = self.step(loss, n, config.learning_rate * trapezoid(n, config.warmup, config.cooldown, config.updates))
-        return UpdateResult({"loss": loss.item(), "grad_norm": norm.item()})
+        return UpdateResult(self.ranks.mean_metrics({"loss": loss.item(), "grad_norm": norm.item()}))
+
+    def _batch(self, n: int) -> Tensor:
+        """This rank's clips of update `n`; those of the next one are read meanwhile."""
+        ahead, self._ahead = self._ahead, None
+        x_BCFHW = ahead[1].result() if ahead is not None and ahead[0] == n else self._read(n)
+        if n + 1 < self.config.updates:
+            self._ahead = n + 1, self._reader.submit(self._read, n + 1)
+        return x_BCFHW
+
+    def _read(self, n: int) -> Tensor:
+        order = generator_for(self.config.seed, "interpolator", "data", n)
+        indices = torch.randint(len(self.source), (self.config.batch,), generator=order).tolist()
+        return self.source.latents([indices[i] for i in self._samples]).float()
 
     @torch.no_grad()
     def validate(self, n: int) -> dict[str, float]:
         """Held-out error of the averaged weights, that of linear interpolation, and their ratio: below 1 is better."""
-        learnt, linear = [], []
-        for part in self.heldout.split(self.config.batch):
-            x_BCFHW = part.to(self.device, torch.float32)
+        count, size, ranks = len(self.heldout), self.config.batch // self.ranks.data_size, self.ranks
+        errors = torch.zeros(2, count)
+        for start in range(ranks.data_rank * size, count, ranks.data_size * size):
+            stop = min(start + size, count)
+            x_BCFHW = self.heldout.latents(range(start, stop)).to(ranks.device, torch.float32)
             given = x_BCFHW[:, :, ::2]
             middle = (given[:, :, :-1] + given[:, :, 1:]) / 2
-            learnt.append(missing_frames_error(self.ema.module(given), x_BCFHW))
-            linear.append((middle - x_BCFHW[:, :, 1::2]).square().flatten(1).mean(1))
-        mse, linear_mse = torch.cat(learnt).mean().item(), torch.cat(linear).mean().item()
+            errors[0, start:stop] = missing_frames_error(self.ema.module(given), x_BCFHW).cpu()
+            errors[1, start:stop] = (middle - x_BCFHW[:, :, 1::2]).square().flatten(1).mean(1).cpu()
+        mse, linear_mse = ranks.all_sum(errors).mean(1).tolist()
         return {"heldout_mse": mse, "heldout_linear_mse": linear_mse, "heldout_ratio": mse / max(linear_mse, 1e-12)}
 
     def sample(self, folder: Path, n: int) -> None:
         """The held-out ratio tells enough; a finished interpolator is looked at in half-rate samples of a student."""
 
     def export(self, folder: Path) -> None:
+        """`interpolator/`, by the first rank."""
+        if not self.ranks.is_main:
+            return
         with atomic_folder(folder / "interpolator") as writing:
             self.ema.module.save(writing)
 

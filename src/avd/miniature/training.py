@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from avd.engine.ema import EMA
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
+from avd.engine.ranks import SINGLE_PROCESS, Ranks
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -17,11 +18,19 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 class NetworkTraining(Generic[NetworkT]):
     """A base of `engine.loop.Task`: the optimizer's step and what a checkpoint holds. `name` is the network's there.
 
-    The optimizer is made with a learning rate of 1; each step names its own.
+    The optimizer is made with a learning rate of 1; each step names its own. Every rank has the full network and steps
+    by the mean of all gradients.
     """
 
-    def __init__(self, name: str, network: NetworkT, optimizer: torch.optim.Optimizer, decay: float) -> None:
-        self.name, self.network, self.optimizer = name, network, optimizer
+    def __init__(
+        self,
+        name: str,
+        network: NetworkT,
+        optimizer: torch.optim.Optimizer,
+        decay: float,
+        ranks: Ranks = SINGLE_PROCESS,
+    ) -> None:
+        self.name, self.network, self.optimizer, self.ranks = name, network, optimizer, ranks
         self.ema = EMA(network, decay)
 
     def step(self, loss: Tensor, n: int, learning_rate: float) -> Tensor:
@@ -30,6 +39,7 @@ class NetworkTraining(Generic[NetworkT]):
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.ranks.average_gradients(self.network)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.ema.update(self.network, n)
