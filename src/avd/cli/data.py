@@ -158,8 +158,7 @@ def prepare(
     from avd.models.family import open_model
 
     launch = read_launch(os.environ)
-    share = _share(shard, launch)
-    encoder = open_model(model)
+    share, encoder = _share(shard, launch), open_model(model)
     own = encoder.settings
     texts = list(dict.fromkeys(["", own.negative_prompt, negative_prompt or ""]))
     if prompts is not None:
@@ -176,7 +175,8 @@ def prepare(
                 count = prepare_texts(output, encoder, texts, prompts=prompts, dtype=dtype.value, progress=texts_bar)
             ui.say(f"encoded {count} texts into {output}")
         return
-    rate, limits = float(own.fps if fps is None else fps), (min_fps, min_size, min_kept, min_motion, max_black)
+    rate = float(own.fps if fps is None else fps)
+    limits = (min_fps, min_size, min_kept, min_motion, max_black)
     checks = _changed(recommended(rate, height, width), limits, cuts)
     reading = ReadOptions(frames, rate, (height, width), windows, picture_fps, skip_start, spread, checks)
     with interruptible(), ui.bars() as bar:
