@@ -25,7 +25,10 @@ from avd.models.settings import SolverName
 
 def generate(
     model: Annotated[
-        str, typer.Argument(help="A shipped model's name, a diffusers folder (a student's too), a hub id.")
+        str,
+        typer.Argument(
+            help="A shipped model's name, a diffusers folder (a student's too), a hub id, or one with @REVISION."
+        ),
     ],
     output: Annotated[
         Path,
@@ -105,6 +108,8 @@ def generate(
         solver=solver,
         negative_prompt=negative_prompt,
     )
+    source = opened.source
+    name = model if source is None or source.adapter is not None else source.pinned
     with ui.bars() as bar:
         progress = bar("generating")
 
@@ -112,6 +117,6 @@ def generate(
             progress(done, len(missing))
             ui.say(f"{video.path}  {sampler.network_calls} network calls, seed {video.seed}: {video.prompt}")
 
-        generate_videos(sampler, missing, model, made=made)
+        generate_videos(sampler, missing, name, made=made)
     if len(missing) < len(own):
         ui.say(f"{len(own) - len(missing)} of {len(own)} videos were there already")

@@ -36,6 +36,7 @@ from avd.distillation.data import (
     check_unconditional,
     open_data,
 )
+from avd.distillation.model_record import recorded_model
 from avd.distillation.starts import Starts, resolve_starts
 from avd.engine.checkpoint import check_newest
 from avd.engine.optimizers import check_optimizer
@@ -108,7 +109,7 @@ def preflight(recipe: Recipe, output: Path, *, resume: bool, launch: Launch) -> 
     facts = find_facts(recipe.model)
     if facts is not None:  # before anything is fetched
         _check_facts(recipe, facts, data, device)
-    model = _open_model(recipe, device)
+    model = _open_model(recipe, recorded_model(output, recipe.model), device)
     if facts is None:
         facts = ModelFacts(model.sizes, model.settings)
         _check_facts(recipe, facts, data, device)
@@ -158,10 +159,10 @@ def _resolve_method(recipe: Recipe) -> Method:
         raise UserError(f"recipe {recipe.name}: {error}: change the weights of its objective") from error
 
 
-def _open_model(recipe: Recipe, device: torch.device) -> TextToVideo:
+def _open_model(recipe: Recipe, name: str, device: torch.device) -> TextToVideo:
     # A base that is never trained need not be read in more precision than it computes in.
     dtype = getattr(torch, recipe.compute.dtype) if recipe.roles == "adapters" else torch.float32
-    return load_model(recipe.model, transformer=recipe.transformer, dtype=dtype, device=device)
+    return load_model(name, transformer=recipe.transformer, dtype=dtype, device=device)
 
 
 def _at_clips(sizes: Sizes, data: PreparedData | None) -> Sizes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from avd.config import Recipe
 from avd.distillation.data import RunData, record_data
+from avd.distillation.model_record import record_model
 from avd.distillation.monitoring.monitor import Monitor
 from avd.distillation.monitoring.watch import RunWatch, Tell
 from avd.distillation.preflight import ResolvedRun, preflight
@@ -47,6 +48,7 @@ def distill_run(
         interpolator = None if resolved.interpolator is None else FrameInterpolator.load(resolved.interpolator)
         if ranks.is_main:
             record_data(folder.path, resolved.data)
+            record_model(folder.path, model)
         data = _load(resolved, recipe, encoding)
         model.drop("text_encoder", "vae")  # all is latents and embeddings by now
         task = DistillTask(recipe, model, data, interpolator, ranks, resolved.starts)

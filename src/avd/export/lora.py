@@ -43,7 +43,7 @@ class Lora:
         source = student.model.source
         assert source is not None
         student.model.save_adapter(folder, tensors)
-        AdapterFolder(folder, source.name, source.transformer).write()
+        AdapterFolder(folder, source.pinned, source.transformer).write()
 
     def reload(self, folder: Path, model: TextToVideo) -> dict[str, Tensor]:
         return model.reload_adapter(folder)

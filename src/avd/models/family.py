@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import avd.models
-from avd.models.folders import INDEX_FILE, AdapterFolder, ModelSource, locate, read_object
+from avd.models.folders import INDEX_FILE, AdapterFolder, ModelSource, hub_id_of, locate, read_object
 from avd.types import Conditions, UserError
 
 if TYPE_CHECKING:  # asking which families there are loads no torch
@@ -239,7 +239,7 @@ def _find_files(name: str) -> tuple[Family, ModelSource | None] | None:
     known = families()
     if not Path(name).is_dir():
         for family in known:
-            if name in family.hub_ids:
+            if hub_id_of(name) in family.hub_ids:
                 return family, None
     adapter = None if name in _shipped(known) else AdapterFolder.find(name)
     folder = locate(name if adapter is None else adapter.base, _shipped(known), fetch=False)

@@ -1,17 +1,27 @@
-"""Where a model is: a shipped one, a diffusers folder, a hub id, or an adapter of one of these."""
+"""Where a model is: a shipped one, a diffusers folder, a hub id, or an adapter of one of these.
+
+A hub id may name a revision, a commit or a tag or a branch, as in `owner/model@revision`. Of the processes of a machine
+one fetches; see `_fetch`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from avd.files import write_json
 from avd.types import UserError
 
 INDEX_FILE = "model_index.json"
 ADAPTER_FILE = "adapter.json"
+_STARTED = time.time()
+"""When this process began to look for models: it reads this module before it loads anything."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,17 @@ class ModelSource:
         """Where settings and interpolator lie: a student's are its own, whatever its base has."""
         return self.folder if self.adapter is None else self.adapter.folder
 
+    @property
+    def pinned(self) -> str:
+        """The name; of a model of the hub, with the commit that was read."""
+        is_snapshot = self.folder.parent.name == "snapshots" and not Path(self.name).is_dir()
+        return f"{hub_id_of(self.name)}@{self.folder.name}" if is_snapshot else self.name
+
+
+def hub_id_of(name: str) -> str:
+    """A hub id without its revision."""
+    return name.partition("@")[0]
+
 
 def locate(name: str, shipped: Mapping[str, Path], *, fetch: bool = True) -> Path | None:
     """The folder of a shipped model, of a path, or of a hub id, which is fetched where the local cache lacks it.
@@ -78,7 +99,8 @@ def locate(name: str, shipped: Mapping[str, Path], *, fetch: bool = True) -> Pat
         if not (Path(name) / INDEX_FILE).exists():
             raise UserError(f"{name} is not a diffusers folder: it has no {INDEX_FILE}")
         return Path(name)
-    if name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).parent.exists():
+    hub_id = hub_id_of(name)
+    if hub_id.count("/") == 1 and not name.startswith((".", "/")) and not Path(hub_id).parent.exists():
         return _fetch(name) if fetch else None
     raise UserError(
         f"there is no model {name}: name a shipped one ({', '.join(shipped)}), a diffusers folder or a hub id"
@@ -96,16 +118,66 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def _fetch(hub_id: str) -> Path:
+def _fetch(name: str) -> Path:
+    """A hub id's snapshot, fetched by one process of a machine; those that wait meanwhile take what it has found.
+
+    They take its failure too, so that none tries again what has just failed. A process that was started later than
+    the fetch asks the hub for itself.
+    """
+    hub_id, _, revision = name.partition("@")
+    with _turn(hub_id, revision) as record:
+        found = _found_since_start(record)
+        if found is None:
+            found = {"time": time.time(), "process": os.getpid(), **_download(hub_id, revision or None)}
+            with suppress(UserError):  # of a cache that may only be read: then each process asks
+                write_json(record, found)
+    if found["folder"] is None:
+        raise UserError(
+            f"{name} cannot be loaded: it is not complete in the local cache and cannot be fetched "
+            f"({found['error']}): check name, revision and network, or name a folder"
+        )
+    return Path(found["folder"])
+
+
+@contextmanager
+def _turn(hub_id: str, revision: str) -> Iterator[Path]:
+    """Alone among the processes that share the hub's cache; the file that they tell each other what they found in."""
+    from filelock import FileLock
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    record = Path(HF_HUB_CACHE) / ".locks" / f"avd--{hub_id.replace('/', '--')}@{revision.replace('/', '--')}.json"
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(record.with_suffix(".lock"))
+        lock.acquire()
+    except OSError:  # of a cache that may only be read, where nothing is fetched either
+        yield record
+        return
+    try:
+        yield record
+    finally:
+        lock.release()
+
+
+def _found_since_start(record: Path) -> dict[str, Any] | None:
+    """What another process has found since this one was started; a success of this one's counts too."""
+    try:
+        found = read_object(record)
+        recent = found["time"] >= _STARTED and (found["folder"] is not None or found["process"] != os.getpid())
+        return found if recent and (found["folder"] is None or Path(found["folder"]).is_dir()) else None
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is no record
+        return None
+
+
+def _download(hub_id: str, revision: str | None) -> dict[str, Any]:
+    """The snapshot's folder, or None and the error."""
     from diffusers import DiffusionPipeline
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(DiffusionPipeline.download(hub_id, use_safetensors=True))
-        snapshot_download(hub_id, allow_patterns=["avd.json", "interpolator/*"])  # which diffusers knows nothing of
+        folder = str(DiffusionPipeline.download(hub_id, revision=revision, use_safetensors=True))
+        own = ["avd.json", "interpolator/*"]  # which diffusers knows nothing of
+        snapshot_download(hub_id, revision=revision, allow_patterns=own)
+        return {"folder": folder}
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{hub_id} cannot be loaded: it is not complete in the local cache and cannot be fetched: "
-            "check name and network, or name a folder"
-        ) from error
-    return folder
+        return {"folder": None, "error": type(error).__name__}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avd.models.family import Family, TextToVideo
-from avd.models.folders import ModelSource
+from avd.models.folders import ModelSource, hub_id_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,19 +24,19 @@ def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) 
 def _read_sizes(name: str, source: ModelSource | None) -> Sizes:
     from avd.models.wan.sizes import known_sizes, sizes_of_folder
 
-    return known_sizes(name) if source is None else sizes_of_folder(source)
+    return known_sizes(hub_id_of(name)) if source is None else sizes_of_folder(source)
 
 
 def _read_settings(name: str, source: ModelSource | None) -> Settings:
     from avd.models.wan.sizes import known_settings, settings_of_folder
 
-    return known_settings(name) if source is None else settings_of_folder(source)
+    return known_settings(hub_id_of(name)) if source is None else settings_of_folder(source)
 
 
 def _read_parts(name: str, source: ModelSource | None) -> OtherParts:
     from avd.models.wan.parts import known_parts, parts_of_folder
 
-    return known_parts(name) if source is None else parts_of_folder(source)
+    return known_parts(hub_id_of(name)) if source is None else parts_of_folder(source)
 
 
 FAMILY = Family(
