@@ -32,6 +32,7 @@ TOPICS = {
     "data/video/test_odd_files.py": "files as people have them",
     "data/video/test_windows.py": "clips cut from videos",
     "distillation/test_compute.py": "the ways in which networks are computed",
+    "distillation/test_learnt.py": "what a run has learnt against what its student does",
     "distillation/test_ranks.py": "several processes against one",
     "distillation/test_run_folder_of_ranks.py": "a run folder that ranks see differently",
     "distillation/test_step_gradient.py": "the student's gradient against autograd's",

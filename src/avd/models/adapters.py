@@ -5,6 +5,7 @@ An adapted linear layer computes W x + (alpha / rank) B A x. B starts at zero, s
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -66,6 +67,30 @@ def add_adapters(
             down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
             # peft makes them of the base's type; they are trained, so in float32
             down.data, up.data = down.data.float(), up.data.float()
+
+
+def attach_lora(transformer: nn.Module, lora: LoraMatrices) -> None:
+    """Have a plain transformer compute W x + B A x, for good, with A and B in float32 whatever W is.
+
+    Merged into weights of bfloat16, most of a small change would be rounded away. The transformer is frozen. Raises
+    ValueError for a LoRA that does not fit.
+    """
+    modules = dict(transformer.named_modules())
+    for layer, rank in lora.ranks.items():
+        module, (down, up) = modules.get(layer), lora.read(layer)
+        found, needed = (tuple(down.shape), tuple(up.shape)), None
+        if isinstance(module, nn.Linear):
+            needed = (rank, module.in_features), (module.out_features, rank)
+        if found != needed:
+            raise ValueError(f"it changes {layer} by matrices {found[0]} and {found[1]}, and its base has {module}")
+    name, ranks = "student", {f"^{re.escape(layer)}$": rank for layer, rank in lora.ranks.items()}
+    config = LoraConfig(target_modules=list(lora.ranks), rank_pattern=ranks, alpha_pattern=ranks)
+    inject_adapter_in_model(config, transformer, adapter_name=name)
+    _LAYERS.pop(transformer, None)
+    for layer, module in _named_layers(transformer):
+        for matrix, values in zip((module.lora_A[name], module.lora_B[name]), lora.read(layer), strict=True):
+            matrix.weight.data = values.to(matrix.weight.device)
+    transformer.requires_grad_(False)
 
 
 def check_targets(transformer: nn.Module, targets: tuple[str, ...]) -> None:

@@ -62,7 +62,7 @@ class AdapterFolder:
 class ModelSource:
     """A model that was found: its folder, what its `model_index.json` holds, and the name it was asked for by.
 
-    `transformer` is a safetensors file to take the transformer's weights from; `adapter` is merged into them.
+    `transformer` is a safetensors file to take the transformer's weights from; `adapter` computes beside them.
     """
 
     name: str

@@ -10,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransform
 from safetensors import SafetensorError
 from torch import Tensor
 
+from avd.models.adapters import attach_lora
 from avd.models.lora import LoraMatrices, MergedWeights
 from avd.models.streams import TensorStream
 from avd.models.weights import Weights
@@ -38,12 +39,11 @@ def merged_with_saved(base: Weights, folder: Path) -> Weights:
         return MergedWeights(base, LoraMatrices.of(adapter))
 
 
-def merge_saved(transformer: WanTransformer3DModel, folder: Path) -> None:
-    """Merge the LoRA in `folder` into a plain transformer, in place. Raises UserError if it does not fit."""
+def attach_saved(transformer: WanTransformer3DModel, folder: Path) -> None:
+    """Have a plain transformer compute with the LoRA in `folder` beside it. Raises UserError if it does not fit."""
+    adapter = read_adapter(folder)
     with _explained(folder):
-        transformer.load_lora_adapter(str(folder), prefix="transformer", use_safetensors=True)
-        transformer.fuse_lora()
-        transformer.unload_lora()
+        attach_lora(transformer, LoraMatrices.of(adapter))
 
 
 def fused_weights(base: WanTransformer3DModel, folder: Path) -> dict[str, Tensor]:

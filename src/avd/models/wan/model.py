@@ -26,7 +26,7 @@ from avd.models.wan.codec import decode_video, encode_video
 from avd.models.wan.configs import check_clip, latent_shape
 from avd.models.wan.files import ModelFiles, add_to_index
 from avd.models.wan.known import TEXT_TOKENS
-from avd.models.wan.lora import fused_weights, merge_saved, merged_with_saved, read_adapter, save_adapter
+from avd.models.wan.lora import attach_saved, fused_weights, merged_with_saved, read_adapter, save_adapter
 from avd.models.wan.network import WanVelocity, hollow_transformer
 from avd.models.wan.schedulers import scheduler_of
 from avd.models.wan.sizes import WanSizes, make_sizes
@@ -105,7 +105,7 @@ class VideoModel:
             self._parts[name] = _settle(name, self._files.load(name, precision))
             adapter = self._files.source.adapter
             if name == "transformer" and adapter is not None:
-                merge_saved(self._parts[name], adapter.folder)
+                attach_saved(self._parts[name], adapter.folder)
         return self._parts[name]
 
     def _placed(self, name: str) -> Any:
