@@ -1,7 +1,9 @@
-"""How much is in memory while a run starts and while its student is written: shards, and one tensor more."""
+"""What networks begin as, and how much is in memory meanwhile, and while the student is written: shards, and one
+tensor more."""
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from diffusers import WanTransformer3DModel
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -18,13 +21,18 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from avd.config import load_recipe
-from avd.distillation.roles import Roles
-from avd.distillation.starts import Starts
+from avd.config import Recipe, load_recipe
+from avd.distillation.roles import Network, Roles
+from avd.distillation.starts import Starts, read_other_sizes, resolve_starts
+from avd.distillation.task import DistillTask
+from avd.engine.checkpoint import list_checkpoints, load_checkpoint
 from avd.engine.ranks import Ranks
 from avd.methods.method import Method
 from avd.models.family import load_model
-from helpers.tiny import tiny_model
+from avd.models.wan.model import VideoModel
+from avd.types import Conditions, UserError
+from helpers.distill_run import distill, small_recipe
+from helpers.tiny import LATENT_SHAPE, tiny_model, tiny_source
 
 ADAPTERS = ("roles=adapters", "adapters.rank=4")
 
@@ -134,3 +142,124 @@ def test_export_holds_one_tensor_on_the_first_rank_and_a_shard_elsewhere(mode: t
     # With adapters: the stored tensor, the product of the two matrices, their sum.
     assert peaks[0] <= (1.3 if mode == () else 3.5) * largest(folder)
     assert peaks[1] <= 0.3 * largest(folder)
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished runs of the model in `folder`: `full`, and `lora`, whose student stays one."""
+    path = tmp_path_factory.mktemp("runs")
+    for name, mode in {"full": (), "lora": (*ADAPTERS, "adapters.merge=false")}.items():
+        recipe = run_recipe(folder, *mode)
+        model = load_model(str(folder))
+        distill(path / name, 2, task=DistillTask(recipe, model, tiny_source(model), None))
+    return path
+
+
+def run_recipe(folder: Path, *overrides: str) -> Recipe:
+    rates = [f"{role}.optimizer.learning_rate=1e-2" for role in ("student", "fake_score")]
+    return small_recipe(f"model={folder}", "rollout.half_rate_stages=0", *rates, *overrides)
+
+
+def resolved(folder: Path, *overrides: str) -> Roles:
+    recipe = run_recipe(folder, *overrides)
+    method = Method.of(recipe)
+    return Roles(resolve_starts(recipe, method, load_model(str(folder))), recipe, method)
+
+
+def velocity(network: Network) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, *LATENT_SHAPE, generator=generator)
+    with torch.no_grad():
+        return network(x, torch.tensor([0.8]), Conditions({"embedding": torch.zeros(1, 7, 64)}))
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    """But for the order of sums, which depends on where weights lie in memory."""
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def saved_velocity(run: Path, folder: Path, which: str) -> Tensor:
+    """Of a network in the newest checkpoint of a run."""
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    method, model = Method.of(recipe), load_model(str(folder))
+    roles = Roles(Starts.alike(model, method), recipe, method)
+    tensors, state = load_checkpoint(list_checkpoints(run / "checkpoints")[-1])
+    roles.load(tensors, state)
+    return velocity({"student": roles.average.network, "fake_score": roles.auxiliary("fake_score")}[which])
+
+
+@pytest.mark.parametrize("run", ["full", "lora"])
+def test_a_run_begins_with_the_student_and_the_fake_score_of_another(run: str, runs: Path, folder: Path) -> None:
+    starts = [f"student.start={runs / run}", f"fake_score.start={runs / run}"]
+    modes = [("roles=full",), *([ADAPTERS] if run == "lora" else [])]
+    for mode in modes:
+        roles = resolved(folder, *starts, *mode)
+        for which, network in {"student": roles.student.network, "fake_score": roles.auxiliary("fake_score")}.items():
+            assert_same(velocity(network), saved_velocity(runs / run, folder, which))
+        assert_same(velocity(roles.average.network), velocity(roles.student.network))
+        assert_same(velocity(roles.teacher), velocity(load_model(str(folder)).velocity()))
+        assert not torch.allclose(velocity(roles.teacher), velocity(roles.student.network), atol=1e-4)
+
+
+@pytest.mark.parametrize("run", ["full", "lora"])
+def test_a_students_folder_is_trained_further(run: str, runs: Path, folder: Path) -> None:
+    mode = ADAPTERS if run == "lora" else ()
+    roles = resolved(folder, f"student.start={runs / run / 'student'}", *mode)
+    assert_same(velocity(roles.student.network), saved_velocity(runs / run, folder, "student"))
+    assert_same(velocity(roles.auxiliary("fake_score")), velocity(roles.teacher))
+
+
+@pytest.mark.parametrize("mode", [(), ADAPTERS], ids=["full", "adapters"])
+def test_another_model_teaches(mode: tuple[str, ...], folder: Path, larger: Path) -> None:
+    roles = resolved(folder, f"teacher={larger}", *mode)
+    assert_same(velocity(roles.teacher), velocity(load_model(str(larger)).velocity()))
+    assert_same(velocity(roles.student.network), velocity(load_model(str(folder)).velocity()))
+
+
+def test_a_fake_score_may_be_larger_than_the_student(folder: Path, larger: Path) -> None:
+    roles = resolved(folder, f"fake_score.start={larger}")
+    assert_same(velocity(roles.auxiliary("fake_score")), velocity(load_model(str(larger)).velocity()))
+    recipe = run_recipe(folder, f"fake_score.start={larger}", f"teacher={larger}")
+    found = read_other_sizes(recipe, Method.of(recipe))
+    assert {name: sizes.layers for name, sizes in found.items()} == {"teacher": 3, "fake_score": 3}
+
+
+@pytest.fixture(scope="module")
+def larger(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of one block more, with the same VAE and text encoder."""
+    model = load_model(str(folder))
+    assert isinstance(model, VideoModel)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        transformer = WanTransformer3DModel.from_config({**model.transformer.config, "num_layers": 3})
+    path = tmp_path_factory.mktemp("larger") / "model"
+    VideoModel(transformer, model.vae, model.text_encoder, model.tokenizer, model.settings).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stranger") / "model"
+    tiny_model(seed=5).save(path)
+    return path
+
+
+def test_what_cannot_be_a_start_is_refused_in_one_line(runs: Path, folder: Path, larger: Path, stranger: Path) -> None:
+    student, empty = runs / "full" / "student", runs / "empty"
+    empty.mkdir()
+    shutil.copy(runs / "full" / "recipe.yaml", empty)
+    cases = {
+        (f"teacher={student}",): "teacher .*student is a student: name a many-step model",
+        (f"teacher={stranger}",): "teacher .* has another VAE or text encoder than the model that is trained",
+        (f"student.start={larger}",): "is a network of other sizes than .*: name that as the model",
+        (f"student.start={stranger}",): "student.start .* has another VAE or text encoder",
+        (f"student.start={empty}",): "student.start is the run .*empty, which has no checkpoint",
+        (f"student.start={folder / 'nothing'}",): "there is no model .*nothing",
+        (f"student.start={student}", *ADAPTERS): "is no LoRA of .*, as roles=adapters needs",
+        (f"student.start={runs / 'lora'}", "roles=adapters", "adapters.rank=8"): "is a LoRA of rank 4 on .* layers",
+        (f"fake_score.start={larger}", *ADAPTERS): "fake_score.start .* is no LoRA of",
+    }
+    for overrides, message in cases.items():
+        with pytest.raises(UserError, match=message) as raised:
+            resolved(folder, *overrides)
+        assert "\n" not in str(raised.value)

@@ -19,7 +19,7 @@ WAN = read_sizes("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
 
 
 def planned(*overrides: str, sizes: WanSizes = WAN, in_parts: bool = False) -> list[Work]:
-    return work_of(recipe_for(*overrides), sizes, in_parts=in_parts)
+    return work_of(recipe_for(*overrides), sizes, {}, in_parts=in_parts)
 
 
 def forwards(*overrides: str, in_parts: bool = False) -> tuple[float, float, float]:
@@ -79,7 +79,7 @@ def test_operations_are_those_of_a_real_cycle(checkpointing: str) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         exit_stage = task.update(0).metrics["exit_stage"]
     sizes = model.sizes
-    work = work_of(recipe, sizes, in_parts=False)
+    work = work_of(recipe, sizes, {}, in_parts=False)
     before_exit = exit_stage * flops_of(sizes).forward
     given = sum(layer.flops for layer in sizes.linear_layers() if layer.name in NEED_NO_GRADIENT)
     expected = before_exit + sum(part.flops for part in work if "before the exit" not in part.name) - 7 * given

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from avd.planning.plan import Plan
     from avd.planning.work import Work
 
+_GPUS_OF_A_MACHINE = 8
 _UNITS = {"GB": 1e9, "GIB": 2.0**30}
 
 
@@ -97,7 +98,7 @@ def plan(
             write_json(json, numbers)
         return
     workload = resolve_workload(resolved, gpus)
-    planner = Planner(workload.sizes)
+    planner = Planner(workload.sizes, workload.others)
     made = planner.plan(resolved, machine)
     monitors = plan_monitors(made, workload.settings)
     remedy = None if made.fits else find_remedy(planner, resolved, machine)
@@ -143,6 +144,9 @@ def _show(plan: Plan, monitors: MonitorPlan | None, remedy: Remedy | None) -> No
     _say(f"at {machine.mfu:.0%} of {machine.peak_of(recipe):g} TFLOP/s per GPU{kind}")
     if monitors is not None:
         _say(_describe_monitors(monitors))
+    together = min(machine.gpus, _GPUS_OF_A_MACHINE)
+    of_machine = "" if together == 1 else f", {plan.host * together / 1e9:,.0f} GB for {together} ranks on one machine"
+    _say(f"host memory: {plan.host / 1e9:,.1f} GB per rank while a checkpoint is written{of_machine}")
     _say(_verdict(plan, remedy))
     low_rates = explain_low_rates(recipe)
     if low_rates is not None:

@@ -22,6 +22,7 @@ are built without memory, to be compared with the headers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from avd.distillation.data import (
     open_data,
 )
 from avd.distillation.model_record import recorded_model
-from avd.distillation.starts import Starts, resolve_starts
+from avd.distillation.starts import Starts, read_other_sizes, resolve_starts
 from avd.engine.checkpoint import check_newest
 from avd.engine.optimizers import check_optimizer
 from avd.engine.ranks import clips_per_rank
@@ -65,6 +66,8 @@ class Workload:
     method: Method
     sizes: Sizes
     settings: Settings
+    others: Mapping[str, Sizes]
+    """Sizes of the networks that differ from the student's, by the name of their role."""
     ranks: int
     clips_per_rank: int
 
@@ -136,7 +139,8 @@ def resolve_workload(recipe: Recipe, ranks: int) -> Workload:
     method, clips = _resolve_method(recipe), clips_per_rank(recipe.compute, recipe.training.batch, ranks)
     data, facts = open_data(recipe, method), read_facts(recipe.model)
     _check_model(recipe, facts, data)
-    return Workload(recipe, method, _at_clips(facts.sizes, data), facts.settings, ranks, clips)
+    others = {name: _at_clips(sizes, data) for name, sizes in read_other_sizes(recipe, method).items()}
+    return Workload(recipe, method, _at_clips(facts.sizes, data), facts.settings, others, ranks, clips)
 
 
 def open_run(output: Path, recipe: Section, updates: int, *, resume: bool, owner: bool = True) -> RunFolder:

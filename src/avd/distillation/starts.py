@@ -22,8 +22,9 @@ from avd.config import AdaptersRecipe, Recipe, load_recipe
 from avd.engine.checkpoint import SavedTensors, list_checkpoints, load_checkpoint
 from avd.engine.run_folder import RECIPE_FILE
 from avd.methods.method import Method
-from avd.models.family import TextToVideo, load_model
+from avd.models.family import TextToVideo, load_model, read_sizes
 from avd.models.lora import LoraMatrices, MergedWeights
+from avd.models.sizes import Sizes
 from avd.models.weights import Renamed, Weights
 from avd.types import UserError
 
@@ -77,6 +78,22 @@ def resolve_starts(recipe: Recipe, method: Method, model: TextToVideo) -> Starts
             _check_adapter(recipe, f"{name}.start", section.start, start, own)
         auxiliaries[name] = start
     return Starts(teacher, student, auxiliaries)
+
+
+def read_other_sizes(recipe: Recipe, method: Method) -> dict[str, Sizes]:
+    """Sizes, by role, of the networks that are not of the run's model, from config files alone.
+
+    Raises UserError for a start that there is not, or whose sizes are not known here.
+    """
+    names = {"teacher": recipe.teacher, **{name: section.start for name, section in method.updates.items()}}
+    own, found = read_sizes(recipe.model), {}
+    for role, name in names.items():
+        if name is not None:
+            saved = _run_recipe(name)
+            sizes = read_sizes(name if saved is None else saved.model)
+            if sizes != own:
+                found[role] = sizes
+    return found
 
 
 def _open_teacher(name: str, model: TextToVideo) -> Start:

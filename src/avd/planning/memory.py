@@ -10,6 +10,7 @@ gradients.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,11 +96,22 @@ def count_parameters(sizes: Sizes, adapters: AdaptersRecipe | None) -> Parameter
     )
 
 
-class Account:
-    """The memory of one of `gpus` ranks. Each has its share of the batch, and of clips that it shares with others."""
+@dataclass(frozen=True)
+class SizedNetwork:
+    """A network of a run: what its passes take, and how many parameters it has."""
 
-    def __init__(self, recipe: Recipe, meter: PassMeter, parameters: Parameters, gpus: int) -> None:
-        self._recipe, self._meter, self._parameters = recipe, meter, parameters
+    meter: PassMeter
+    parameters: Parameters
+
+
+class Account:
+    """The memory of one of `gpus` ranks. Each has its share of the batch, and of clips that it shares with others.
+
+    `others` holds, by the name of their role, the networks that differ from the student's.
+    """
+
+    def __init__(self, recipe: Recipe, student: SizedNetwork, others: Mapping[str, SizedNetwork], gpus: int) -> None:
+        self._recipe, self._student, self._others = recipe, student, others
         self._method = Method.of(recipe)
         self._dtype: torch.dtype = getattr(torch, recipe.compute.dtype)
         self._on_gpu = recipe.compute.device != "cpu"
@@ -109,76 +121,103 @@ class Account:
         self._clips = recipe.training.batch * self._context // gpus
         self._part = min(recipe.compute.microbatch or self._clips, self._clips)
         self._one_part = self._part == self._clips
-        self._trained = parameters.adapter if recipe.roles == "adapters" else parameters.network
-        self._gradients = _FLOAT32 * self._trained / self._shard
+        self._adapted = recipe.roles == "adapters"
 
     def resident(self) -> Resident:
-        optimizers = self._optimizers
+        frozen = self._of("teacher").parameters.network
+        if self._adapted and "teacher" in self._others:
+            frozen += self._student.parameters.network  # the adapters' base, which is not the teacher here
+        learning = {name: self._trained(name) for name in self._optimizers}
         averages = 1 + len(self._method.averaged)
+        moments = sum(_bytes_of_moments(self._optimizers[name]) * count for name, count in learning.items())
         return Resident(
-            frozen_weights=self._dtype.itemsize * self._parameters.network / self._shard,
-            trained_weights=len(optimizers) * _FLOAT32 * self._trained / self._shard,
-            average=averages * _FLOAT32 * self._trained / self._shard,
-            optimizer=sum(_bytes_of_moments(optimizer) for optimizer in optimizers) * self._trained / self._shard,
+            frozen_weights=self._dtype.itemsize * frozen / self._shard,
+            trained_weights=_FLOAT32 * sum(learning.values()) / self._shard,
+            average=averages * _FLOAT32 * learning["student"] / self._shard,
+            optimizer=moments / self._shard,
             batch=self._batch(),
         )
 
     @property
-    def _optimizers(self) -> list[OptimizerRecipe]:
-        """The optimizers of all networks that learn."""
-        return [self._recipe.student.optimizer, *(each.optimizer for each in self._method.updates.values())]
+    def copied(self) -> float:
+        """Bytes of host memory: while a checkpoint is written, what is saved; before, the one tensor that is read."""
+        resident = self.resident()
+        largest = max(each.parameters.largest for each in (self._student, *self._others.values()))
+        return max(resident.trained_weights + resident.average + resident.optimizer, _FLOAT32 * largest)
+
+    @property
+    def _optimizers(self) -> dict[str, OptimizerRecipe]:
+        """The optimizers of all networks that learn, by name."""
+        updates = self._method.updates
+        return {"student": self._recipe.student.optimizer, **{name: each.optimizer for name, each in updates.items()}}
+
+    def _of(self, network: str) -> SizedNetwork:
+        return self._others.get(network, self._student)
+
+    def _trained(self, network: str) -> int:
+        """Parameters that are trained of a network that learns."""
+        parameters = self._of(network).parameters
+        return parameters.adapter if self._adapted else parameters.network
+
+    def _gradients(self, network: str) -> float:
+        """Bytes of all of a network's gradients."""
+        return _FLOAT32 * self._trained(network) / self._shard
 
     def moments(self) -> list[Moment]:
         """In the order of a cycle. A forward without gradient takes less than the same one with it, and is left out
         where no graph of the student waits for its gradient meanwhile."""
-        learning = self._measure(self._part, gradient=True)
+        learning = self._measure("student", self._part, gradient=True)
         found: list[Moment] = []
-        had = 0.0 if self._one_part else self._gradients
+        had = 0.0 if self._one_part else self._gradients("student")
         for source in self._method.sources:
             on_data = isinstance(source, DataSource)  # whose parts are judged, and their graphs walked, one by one
             waiting = learning.saved if self._one_part or on_data else 0.0  # the student's graph, until it is walked
             gradients = had if on_data else 0.0  # a rollout is judged before the first gradient
             judges = [each for term in self._method.judging(source) for each in term.term.passes(term.section)]
             for network, count in {each.network: each.count for each in judges if not each.learns}.items():
-                forward = self._measure(round(count * self._part), gradient=False, adapted=network != "teacher")
-                gathered = self._gathered(learning=False)
+                forward = self._measure(network, round(count * self._part), gradient=False)
+                gathered = self._gathered(network, learning=False)
                 found.append(Moment(f"{_title(network)}'s forward", waiting + forward.peak, gradients, gathered))
             title = source.name if isinstance(source, DataSource) else "student"
-            found.append(self._backward(f"{title}'s backward", learning, had))
-            had = self._gradients
-        had = 0.0 if self._one_part else self._gradients
-        found += [self._backward(f"{_title(each.name)}'s backward", learning, had) for each in self._method.learned]
+            found.append(self._backward(f"{title}'s backward", "student", had))
+            had = self._gradients("student")
+        for name in (each.name for each in self._method.learned):
+            had = 0.0 if self._one_part else self._gradients(name)
+            found.append(self._backward(f"{_title(name)}'s backward", name, had))
         found += self.monitoring()
-        return [*found, Moment("optimizer's step", 0.0, self._gradients, temporaries=self._temporaries())]
+        most = max(self._gradients(name) for name in self._optimizers)
+        return [*found, Moment("optimizer's step", 0.0, most, temporaries=self._temporaries())]
 
     def monitoring(self) -> list[Moment]:
         """While monitors sample: as many clips at once as training computes, with guidance twice as many."""
         if not self._recipe.monitors.every:
             return []
-        gathered = self._gathered(learning=False)
-        teacher = self._measure(2 * self._part, gradient=False, adapted=False)
-        student = self._measure(self._part, gradient=False)
         return [
-            Moment("monitors' teacher", teacher.peak, gathered=gathered),
-            Moment("monitors' student", student.peak, gathered=gathered),
+            Moment(
+                f"monitors' {network}",
+                self._measure(network, clips, gradient=False).peak,
+                gathered=self._gathered(network, learning=False),
+            )
+            for network, clips in (("teacher", 2 * self._part), ("student", self._part))
         ]
 
     def _batch(self) -> float:
         """Real latents and prompts, the rollouts' prompts, and what the losses make of latents."""
-        sizes, prompts = self._meter.sizes, 1 + self._method.rollouts
+        sizes, prompts = self._student.meter.sizes, 1 + self._method.rollouts
         prompt = sum(math.prod(shape) for shape in sizes.conditions.values())
         return _FLOAT32 * self._clips * (_LATENTS_ALIVE * math.prod(sizes.latent_CFHW) + prompts * prompt)
 
-    def _backward(self, name: str, learning: PassMemory, had: float) -> Moment:
+    def _backward(self, title: str, network: str, had: float) -> Moment:
         """Begins with all activations and the gradients `had` from earlier passes; ends with all gradients."""
-        gathered = self._gathered(learning=True)
-        begins = Moment(name, learning.peak, had, gathered)
-        ends = Moment(name, learning.peak - learning.saved, self._gradients, gathered)
+        learning = self._measure(network, self._part, gradient=True)
+        gathered = self._gathered(network, learning=True)
+        begins = Moment(title, learning.peak, had, gathered)
+        ends = Moment(title, learning.peak - learning.saved, self._gradients(network), gathered)
         return max(begins, ends, key=lambda moment: moment.total)
 
-    def _measure(self, clips: int, *, gradient: bool, adapted: bool = True) -> PassMemory:
-        compute, adapters = self._recipe.compute, self._recipe.roles == "adapters" and adapted
-        memory = self._meter(
+    def _measure(self, network: str, clips: int, *, gradient: bool) -> PassMemory:
+        compute, adapters = self._recipe.compute, self._adapted and network != "teacher"
+        memory = self._of(network).meter(
             MeasuredPass(
                 clips,
                 gradient,
@@ -191,24 +230,25 @@ class Account:
         )
         return replace(memory, saved=memory.saved / self._context, peak=memory.peak / self._context)
 
-    def _gathered(self, *, learning: bool) -> float:
+    def _gathered(self, network: str, *, learning: bool) -> float:
         """FSDP's: the block at work and the next with the buffer it arrives in, and what stands outside the blocks.
 
         On the way back also the block's gradients, as computed and, in float32, as they are summed over ranks.
         """
         if not self._sharded:
             return 0.0
-        p = self._parameters
+        p = self._of(network).parameters
         adapters = 2 + len(self._method.auxiliaries)  # the student's, its average's, and those of auxiliaries
         block, outside = p.block + adapters * p.adapter_block, p.outside + adapters * p.adapter_outside
         weights = self._dtype.itemsize * (3 * block + outside)
-        trained = p.adapter_block if self._recipe.roles == "adapters" else p.block
+        trained = p.adapter_block if self._adapted else p.block
         return weights + (trained * (self._dtype.itemsize + _FLOAT32) if learning else 0)
 
     def _temporaries(self) -> float:
         """AdamW's: none on a GPU, where it is fused; with 8 bits and on a CPU those of one tensor after the other."""
-        fused = self._on_gpu and all(optimizer.bits == 32 for optimizer in self._optimizers)
-        return 0.0 if fused else _FLOAT32 * 2 * self._parameters.largest / self._shard
+        fused = self._on_gpu and all(optimizer.bits == 32 for optimizer in self._optimizers.values())
+        largest = max(self._of(name).parameters.largest for name in self._optimizers)
+        return 0.0 if fused else _FLOAT32 * 2 * largest / self._shard
 
 
 def _title(network: str) -> str:

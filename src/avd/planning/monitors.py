@@ -61,13 +61,13 @@ class MonitorPlan:
 
 def plan_monitors(plan: Plan, settings: Settings) -> MonitorPlan | None:
     """What the monitors of a planned run take, of a model with these settings; None if it has none."""
-    recipe, machine, sizes = plan.recipe, plan.machine, plan.sizes
+    recipe, machine, sizes, teacher = plan.recipe, plan.machine, plan.sizes, plan.sizes_of("teacher")
     monitors, updates = recipe.monitors, recipe.training.updates
     if not monitors.every:
         return None
     shares = machine.gpus // recipe.compute.context
     sampled = -(-monitors.clips // shares) * shares  # all ranks sample as many
-    steps = monitors.teacher_steps or default_teacher_steps(settings, sizes)
+    steps = monitors.teacher_steps or default_teacher_steps(settings, teacher)
     calls = steps * (1 if settings.guidance == 1.0 else 2)
     stages = make_stages(few_step_sigmas(recipe.rollout.timesteps), recipe.rollout.half_rate_stages)
     adapters = recipe.adapters if recipe.roles == "adapters" else None
@@ -76,7 +76,7 @@ def plan_monitors(plan: Plan, settings: Settings) -> MonitorPlan | None:
     def sample(forwards: int, flops: float) -> Sampled:
         return Sampled(sampled * forwards, sampled * flops, sampled * flops / rate)
 
-    references = sample(calls, calls * flops_of(sizes).forward)
+    references = sample(calls, calls * flops_of(teacher).forward)
     measurement = sample(len(stages), sum(flops_of(sizes, stage.frame_stride, adapters).forward for stage in stages))
     measurements = -(-updates // monitors.every)  # the last update is always measured
     seconds = references.seconds + measurements * measurement.seconds

@@ -5,6 +5,7 @@ Nothing is loaded but config files. `fitting` tries changes; this module describ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,12 +13,15 @@ from typing import Any
 from avd.config import Recipe
 from avd.models.sizes import Sizes
 from avd.planning.activations import PassMeter
-from avd.planning.memory import Account, Moment, Parameters, Resident, count_parameters
+from avd.planning.memory import Account, Moment, Parameters, Resident, SizedNetwork, count_parameters
 from avd.planning.work import Work, work_of
 
 H100_TFLOPS = {"bfloat16": 989.0, "TF32": 494.5, "float32": 67.0}
 """bfloat16 and TF32 on its tensor cores, dense; float32 without them, as torch multiplies by default."""
 _CONTEXT, _FRAGMENTS = 2e9, 0.05
+_PROCESS = 3e9
+"""Bytes of host memory that a process with its libraries takes, without weights: measured, 0.7 GB with a build of torch
+for CPUs; CUDA's libraries and context are known to take about 2 GB more."""
 
 
 def precision_of(recipe: Recipe) -> str:
@@ -52,10 +56,15 @@ class Plan:
     recipe: Recipe
     machine: Machine
     sizes: Sizes
+    others: Mapping[str, Sizes]
+    """Of the networks that differ from the student's, by the name of their role."""
     parameters: Parameters
     resident: Resident
     work: tuple[Work, ...]
     account: Account = field(repr=False)
+
+    def sizes_of(self, role: str) -> Sizes:
+        return self.others.get(role, self.sizes)
 
     @cached_property
     def moments(self) -> list[Moment]:
@@ -69,6 +78,12 @@ class Plan:
     def peak(self) -> float:
         """Bytes on a rank."""
         return self.resident.total + self.highest.total
+
+    @property
+    def host(self) -> float:
+        """Bytes of a machine's own memory for a rank. On a CPU all of the run is there."""
+        on_cpu = self.peak if self.recipe.compute.device == "cpu" else 0.0
+        return _PROCESS + on_cpu + self.account.copied
 
     @property
     def allowance(self) -> float:
@@ -106,6 +121,7 @@ class Plan:
                 "resident": {**asdict(self.resident), "total": self.resident.total},
                 "moments": [{**asdict(moment), "total": moment.total} for moment in self.moments],
                 "peak": self.peak,
+                "host": self.host,
                 "allowance": self.allowance,
             },
             "work": [asdict(part) for part in self.work],
@@ -118,20 +134,26 @@ class Plan:
 class Planner:
     """Plans for recipes of one model; what was measured for one plan serves the next."""
 
-    def __init__(self, sizes: Sizes) -> None:
-        """`sizes` are the model's, at the size of the run's clips."""
-        self.sizes = sizes
-        self._meter = PassMeter(self.sizes)
-        self._parameters: dict[str, Parameters] = {}
+    def __init__(self, sizes: Sizes, others: Mapping[str, Sizes] | None = None) -> None:
+        """`sizes` are the model's, at the size of the run's clips; `others` those of roles whose networks differ."""
+        self.sizes, self.others = sizes, dict(others or {})
+        self._meters = {name: PassMeter(each) for name, each in {"student": sizes, **self.others}.items()}
+        self._parameters: dict[tuple[str, str], Parameters] = {}
 
     def plan(self, recipe: Recipe, machine: Machine) -> Plan:
         """What `recipe` takes on `machine`; `distillation.preflight` says which numbers of GPUs go with a recipe."""
         clips, rest = divmod(recipe.training.batch * recipe.compute.context, machine.gpus)
         assert clips and not rest
-        if recipe.roles not in self._parameters:
-            adapters = recipe.adapters if recipe.roles == "adapters" else None
-            self._parameters[recipe.roles] = count_parameters(self.sizes, adapters)
-        parameters = self._parameters[recipe.roles]
-        account = Account(recipe, self._meter, parameters, machine.gpus)
-        work = work_of(recipe, self.sizes, in_parts=(recipe.compute.microbatch or clips) < clips)
-        return Plan(recipe, machine, self.sizes, parameters, account.resident(), tuple(work), account)
+        student, others = self._network(recipe, "student"), {name: self._network(recipe, name) for name in self.others}
+        account = Account(recipe, student, others, machine.gpus)
+        work = work_of(recipe, self.sizes, self.others, in_parts=(recipe.compute.microbatch or clips) < clips)
+        return Plan(
+            recipe, machine, self.sizes, self.others, student.parameters, account.resident(), tuple(work), account
+        )
+
+    def _network(self, recipe: Recipe, role: str) -> SizedNetwork:
+        meter = self._meters[role]
+        if (role, recipe.roles) not in self._parameters:
+            adapters = recipe.adapters if recipe.roles == "adapters" and role != "teacher" else None
+            self._parameters[role, recipe.roles] = count_parameters(meter.sizes, adapters)
+        return SizedNetwork(meter, self._parameters[role, recipe.roles])

@@ -8,7 +8,7 @@ takes less than a thousandth of a large network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from avd.config import Recipe
@@ -47,11 +47,16 @@ class _Costs:
         return flops.forward + flops.backward + self.again * self.blocks(stride)
 
 
-def work_of(recipe: Recipe, sizes: Sizes, *, in_parts: bool) -> list[Work]:
-    """The passes of a cycle, per clip of the batch. `in_parts`: a rank's clips go through the networks in several."""
-    costs, stages = _costs(recipe, sizes), len(recipe.rollout.timesteps)
+def work_of(recipe: Recipe, sizes: Sizes, others: Mapping[str, Sizes], *, in_parts: bool) -> list[Work]:
+    """The passes of a cycle, per clip of the batch. `in_parts`: a rank's clips go through the networks in several.
+
+    `others` are the sizes of the networks that differ from the student's, by the name of their role.
+    """
+    all_costs, stages = {name: _costs(recipe, each) for name, each in others.items()}, len(recipe.rollout.timesteps)
+    own = _costs(recipe, sizes)
     found = []
     for each in Method.of(recipe).passes(in_parts=in_parts):
+        costs = all_costs.get(each.network, own)
         forwards = 1 + BACKWARD + costs.again if each.learns else 1
         least, mean, most = (
             each.count * forwards * (exit if each.place == "before_exit" else 1)
