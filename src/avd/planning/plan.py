@@ -57,7 +57,7 @@ class Plan:
     machine: Machine
     sizes: Sizes
     others: Mapping[str, Sizes]
-    """Of the networks that differ from the student's, by the name of their role."""
+    """Sizes of the networks that differ from the student's, by the name of their role."""
     parameters: Parameters
     resident: Resident
     work: tuple[Work, ...]
