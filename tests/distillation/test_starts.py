@@ -179,7 +179,7 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 
 def saved_velocity(run: Path, folder: Path, which: str) -> Tensor:
-    """Of a network in the newest checkpoint of a run."""
+    """The velocity of a network in the newest checkpoint of a run."""
     recipe = load_recipe(str(run / "recipe.yaml"))
     method, model = Method.of(recipe), load_model(str(folder))
     roles = Roles(Starts.alike(model, method), recipe, method)
