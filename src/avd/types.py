@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 if TYPE_CHECKING:  # so that rooms without maths can use UserError without loading torch
+    import torch
     from torch import Tensor
 
 
@@ -76,6 +77,14 @@ class Conditions:
     def to(self, *where: Any) -> Conditions:
         """On a device, of a dtype, or both, as `Tensor.to` takes them."""
         return self._map(lambda tensor: tensor.to(*where))
+
+    def pin_memory(self) -> Conditions:
+        """In memory that a GPU copies from while the CPU does something else: see `upload`."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def upload(self, device: torch.device) -> Conditions:
+        """On a device, without waiting for the copy where the memory is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def expand(self, count: int) -> Conditions:
         """One row seen as a batch of `count`, without a copy."""

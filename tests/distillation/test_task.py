@@ -151,7 +151,7 @@ def test_seed_and_update_decide_the_noise(monkeypatch: pytest.MonkeyPatch) -> No
 def test_neighbouring_seeds_share_no_order() -> None:
     """Videos and prompts of seeds s and s + 1 are four different orders."""
     tasks = [small_task(small_recipe(f"seed={seed}")) for seed in (0, 1)]
-    orders = [getattr(task, name) for task in tasks for name in ("video_order", "prompt_order")]
+    orders = [order for task in tasks for order in task.reader._orders.values()]
     assert len({tuple(i for _ in range(12) for i in order.next()) for order in orders}) == 4
 
 
@@ -226,7 +226,7 @@ def test_fresh_rollouts_read_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> N
             prompt.shapes == batch.prompts.shapes and len(prompt) == len(batch.prompts)
             for prompt in batch.rollout_prompts
         )
-        assert task.prompt_order.state_dict() == {"position": count * task.recipe.training.batch}
+        assert task.reader.state_dict()["prompt_order"] == {"position": count * task.recipe.training.batch}
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.75, 1.0])

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from avd.config import Recipe
-from avd.data import BatchOrder, Portion
 from avd.distillation.data import RunData
+from avd.distillation.reading import BatchReader
 from avd.distillation.roles import Roles
 from avd.distillation.sampler import RunSampler
 from avd.distillation.starts import Starts
-from avd.distillation.step import Batch, TrainingStep
+from avd.distillation.step import TrainingStep
 from avd.engine.loop import UpdateResult
 from avd.engine.preview import write_preview
 from avd.engine.randomness import UpdateRandom, derive_seed
@@ -30,10 +30,8 @@ from avd.flow import few_step_sigmas
 from avd.methods.method import Method
 from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
-from avd.objectives.source import DataSource
 from avd.objectives.term import Setting
 from avd.sampling.rollout import Rollout, make_stages
-from avd.types import Conditions
 
 _PREVIEWS = 4
 
@@ -75,9 +73,7 @@ class DistillTask:
             microbatch=recipe.compute.microbatch,
             ranks=ranks,
         )
-        self._reads_clips = any(isinstance(source, DataSource) for source in self.method.sources)
-        self.video_order = None if data.clips is None else self._order("video order", len(data.clips), data.parts)
-        self.prompt_order = self._order("prompt order", len(data.prompts), data.prompt_parts)
+        self.reader = BatchReader(data, self.method, len(self.samples), recipe.seed, ranks)
         self.roll_backs = 0
         """How often the run was sent back; decides the noise from there on."""
 
@@ -87,14 +83,11 @@ class DistillTask:
 
     def update(self, n: int, between: Between = one_part) -> UpdateResult:
         half_rate = falls_in_share(n, self.recipe.rollout.half_rate_share)
-        device = self.ranks.device
-        latents, captions = self._real_clips()
-        rollouts = [self.data.prompts.prompts(self.prompt_order.next()) for _ in range(self.method.rollouts)]
-        batch = Batch(latents, captions, tuple(each.to(device) for each in rollouts), self.data.latent_CFHW)
+        batch = self.reader.next()
         seed = self.recipe.seed
         if self.roll_backs:
             seed = derive_seed(seed, "roll-back", self.roll_backs)
-        random = UpdateRandom(seed, n, self.samples, device)
+        random = UpdateRandom(seed, n, self.samples, self.ranks.device)
         return self.step.run(batch, random, self.rollout if half_rate else self._full_rate, between)
 
     def validate(self, n: int) -> dict[str, float]:
@@ -118,17 +111,14 @@ class DistillTask:
     def state(self) -> dict[str, Any]:
         return {
             **self.roles.state(),
-            "video_order": None if self.video_order is None else self.video_order.state_dict(),
-            "prompt_order": self.prompt_order.state_dict(),
+            **self.reader.state_dict(),
             "roll_backs": self.roll_backs,
         }
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.roles.load(tensors, state)
         self.step.load(tensors)
-        if self.video_order is not None:
-            self.video_order.load_state_dict(state["video_order"])
-        self.prompt_order.load_state_dict(state["prompt_order"])
+        self.reader.load_state_dict(state)
         self.roll_backs = state["roll_backs"]
 
     def export(self, folder: Path) -> None:
@@ -155,26 +145,6 @@ class DistillTask:
     def _first_latents(self, count: int) -> Tensor:
         assert self.data.clips is not None, "see `distillation.preflight`"
         return self.data.clips.latents(list(range(min(count, len(self.data.clips)))))
-
-    def _order(self, what: str, count: int, parts: tuple[Portion, ...]) -> BatchOrder:
-        return BatchOrder(
-            count,
-            len(self.samples),
-            derive_seed(self.recipe.seed, what),
-            rank=self.ranks.data_rank,
-            world_size=self.ranks.data_size,
-            parts=parts,
-        )
-
-    def _real_clips(self) -> tuple[Tensor, Conditions] | tuple[None, None]:
-        """This rank's real clips of an update with their prompts; none where no term learns from them."""
-        if self.video_order is None or self.data.clips is None:
-            return None, None
-        indices = self.video_order.next()
-        if not self._reads_clips:
-            return None, None
-        clips, device = self.data.clips, self.ranks.device
-        return clips.latents(indices).to(device), clips.prompts(indices).to(device)
 
 
 def falls_in_share(n: int, share: float) -> bool:
