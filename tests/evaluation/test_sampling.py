@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from avd.evaluation.sampling import batch_size, sample_clips
 from avd.evaluation.suite import Prompt
 from avd.models.wan.model import VideoModel
 from avd.sampling.choose import make_sampler
+from avd.sampling.placement import PlacedModel, Placement
 from avd.types import UserError
 from helpers.painter import Painter
 from helpers.tiny import tiny_interpolator, tiny_model
@@ -215,3 +217,12 @@ def test_a_students_identity_changes_with_rate_and_interpolator() -> None:
     }
     assert len(identities) == 4
     assert FewSteps(model, timesteps, 0, tiny_interpolator()).identity in identities  # it is not used
+
+
+@pytest.mark.parametrize("offload", ["none", "blocks"])
+def test_parts_that_take_turns_make_the_same_clips(offload: Any, tmp_path: Path) -> None:
+    placed = PlacedModel(tiny_model(), Placement(offload=offload, tiling=False))
+    for name, model in {"at once": tiny_model(), "in turns": placed}.items():
+        sample_clips(make_sampler(model, steps=2), PROMPTS, tmp_path / name, seed=0, batch=5)
+    assert clips_in(tmp_path / "in turns") == clips_in(tmp_path / "at once")
+    assert len(placed._encoded) == 4  # three batches and the negative prompt

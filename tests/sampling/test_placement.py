@@ -12,14 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from avd.models.adapters import add_adapters
 from avd.models.family import load_model
 from avd.models.wan.model import VideoModel
+from avd.models.wan.sizes import WanSizes
 from avd.sampling.choose import make_sampler
 from avd.sampling.placement import PlacedModel, Placement, encoded_first
 from avd.types import UserError
 from helpers.tiny import tiny_model
 
-HAS_TORCHAO = importlib.util.find_spec("torchao") is not None
+NEEDS_TORCHAO = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
 CPU = Placement(offload="none", tiling=False)
 PROMPTS = ["a red square", "a blue circle"]
 
@@ -45,6 +47,26 @@ def test_no_placement_changes_a_clip(offload: Any) -> None:
     for _ in range(2):  # decoding moves the network away, and the next clip has it back
         torch.testing.assert_close(clip(model), expected, rtol=0, atol=0)
         np.testing.assert_array_equal(model.decode_video(expected), tiny_model().decode_video(expected))
+
+
+def adapted_model() -> VideoModel:
+    """With a LoRA that changes what it makes, run beside the weights."""
+    model = tiny_model()
+    targets = WanSizes.adapter_targets
+    add_adapters(model.transformer, ("student",), rank=2, alpha=2, targets=targets)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.transformer.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 8
+    return model
+
+
+@pytest.mark.parametrize("weights", [None, pytest.param("int8", marks=NEEDS_TORCHAO)])
+def test_a_lora_that_is_not_merged_takes_part(weights: Any) -> None:
+    expected = clip(adapted_model())
+    assert (expected - clip(tiny_model())).abs().max() > 0.1
+    found = clip(PlacedModel(adapted_model(), Placement(offload="blocks", tiling=False, weights=weights)))
+    assert (found - expected).norm() <= (0.05 if weights else 0) * expected.norm()
 
 
 class Turns:
@@ -108,7 +130,7 @@ def test_a_cpu_waits_for_nothing() -> None:
     assert (placement.offload, placement.tiling) == ("none", False)
 
 
-@pytest.mark.skipif(not HAS_TORCHAO, reason="needs torchao")
+@NEEDS_TORCHAO
 @pytest.mark.parametrize("offload", ["none", "blocks"])
 def test_weights_of_8_bits_make_nearly_the_same_clip(offload: Any) -> None:
     expected = clip(tiny_model())
