@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from avd.models.adapters import add_adapters
-from avd.models.family import load_model
+from avd.models.family import load_model, read_sizes
 from avd.models.wan.model import VideoModel
 from avd.models.wan.sizes import WanSizes
 from avd.sampling.choose import make_sampler
@@ -111,17 +111,20 @@ def test_more_prompts_than_fit_are_encoded_in_turns(monkeypatch: pytest.MonkeyPa
 
 
 def test_memory_decides_what_is_left_open() -> None:
-    network, pixels = 28.6e9, 480 * 832  # of 14B in bfloat16
+    """A 14B model: 28.6 GB of weights in bfloat16, about 10 GB to decode 480 x 832 in one piece."""
+    sizes = read_sizes("Wan-AI/Wan2.1-T2V-14B-Diffusers")
 
-    def fitted(free: float, weights: float = network, **given: Any) -> tuple[Any, Any]:
-        found = Placement(**given).fit_into(free, weights, pixels, tiny_decoder=False)
+    def fitted(free: float, **given: Any) -> tuple[Any, Any]:
+        found = Placement(**given).fit_into(free, sizes, 480 * 832)
         return found.offload, found.tiling
 
     assert fitted(79e9) == ("none", False)
     assert fitted(40e9) == ("model", False)
+    assert fitted(40e9, decoder=Path("tiny")) == ("none", False)
     assert fitted(24e9) == ("blocks", False)
-    assert fitted(24e9, network / 2) == ("model", False)
-    assert fitted(12e9, network / 2) == ("blocks", True)
+    assert fitted(24e9, weights="float8") == ("model", False)
+    assert fitted(16e9, weights="float8") == ("blocks", False)
+    assert fitted(10e9) == ("blocks", True)
     assert fitted(24e9, offload="none", tiling=False) == ("none", False)
 
 

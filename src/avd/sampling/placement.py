@@ -23,16 +23,20 @@ from avd.models.family import TextToVideo
 from avd.models.identity import identity_of
 from avd.models.quantization import EightBit, check_quantization, quantize
 from avd.models.settings import Settings
+from avd.models.sizes import Sizes
 from avd.sampling.samplers import SampledModel
 from avd.types import Conditions, UserError
 
 _Batch = TypeVar("_Batch")
 Offload = Literal["none", "model", "blocks"]
 
-_RESERVE = 4e9
-"""Bytes beside the network's weights that a clip's latents and activations, and the device's context, may take."""
+# Rough bounds, in bytes; `avd plan --generate` counts what they stand for.
+_CONTEXT = 2e9
+"""For the device's context, and fragments."""
+_WIDEST_ALIVE, _QUANTISED_ALIVE = 8, 5
+"""For each output of the widest linear layer: activations in bfloat16, and what 8-bit products add."""
 _DECODING_PER_PIXEL = 24e3
-"""Bytes that decoding takes for each pixel of one frame, in float32; `avd plan --generate` counts them exactly."""
+"""For each pixel of one frame, while the clip is decoded in float32."""
 _ENCODED = 2e9
 """Bytes of encoded prompts that are held at once; past that the text encoder is read again for the next ones."""
 
@@ -69,20 +73,21 @@ class Placement:
         if model.device.type != "cuda":
             return replace(self, offload=self.offload or "none", tiling=bool(self.tiling))
         free, _ = torch.cuda.mem_get_info(model.device)
-        size = 1 if self.weights is not None else 2
-        weights = size * sum(parameter.numel() for parameter in _hollow(model).parameters())
-        return self.fit_into(free, weights, model.settings.height * model.settings.width, self.decoder is not None)
+        return self.fit_into(free, model.sizes, model.settings.height * model.settings.width)
 
-    def fit_into(self, free: float, weights: float, pixels: int, tiny_decoder: bool) -> Placement:
-        """Likewise from numbers: free bytes, bytes of the network's weights, pixels of a frame."""
-        decoding = 0.0 if tiny_decoder else _DECODING_PER_PIXEL * pixels
-        offload, tiling = self.offload, self.tiling
+    def fit_into(self, free: float, sizes: Sizes, pixels: int) -> Placement:
+        """Likewise from `free` bytes, the network's sizes and the `pixels` of a frame."""
+        quantised = self.weights is not None
+        with torch.device("meta"):
+            weights = (1 if quantised else 2) * sum(parameter.numel() for parameter in sizes.build().parameters())
+        outputs = max(layer.rows * layer.outputs for layer in sizes.linear_layers())
+        denoising = outputs * (_WIDEST_ALIVE + quantised * _QUANTISED_ALIVE)
+        decoding = 0.0 if self.decoder is not None else _DECODING_PER_PIXEL * pixels
+        offload, tiling, beside = self.offload, self.tiling, free - weights - _CONTEXT
         if offload is None:
-            beside = free - weights
-            offload = "blocks" if beside < _RESERVE else "model" if beside < _RESERVE + decoding else "none"
+            offload = "blocks" if beside < denoising else "model" if beside < decoding else "none"
         if tiling is None:
-            beside = free if offload != "none" else free - weights
-            tiling = beside < _RESERVE + decoding
+            tiling = (beside if offload == "none" else free - _CONTEXT) < decoding
         return replace(self, offload=offload, tiling=tiling)
 
     def __str__(self) -> str:
@@ -91,11 +96,6 @@ class Placement:
         words += [] if self.attention is None else [f"attention {self.attention}"]
         words += ["compiled blocks"] if self.compile else []
         return ", ".join(words + ([] if self.decoder is None else [f"decoder {self.decoder}"]))
-
-
-def _hollow(model: TextToVideo) -> Backbone:
-    with torch.device("meta"):
-        return model.sizes.build()
 
 
 class PlacedModel:
