@@ -10,7 +10,7 @@ from subprocess import PIPE
 
 import pytest
 
-from avd.config import load_recipe
+from avd.config import ComputeRecipe, load_recipe
 from avd.engine.run_folder import RECIPE_FILE, RunFolder, check_same_recipe
 from avd.types import UserError
 
@@ -145,3 +145,20 @@ def test_a_released_folder_can_be_claimed_again(taken: Path) -> None:
     first.lock()
     first.release()
     locked(taken, resume=True, recipe="seed: 1\n").release()
+
+
+@pytest.mark.parametrize("key", sorted(ComputeRecipe.model_fields))
+def test_how_a_run_is_computed_may_change_but_for_its_dtype(key: str, tmp_path: Path) -> None:
+    """What is stored of a run depends on its dtype."""
+    others = {"device": "cpu", "dtype": "bfloat16", "checkpointing": "full", "attention": "native"}
+    recipe = load_recipe("avd")
+    default = getattr(recipe.compute, key)
+    other = others.get(key, not default if isinstance(default, bool) else 7)
+    changed = load_recipe("avd", [f"compute.{key}={str(other).lower()}"])
+    assert changed != recipe
+    (tmp_path / RECIPE_FILE).write_text(recipe.to_yaml())
+    if key == "dtype":
+        with pytest.raises(UserError, match="began with compute"):
+            check_same_recipe(tmp_path, changed)
+    else:
+        check_same_recipe(tmp_path, changed)

@@ -34,7 +34,17 @@ _SCHEDULE = (
     *("updates", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "sample_every", "sample_minutes"),
     "stop_grace",
 )
-_COMPUTE = ("device", "microbatch", "checkpointing", "compile", "attention", "shard", "context", "timeout_minutes")
+_COMPUTE = (
+    "device",
+    "tf32",
+    "microbatch",
+    "checkpointing",
+    "compile",
+    "attention",
+    "shard",
+    "context",
+    "timeout_minutes",
+)
 _MAY_CHANGE = {
     "updates",
     "trackers",
