@@ -50,7 +50,10 @@ def test_oversaturation_is_caught_and_stops_the_run(tmp_path: Path, capsys: pyte
     assert saturation[-1] > 1.25 > saturation[0]
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{done:07d}"]
     assert json.loads((run / "best" / "best.json").read_text())["updates"] < done
-    assert (run / "best" / "student" / "model_index.json").exists() and not (run / "student").exists()
+    assert not (run / "best" / "student").exists() and not (run / "student").exists()
+    best = tmp_path / "best"
+    assert avd("export", run, "--checkpoint", "best", "--format", "diffusers", "--output", best) == 0
+    assert (best / "model_index.json").exists()
 
 
 def test_temporal_collapse_is_caught(

@@ -60,4 +60,4 @@ def test_the_first_rank_decides_where_a_run_resumes(outcomes: list[dict[str, Any
 def test_the_first_rank_decides_about_references_and_roll_backs(outcomes: list[dict[str, Any]]) -> None:
     for roll_backs, samplings, message in (outcome["monitor_with_nothing_seen"] for outcome in outcomes):
         assert roll_backs == 1 and samplings == 1
-        assert message.startswith("stopped after") and "the best student is in" in message
+        assert message.startswith("stopped after") and "--checkpoint best" in message

@@ -124,7 +124,7 @@ def preflight(recipe: Recipe, output: Path, *, resume: bool, launch: Launch) -> 
         check_identities(data, model)
         if data.geometry is not None:
             model.settings = replace(model.settings, **asdict(data.geometry))  # as are the clips of the student
-    interpolator = _named_interpolator(recipe)
+    interpolator = named_interpolator(recipe)
     if interpolator is None:
         interpolator = find_interpolator(model)
         _check_interpolator(recipe, interpolator, model.latent_shape()[0])
@@ -196,7 +196,7 @@ def _check_model(
     if data is not None:
         check_shapes(data, recipe, facts.sizes)
     sizes, compute = _at_clips(facts.sizes, data), recipe.compute
-    named = _named_interpolator(recipe)
+    named = named_interpolator(recipe)
     if named is not None:
         _check_interpolator(recipe, named, sizes.latent_CFHW[0])
     if recipe.rollout.half_rate_stages and sizes.frames() % 2 == 0:
@@ -245,7 +245,7 @@ def _check_adapters(recipe: Recipe, sizes: Sizes) -> None:
             check_targets(sizes.build().transformer, targets)
 
 
-def _named_interpolator(recipe: Recipe) -> Path | None:
+def named_interpolator(recipe: Recipe) -> Path | None:
     """The interpolator's folder that a recipe names, by itself or as that of the run which trained it."""
     if recipe.interpolator is None:
         return None

@@ -11,6 +11,7 @@ from avd.distillation.model_record import record_model
 from avd.distillation.monitoring.monitor import Monitor
 from avd.distillation.monitoring.watch import RunWatch, Tell
 from avd.distillation.preflight import ResolvedRun, preflight
+from avd.distillation.saved_student import SETTINGS_OF_RUN
 from avd.distillation.task import DistillTask
 from avd.engine.loop import Progress, Schedule, run
 from avd.engine.ranks import process_group
@@ -19,6 +20,7 @@ from avd.engine.trackers import open_trackers
 from avd.methods.adapter_rates import explain_low_rates
 from avd.models.devices import matmul_precision, read_launch
 from avd.models.interpolator import FrameInterpolator
+from avd.models.settings import write_settings
 from avd.types import CountProgress
 
 
@@ -52,6 +54,8 @@ def distill_run(
         data = _load(resolved, recipe, encoding)
         model.drop("text_encoder", "vae")  # all is latents and embeddings by now
         task = DistillTask(recipe, model, data, interpolator, ranks, resolved.starts)
+        if ranks.is_main:
+            write_settings(folder.path, task.student_settings, SETTINGS_OF_RUN)
         monitor = None
         if recipe.monitors.every:
             assert data.clips is not None, "see `distillation.preflight`"
@@ -61,6 +65,7 @@ def distill_run(
         with open_trackers(recipe, folder.path, tell, ranks) as trackers:
             watch = RunWatch(task, monitor, folder, trackers, tell)
             run(task, folder, _schedule(recipe), progress, watch, ranks)
+            watch.complete_best()
     return output / "student"
 
 

@@ -89,7 +89,7 @@ def read_other_sizes(recipe: Recipe, method: Method) -> dict[str, Sizes]:
     own, found = read_sizes(recipe.model), {}
     for role, name in names.items():
         if name is not None:
-            saved = _run_recipe(name)
+            saved = run_recipe(name)
             sizes = read_sizes(name if saved is None else saved.model)
             if sizes != own:
                 found[role] = sizes
@@ -110,7 +110,7 @@ def _open_teacher(name: str, model: TextToVideo) -> Start:
 
 def _open(name: str, role: str, saved_as: str, model: TextToVideo) -> Start:
     """A role's start: a run, whose network called `saved_as` is taken, or a model."""
-    key, saved = f"{role}.start", _run_recipe(name)
+    key, saved = f"{role}.start", run_recipe(name)
     if saved is None:
         found = load_model(name)
         source = found.source
@@ -125,12 +125,12 @@ def _open(name: str, role: str, saved_as: str, model: TextToVideo) -> Start:
     if not checkpoints:
         raise UserError(f"{key} is the run {name}, which has no checkpoint: name its student's folder, or another run")
     tensors, _ = load_checkpoint(checkpoints[-1])
-    return _of_checkpoint(key, name, saved, tensors, saved_as, found)
+    return saved_start(key, name, saved, tensors, saved_as, found)
 
 
-def _of_checkpoint(
-    key: str, name: str, recipe: Recipe, tensors: SavedTensors, saved_as: str, model: TextToVideo
-) -> Start:
+def saved_start(key: str, name: str, recipe: Recipe, tensors: SavedTensors, saved_as: str, model: TextToVideo) -> Start:
+    """What a network of a run was when a checkpoint was saved: `saved_as` is its name there, `recipe` and `model` are
+    the run's. Raises UserError, calling it `key` and the run `name`, if the run has no such network."""
     prefix = f"{saved_as}.transformer."
     names = {each.removeprefix(prefix): each for each in tensors if each.startswith(prefix)}
     if not names:
@@ -160,7 +160,7 @@ class _Saved:
         self.shapes = {name: tensors.shape(name) for name in tensors}
 
 
-def _run_recipe(name: str) -> Recipe | None:
+def run_recipe(name: str) -> Recipe | None:
     """The recipe of the run in the folder `name`; None if that is no run. Raises UserError if it is damaged."""
     path = Path(name) / RECIPE_FILE
     return load_recipe(str(path)) if path.exists() else None

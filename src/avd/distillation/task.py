@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from avd.distillation.data import RunData
 from avd.distillation.reading import BatchReader
 from avd.distillation.roles import Roles
 from avd.distillation.sampler import RunSampler
+from avd.distillation.saved_student import saved_streams
 from avd.distillation.starts import Starts
 from avd.distillation.step import TrainingStep
+from avd.engine.checkpoint import SavedTensors
 from avd.engine.loop import UpdateResult
 from avd.engine.preview import write_preview
 from avd.engine.randomness import UpdateRandom, derive_seed
@@ -30,6 +33,8 @@ from avd.flow import few_step_sigmas
 from avd.methods.method import Method
 from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
+from avd.models.settings import Settings
+from avd.models.streams import TensorStream
 from avd.objectives.term import Setting
 from avd.sampling.rollout import Rollout, make_stages
 
@@ -123,16 +128,28 @@ class DistillTask:
 
     def export(self, folder: Path) -> None:
         """`student/`: the averaged student with how it is to be sampled; a diffusers folder, or a LoRA for its base."""
-        adapters, rollout = self.recipe.roles == "adapters", self.recipe.rollout
-        student = Student(
-            self.model,
-            self.roles.average_stream(),
-            self.roles.adapter_stream() if adapters else None,
-            {"student_timesteps": rollout.timesteps, "half_rate_stages": rollout.half_rate_stages},
-            self.interpolator,
+        adapter = self.roles.adapter_stream() if self.recipe.roles == "adapters" else None
+        self._write(self._student(self.roles.average_stream(), adapter), folder)
+
+    def export_saved(self, tensors: SavedTensors, folder: Path) -> None:
+        """The same of the averaged student in a checkpoint of this run. For the first rank alone."""
+        weights, adapter = saved_streams(self.recipe, tensors, self.model)
+        self._write(self._student(weights, adapter), folder)
+
+    @property
+    def student_settings(self) -> Settings:
+        """How the student is sampled."""
+        rollout = self.recipe.rollout
+        return replace(
+            self.model.settings, student_timesteps=rollout.timesteps, half_rate_stages=rollout.half_rate_stages
         )
-        chosen = format_named("lora" if adapters and not self.recipe.adapters.merge else "diffusers")
-        write(chosen, folder / "student", student, main=self.ranks.is_main)
+
+    def _student(self, weights: TensorStream, adapter: TensorStream | None) -> Student:
+        return Student(self.model, weights, adapter, asdict(self.student_settings), self.interpolator)
+
+    def _write(self, student: Student, folder: Path) -> None:
+        lora = student.adapter is not None and not self.recipe.adapters.merge
+        write(format_named("lora" if lora else "diffusers"), folder / "student", student, main=self.ranks.is_main)
 
     def _setting(self) -> Setting:
         return Setting(

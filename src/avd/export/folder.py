@@ -21,6 +21,8 @@ def open_student(name: str) -> Student:
 
     inner = Path(name) / "student"
     folder = inner if inner.is_dir() else Path(name)
+    if folder != inner and (folder / "checkpoints").is_dir():
+        raise UserError(f"run {name} has not written its student yet: add --checkpoint latest, best, or a number")
     model = load_model(str(folder))
     if model.settings.student_timesteps is None:
         raise UserError(f"{name} is a many-step model: name a run of `avd distill`, or its student")

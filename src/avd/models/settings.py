@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from avd.files import read_text
+from avd.files import read_text, write_json
 from avd.types import UserError
 
 SETTINGS_FILE = "avd.json"
@@ -42,10 +42,13 @@ class Settings:
 _LARGEST = {"frames": 100_000, "height": 100_000, "width": 100_000, "steps": 100_000}
 
 
-def read_settings(folder: Path) -> Settings | None:
-    """The settings in a model folder; None if it has none of its own. Raises UserError, in one line, for what cannot
-    be settings: unknown keys, sizes that are no positive whole numbers, timesteps that do not fall."""
-    path = folder / SETTINGS_FILE
+def read_settings(folder: Path, name: str = SETTINGS_FILE) -> Settings | None:
+    """The settings in a model folder, or in another file of a folder; None if it has none of its own.
+
+    Raises UserError, in one line, for what cannot be settings: unknown keys, sizes that are no positive whole numbers,
+    timesteps that do not fall.
+    """
+    path = folder / name
     if not path.exists():
         return None
     try:
@@ -57,8 +60,8 @@ def read_settings(folder: Path) -> Settings | None:
         raise UserError(f"{path} is not an avd settings file ({error}): write the model folder again") from error
 
 
-def write_settings(folder: Path, settings: Settings) -> None:
-    (folder / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+def write_settings(folder: Path, settings: Settings, name: str = SETTINGS_FILE) -> None:
+    write_json(folder / name, asdict(settings))
 
 
 def is_count(value: object, least: int, most: int) -> bool:

@@ -242,7 +242,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {
     "checkpoint": (saving, "publish", 3),
     "checkpoint of a roll-back": (watch, "restore_checkpoint", 1),
     "removal of later checkpoints": (watch, "remove_folder", 1),
-    "removal of any folder": (shutil, "rmtree", 9),
+    "removal of any folder": (shutil, "rmtree", 1),
     "rename of any file or folder": (os, "replace", 9),
 }
 """The last number is how much further each process comes than the one before it."""

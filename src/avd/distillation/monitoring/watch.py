@@ -12,19 +12,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from avd.config import MonitorsRecipe
 from avd.distillation.monitoring.alarms import Alarms
 from avd.distillation.monitoring.monitor import Monitor, MonitorResult
+from avd.distillation.saved_student import BEST
 from avd.distillation.task import DistillTask
-from avd.engine.checkpoint import list_checkpoints, restore_checkpoint
+from avd.engine.checkpoint import SavedTensors, list_checkpoints, restore_checkpoint
 from avd.engine.loop import CONTINUE, Decision, UpdateResult, due
 from avd.engine.run_folder import RunFolder
 from avd.engine.saving import Saver
 from avd.engine.trackers import Trackers
-from avd.files import append_json_line, atomic_folder, read_json_lines, remove_folder, write_json, write_json_lines
+from avd.files import append_json_line, read_json_lines, remove_folder, write_json, write_json_lines
 
 WARNINGS_FILE = "warnings.jsonl"
-BEST, BEST_CHECKPOINT = "best", "best-checkpoint"
+BEST_CHECKPOINT = "best-checkpoint"
 
 Tell = Callable[[str], None]
 """Shows a person a line."""
@@ -82,8 +85,9 @@ class RunWatch:
 
     def _stop(self, updates: int, reason: str) -> Decision:
         self._note(updates, "stopped", "run", reason, shown=False)  # it is shown as the command ends
-        best, path = self._folder.path / BEST / "student", self._folder.path
-        note = f"; the best student is in {best}" if self._task.ranks.decide(best.exists) else ""
+        path = self._folder.path
+        best = self._task.ranks.decide(lambda: bool(list_checkpoints(path / BEST)))
+        note = f"; the best student can be written with `avd export {path} --checkpoint best`" if best else ""
         return Decision(
             stop=f"stopped after {updates} updates: {reason}; the state is saved in {path}{note}; "
             "to continue nevertheless, add --resume --set monitors.action=warn"
@@ -111,23 +115,38 @@ class RunWatch:
         )
         return Decision(roll_back=True)
 
+    def complete_best(self) -> None:
+        """Write the folder of the best student, from its weights; once, when the run has ended."""
+        best, ranks = self._folder.path / BEST, self._task.ranks
+        if self._recipe.keep_best is None:
+            return
+        with ranks.together():
+            for path in list_checkpoints(best)[-1:] if ranks.is_main else ():
+                with SavedTensors(path) as tensors:
+                    self._task.export_saved(tensors, best)
+
     def _keep_best(self, updates: int, measurement: MonitorResult) -> None:
-        path, ranks = self._folder.path / BEST, self._task.ranks
-        if ranks.is_main:
-            with atomic_folder(path) as best:
-                self._task.export(best)
-                write_json(
-                    best / "best.json", {"updates": updates, "by": self._recipe.keep_best, **measurement.metrics}
-                )
-        else:  # its shards are asked for
-            self._task.export(path)
+        """Save the averaged student, as each rank has it: a folder that tools can load takes far longer to write."""
+        task, best = self._task, self._folder.path / BEST
+        with task.ranks.together():
+            if task.ranks.is_main and (best / "student").exists():
+                remove_folder(best / "student")  # of a run that had ended, and of a student before
+        self._save(best, updates, task.roles.average.tensors(), {})
+        with task.ranks.together():
+            if task.ranks.is_main:
+                values = {"updates": updates, "by": self._recipe.keep_best, **measurement.metrics}
+                write_json(best / "best.json", values)
         if self._recipe.action == "roll_back":
-            checkpoints = self._folder.path / BEST_CHECKPOINT
-            if ranks.is_main:
-                _forget_after(checkpoints, updates)  # of updates that are being done again
-            saver = Saver(checkpoints, 1, ranks)
-            saver.save(updates, self._task.tensors(), self._task.state() | self.state())
-            saver.finish()
+            self._save(self._folder.path / BEST_CHECKPOINT, updates, task.tensors(), task.state() | self.state())
+
+    def _save(self, folder: Path, updates: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Make a checkpoint the only one in `folder`, and wait for it."""
+        with self._task.ranks.together():
+            if self._task.ranks.is_main:
+                _forget_after(folder, updates)  # of updates that are being done again
+        saver = Saver(folder, 1, self._task.ranks)
+        saver.save(updates, tensors, state)
+        saver.finish()
 
     def _note(self, updates: int, event: str, about: str, text: str, *, shown: bool = True) -> None:
         """In the file, in the trackers, and on the screen."""
