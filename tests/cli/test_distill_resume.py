@@ -70,6 +70,14 @@ def test_a_finished_run_resumes_to_more_updates(never_killed: Path, place: Path)
 
 def test_a_run_folder_holds_what_it_should(never_killed: Path) -> None:
     names = {part.name for part in never_killed.iterdir() if part.name != ".lock"}
-    assert names == {"recipe.yaml", "metrics.jsonl", "references.json", "checkpoints", "samples", "student"}
+    assert names == {
+        "recipe.yaml",
+        "data.json",
+        "metrics.jsonl",
+        "references.json",
+        "checkpoints",
+        "samples",
+        "student",
+    }
     assert [part.name for part in sorted((never_killed / "checkpoints").iterdir())] == ["step-0000003", "step-0000004"]
     assert [part.name for part in (never_killed / "samples").iterdir()] == ["update-000004.mp4"]

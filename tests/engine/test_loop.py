@@ -24,7 +24,7 @@ from avd.engine.loop import CONTINUE, Decision, Pace, Schedule, UpdateResult, ru
 from avd.engine.packing import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from avd.engine.randomness import generator_for
 from avd.engine.run_folder import RunFolder
-from avd.engine.stopping import Between
+from avd.engine.stopping import Between, Heed
 from avd.types import UserError
 
 SCHEDULE = Schedule(updates=7, checkpoint_every=2, validate_every=3, sample_every=4)
@@ -187,7 +187,9 @@ class Onlooker:
 
     def begin(self, updates: int) -> None: ...
 
-    def measure(self, updates: int, result: UpdateResult) -> None: ...
+    def observe(self, result: UpdateResult) -> None: ...
+
+    def measure(self, updates: int, heed: Heed) -> None: ...
 
     def after_update(self, updates: int, metrics: Mapping[str, float], measurement: None) -> Decision:
         return CONTINUE

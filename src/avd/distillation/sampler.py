@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avd.distillation.monitoring.measuring import Heed
 from avd.distillation.roles import Roles
+from avd.engine.stopping import Heed
 from avd.models.family import TextToVideo
 from avd.models.solvers import make_solver
 from avd.planning.monitors import default_teacher_steps

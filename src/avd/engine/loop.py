@@ -20,7 +20,7 @@ from avd.engine.checkpoint import Reader, SavedTensors, newest_checkpoint
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.run_folder import RunFolder
 from avd.engine.saving import Saver
-from avd.engine.stopping import Between, StopRequest, Stops, UpdateCutShort, stop_requests
+from avd.engine.stopping import Between, Heed, StopRequest, Stops, UpdateCutShort, stop_requests
 from avd.types import Stopped, UserError
 
 
@@ -80,6 +80,9 @@ class Schedule:
     """Seconds that a process has between being asked to end and being killed."""
 
 
+_UNMEASURED = "unmeasured"
+"""In the state of a checkpoint that was saved while the watch measured: the metrics of its last update, which are not
+logged yet."""
 STOPPED_BY_WATCH = 3
 """Exit code of a run that was ended because of what it measured."""
 
@@ -114,8 +117,15 @@ class Watch(Protocol[MeasurementT]):
         """The run begins, or resumes from a checkpoint, after `updates` updates."""
         ...
 
-    def measure(self, updates: int, result: UpdateResult) -> MeasurementT | None:
-        """After each update, before it is logged: what is measured now, if anything is; its metrics are logged too."""
+    def observe(self, result: UpdateResult) -> None:
+        """After each update: take note of what it gave."""
+        ...
+
+    def measure(self, updates: int, heed: Heed) -> MeasurementT | None:
+        """After each update, before it is logged: what is measured now, if anything is; its metrics are logged too.
+
+        `heed` may raise Stopped; nothing has been measured then, and the run asks again when it resumes.
+        """
         ...
 
     def after_update(self, updates: int, metrics: Mapping[str, float], measurement: MeasurementT | None) -> Decision:
@@ -172,7 +182,7 @@ def _train(
     request: StopRequest,
 ) -> bool:
     """False if the run was sent back, to restart from the newest checkpoint."""
-    done = _restore(task, folder, watch, ranks)
+    done, unmeasured = _restore(task, folder, watch, ranks)
     with ranks.together():
         folder.rewind_metrics(done)
         if watch is not None:
@@ -184,17 +194,12 @@ def _train(
     for n in range(done, schedule.updates):
         started = time.perf_counter()
         try:
-            with stops.updating():
-                result, measurement = task.update(n, stops.between), None
+            metrics = _update(task, n, schedule, watch, stops) if unmeasured is None else unmeasured
         except UpdateCutShort as cut:
             saver.finish()
             raise _lose(folder, n, cut.seconds, schedule.stop_grace, stops, ranks) from None
-        metrics = result.metrics
-        if due(n + 1, schedule.validate_every, schedule.updates):
-            metrics |= task.validate(n + 1)
-        if watch is not None:
-            measurement = watch.measure(n + 1, result)
-            metrics |= {} if measurement is None else measurement.metrics
+        unmeasured, measurement = None, None if watch is None else _measure(task, n, metrics, watch, stops, saver)
+        metrics |= {} if measurement is None else measurement.metrics
         seconds = time.perf_counter() - started
         folder.log(n, {**metrics, "seconds": round(seconds, 4)})
         if samples.due(n + 1):
@@ -224,11 +229,40 @@ def _train(
     return True
 
 
-def _restore(task: Task, folder: RunFolder, watch: Watch[MeasurementT] | None, ranks: Ranks) -> int:
-    """Load the checkpoint that the first rank finds to be the newest; returns the updates it was saved after."""
+def _update(
+    task: Task, n: int, schedule: Schedule, watch: Watch[MeasurementT] | None, stops: Stops
+) -> dict[str, float]:
+    """Do update `n`; its metrics, and those of its validation."""
+    with stops.updating():
+        result = task.update(n, stops.between)
+    metrics = result.metrics
+    if due(n + 1, schedule.validate_every, schedule.updates):
+        metrics |= task.validate(n + 1)
+    if watch is not None:
+        watch.observe(result)
+    return metrics
+
+
+def _measure(
+    task: Task, n: int, metrics: dict[str, float], watch: Watch[MeasurementT], stops: Stops, saver: Saver
+) -> MeasurementT | None:
+    """What the watch measures after update `n`. Raises Stopped, with the update saved, if the run is asked to end."""
+    try:
+        return watch.measure(n + 1, stops.heed)
+    except Stopped:
+        saver.save(n + 1, task.tensors(), task.state() | watch.state() | {_UNMEASURED: metrics})
+        saver.finish()
+        raise
+
+
+def _restore(
+    task: Task, folder: RunFolder, watch: Watch[MeasurementT] | None, ranks: Ranks
+) -> tuple[int, dict[str, float] | None]:
+    """Load the checkpoint that the first rank finds to be the newest; returns how many updates are complete and, of one
+    more that is only to be measured, its metrics."""
     newest = ranks.decide(lambda: newest_checkpoint(folder.checkpoints))
     if newest is None:
-        return 0
+        return 0, None
     name, state = newest
     path = folder.checkpoints / name
     reader = Reader(ranks.shard_rank, ranks.shard_size, ranks.size)
@@ -241,7 +275,8 @@ def _restore(task: Task, folder: RunFolder, watch: Watch[MeasurementT] | None, r
             raise
         except (LookupError, RuntimeError, ValueError) as error:  # as `load_state_dict` and its like raise them
             raise UserError(f"checkpoint {path} does not fit the model: resume with the model it began with") from error
-    return int(state["step"])
+    unmeasured = state.get(_UNMEASURED)
+    return int(state["step"]) - (unmeasured is not None), unmeasured
 
 
 def _lose(folder: RunFolder, n: int, seconds: float, grace: float, stops: Stops, ranks: Ranks) -> Stopped:

@@ -18,9 +18,14 @@ from types import FrameType
 import torch
 
 from avd.engine.ranks import Ranks
+from avd.types import Stopped
 
 Between = Callable[[float], None]
 """Called by every rank between two parts of an update, with the share of it that is done, in (0, 1). It may raise."""
+
+
+Heed = Callable[[], None]
+"""Called by all ranks before each call of a network outside of updates; may raise Stopped, on all of them."""
 
 
 def one_part(share: float) -> None:
@@ -64,6 +69,13 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+def raise_if_asked(request: StopRequest, ranks: Ranks, doing: str) -> None:
+    """Raise Stopped on all ranks, which must all ask, if any is asked to end; `doing` says amid what."""
+    if ranks.any_rank(bool(request)):
+        number = request.signal or signal.SIGTERM
+        raise Stopped(f"stopped by {number.name} {doing}: continue with --resume", 128 + number)
+
+
 class UpdateCutShort(Exception):
     """Raised within an update that would take longer than is left. `seconds`: how long it takes, as far as known."""
 
@@ -103,10 +115,15 @@ class Stops:
         if stopping and seconds > self._grace:
             raise UpdateCutShort(seconds)
 
+    def heed(self) -> None:
+        """See `Heed`."""
+        raise_if_asked(self._request, self._ranks, "while the update was measured, which is saved")
+
     def after_update(self) -> bool:
         """Whether any rank is asked to end, once all that belongs to the update is done."""
         stopping, seconds = self._ranks.all_max(torch.tensor([float(bool(self._request)), self._seconds])).tolist()
-        self._recent.append(seconds)
+        if seconds:  # none after an update of an earlier process, which was only measured now
+            self._recent.append(seconds)
         return bool(stopping)
 
     @property

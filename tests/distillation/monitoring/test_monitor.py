@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from avd.distillation import sampler
 from avd.distillation.data import RunData
 from avd.distillation.monitoring import watch
 from avd.distillation.monitoring.monitor import Monitor, MonitorResult, score
+from avd.distillation.sampler import RunSampler
 from avd.distillation.task import DistillTask
 from avd.engine import saving
 from avd.engine.checkpoint import list_checkpoints, load_checkpoint
@@ -147,6 +149,35 @@ def test_a_watched_run_gives_the_same_bytes(tmp_path: Path) -> None:
     assert not (tmp_path / "alone" / "references.json").exists()
 
 
+def test_asked_to_end_while_it_measures_a_run_saves_its_update_and_measures_it_when_it_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the next call of the network; what is left in the end is what an undisturbed run leaves."""
+    options, student, calls = ("monitors.keep_best=score", "compute.microbatch=1"), RunSampler.student, []
+
+    def asked(self: RunSampler, noise: Any, prompts: Any, renoise: Any, heed: Any) -> Any:
+        def count_and_heed() -> None:
+            heed()
+            calls.append(1)
+            if len(calls) == 8 + 2:  # of 4 stages for each of 2 clips, so in the second measurement
+                signal.raise_signal(signal.SIGTERM)
+
+        return student(self, noise, prompts, renoise, count_and_heed)
+
+    watched(tmp_path / "straight", 4, *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunSampler, "student", asked)
+        with pytest.raises(Stopped, match="stopped by SIGTERM while the update was measured") as stopped:
+            watched(tmp_path / "asked", 4, *options)
+    assert stopped.value.code == 128 + signal.SIGTERM and len(calls) == 8 + 2
+    assert [line["update"] for line in lines(tmp_path / "asked" / "metrics.jsonl")] == [0]
+    assert list_checkpoints(tmp_path / "asked" / "checkpoints")[-1].name == "step-0000002"
+    updates, update = [], DistillTask.update
+    monkeypatch.setattr(DistillTask, "update", lambda task, n, *rest: updates.append(n) or update(task, n, *rest))
+    watched(tmp_path / "asked", 4, *options, resume=True)
+    assert updates == [2, 3] and outcome(tmp_path / "asked") == outcome(tmp_path / "straight")
+
+
 def test_monitors_may_change_on_resume(tmp_path: Path) -> None:
     watched(tmp_path / "run", 2, "monitors.every=0")
     watched(tmp_path / "run", 4, "monitors.every=2", resume=True)
@@ -187,9 +218,9 @@ def test_the_best_student_is_the_one_that_was_measured(tmp_path: Path, monkeypat
     metrics = iter([{"saturation_to_real": ratio} for ratio in (1.5, 0.9, 1.3)])
     original = Monitor.measure
 
-    def measure(self: Monitor) -> MonitorResult:
+    def measure(self: Monitor, *heed: Any) -> MonitorResult:
         averages.append({k: v.clone() for k, v in task.roles.average.network.transformer.state_dict().items()})
-        return original(self)
+        return original(self, *heed)
 
     monkeypatch.setattr(Monitor, "measure", measure)
     monkeypatch.setattr(

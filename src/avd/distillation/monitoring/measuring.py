@@ -18,14 +18,12 @@ from torch import Tensor
 
 from avd.distillation.monitoring.clips import MonitorClips, Round
 from avd.engine.ranks import Ranks
+from avd.engine.stopping import Heed
 from avd.measures.video import PixelStats, measure_pixels
 from avd.sampling.rollout import Renoise
 from avd.types import Conditions, Stopped
 
 _THREADS = 4
-
-Heed = Callable[[], None]
-"""Called by all ranks before each call of a network; may raise Stopped, on all of them, to end a measurement."""
 
 
 class VideoSampler(Protocol):

@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from signal import SIGTERM
 from typing import Any
 
 from avd.config import Recipe
@@ -27,10 +26,11 @@ from avd.distillation.monitoring.references import ReferenceFinder, References, 
 from avd.distillation.monitoring.statistics import FakeScoreLevel, WeightStatistics
 from avd.engine.loop import UpdateResult
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
-from avd.engine.stopping import StopRequest, stop_requests
+from avd.engine.stopping import Heed, raise_if_asked, stop_requests
 from avd.measures.video import PixelStats
-from avd.types import CountProgress, Stopped
+from avd.types import CountProgress
 
+_MEASURING = "while the monitors measured their references, of which those that are measured are kept"
 _SMALLEST = 1e-4
 """References below this are as good as nothing, and a ratio to them means nothing: grey videos, videos at rest."""
 
@@ -74,18 +74,9 @@ class Monitor:
         if references is None:
             tell(f"monitors: sampling the teacher on {len(self._meter.clips)} prompts in {steps} steps, once")
             with stop_requests() as stop:
-                references = finder.measure(lambda: self._obey(stop), progress)
+                references = finder.measure(lambda: raise_if_asked(stop, self._ranks, _MEASURING), progress)
             self._sampler.rest()
         self._references = references
-
-    def _obey(self, stop: StopRequest) -> None:
-        if self._ranks.any_rank(bool(stop)):
-            number = stop.signal or SIGTERM
-            raise Stopped(
-                f"stopped by {number.name} while the monitors measured their references; clips that are measured are "
-                "kept: continue with --resume",
-                128 + number,
-            )
 
     def observe(self, result: UpdateResult) -> None:
         """Take note of one update: the fake score's loss and the regression's weights, if the method has them."""
@@ -95,9 +86,9 @@ class Monitor:
         if "weight" in regression:
             self.weights.add(regression["weight"], regression["timestep"])
 
-    def measure(self) -> MonitorResult:
-        """Measure the student as it is, and judge."""
-        stats = mean_stats(self._meter.student(lambda: None))
+    def measure(self, heed: Heed = lambda: None) -> MonitorResult:
+        """Measure the student as it is, and judge. Raises what `heed` does, with nothing judged."""
+        stats = mean_stats(self._meter.student(heed))
         metrics: dict[str, float] = asdict(stats)
         for name in asdict(stats):
             metrics[f"{name}_to_real"] = _ratio(getattr(stats, name), getattr(self._references.real, name))

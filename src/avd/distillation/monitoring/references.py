@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from avd.distillation.monitoring.clips import Round
-from avd.distillation.monitoring.measuring import ClipMeter, Heed, Measured
+from avd.distillation.monitoring.measuring import ClipMeter, Measured
 from avd.engine.ranks import Ranks
+from avd.engine.stopping import Heed
 from avd.files import append_json_line, read_json_lines, read_text, write_json, write_json_lines
 from avd.measures.video import PixelStats
 from avd.types import CountProgress

@@ -23,6 +23,7 @@ from avd.engine.checkpoint import SavedTensors, list_checkpoints, restore_checkp
 from avd.engine.loop import CONTINUE, Decision, UpdateResult, due
 from avd.engine.run_folder import RunFolder
 from avd.engine.saving import Saver
+from avd.engine.stopping import Heed
 from avd.engine.trackers import Trackers
 from avd.files import append_json_line, read_json_lines, remove_folder, write_json, write_json_lines
 
@@ -51,13 +52,14 @@ class RunWatch:
         lines = [line for line in read_json_lines(self._warnings) if (line["roll_backs"], line["updates"]) <= reached]
         write_json_lines(self._warnings, lines)
 
-    def measure(self, updates: int, result: UpdateResult) -> MonitorResult | None:
-        if self._monitor is None:
+    def observe(self, result: UpdateResult) -> None:
+        if self._monitor is not None:
+            self._monitor.observe(result)
+
+    def measure(self, updates: int, heed: Heed) -> MonitorResult | None:
+        if self._monitor is None or not due(updates, self._recipe.every, self._task.recipe.training.updates):
             return None
-        self._monitor.observe(result)
-        if not due(updates, self._recipe.every, self._task.recipe.training.updates):
-            return None
-        return self._monitor.measure()
+        return self._monitor.measure(heed)
 
     def state(self) -> dict[str, Any]:
         return {"monitors": None if self._monitor is None else self._monitor.state_dict()}
