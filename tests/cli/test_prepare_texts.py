@@ -31,6 +31,8 @@ def test_prompts_are_encoded_into_a_folder_of_their_own(capsys: pytest.CaptureFi
     assert "encoded 1 texts" in run("prepare --output prompts --negative-prompt gaudy", capsys)
     held = EncodedTexts(Path("prompts"))
     assert "gaudy" in held and len(held.prompts) == 2
+    shown = run("inspect prompts --verify", capsys)
+    assert "prompts: 2 listed, of 4 encoded texts" in shown and "a blue ball rises" in shown and "right" in shown
 
 
 def test_texts_are_added_to_a_cache_and_its_clips_stay(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import typer
 from avd import ui
 
 if TYPE_CHECKING:
-    from avd.data import LatentCache
+    from avd.data import EncodedTexts, LatentCache
     from avd.models.family import TextToVideo
 
 _DECODED = 16
@@ -34,7 +34,9 @@ def inspect(
 
     Example: avd inspect runs/cache --model wan-mini --sheet runs/cache.png
     """
-    from avd.data import LatentCache
+    from avd.data import EncodedTexts, LatentCache
+    from avd.data.cache import MANIFEST
+    from avd.data.texts import TEXTS
     from avd.engine.sources import open_cache
     from avd.evaluation.cache_report import report_on
     from avd.models.family import open_model
@@ -42,6 +44,9 @@ def inspect(
 
     if cache.is_file() or (cache / "00000.png").exists():
         _show_video(cache)
+        return
+    if (cache / TEXTS).exists() and not (cache / MANIFEST).exists():
+        _show_prompts(EncodedTexts(cache), verify=verify)
         return
     if sheet is not None and model is None:
         raise UserError("--sheet needs --model, the model that the cache was made with")
@@ -60,7 +65,7 @@ def inspect(
     _tell("clips", f"{geometry.frames} frames of {geometry.height} x {geometry.width} at {geometry.fps:g} fps")
     prompts = ", ".join(f"{name} {_shape(shape)}" for name, shape in opened.condition_shapes.items())
     _tell("latents", f"{_shape(opened.latent_shape)}; prompts: {prompts}")
-    _tell("checksums", "right" if verify else "not compared: --verify reads everything")
+    _tell("checksums", _checksums(verify))
     _tell("skipped", ", ".join(f"{n} {reason}" for reason, n in report.skipped.items()) or "none")
     _tell("captions", f"{report.different_captions} different ones, of {fewest} to {most} words, such as")
     for caption in examples:
@@ -75,6 +80,22 @@ def inspect(
     _tell("motion", f"{report.still_share:.0%} of clips nearly still; temporal loss {report.temporal_loss:.2f}")
     if network is not None:
         _show_pixels(opened, network, sheet)
+
+
+def _show_prompts(texts: EncodedTexts, *, verify: bool) -> None:
+    """What a folder of prompts without clips holds."""
+    if verify:
+        texts.verify()
+    _tell("prompts", f"{texts.folder}: {len(texts.prompts)} listed, of {len(texts)} encoded texts, such as")
+    for prompt in texts.prompts[:_EXAMPLES]:
+        _tell("", prompt)
+    _tell("model", texts.identity)
+    _tell("shapes", ", ".join(f"{name} {_shape(shape)}" for name, shape in texts.condition_shapes.items()))
+    _tell("checksums", _checksums(verify))
+
+
+def _checksums(verify: bool) -> str:
+    return "right" if verify else "not compared: --verify reads everything"
 
 
 def _show_pixels(cache: LatentCache, model: TextToVideo, sheet: Path | None) -> None:

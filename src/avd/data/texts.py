@@ -92,6 +92,9 @@ class EncodedTexts:
             self._starts.append({name: _starts(each) for name, each in rows.items()})
         self.prompts = [] if self.prompts_record is None else _read_prompts(folder)
 
+    def __len__(self) -> int:
+        return len(self._places)
+
     def __contains__(self, text: str) -> bool:
         return text in self._places
 

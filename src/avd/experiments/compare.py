@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from avd.config import Recipe, load_recipe
+from avd.distillation.data import check_same_data, open_data
 from avd.distillation.preflight import preflight
 from avd.distillation.run import distill_run
 from avd.engine.randomness import generator_for
@@ -116,6 +117,7 @@ def _check_run(recipe: Recipe, run: Path, recipes: Sequence[Recipe]) -> None:
         raise UserError(f"two of the recipes are called {recipe.name} and differ: give each its own name")
     if (run / "student").exists():
         check_same_recipe(run, recipe)
+        check_same_data(run, recipe, open_data(recipe, Method.of(recipe)))
         done, updates = load_recipe(str(run / RECIPE_FILE)).training.updates, recipe.training.updates
         if done != updates:
             raise UserError(f"run {run} is finished, after {done} updates, not {updates}: name another output folder")
