@@ -314,11 +314,12 @@ def shard(network: Backbone, ranks: Ranks, dtype: torch.dtype) -> None:
     make = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
     if single:
         make(network, mp_policy=precise, ignored_params=weights(in_single=False))
+    left_out = weights(in_single=True)
     for unit in units:
         own = precise if unit.float32 else policy
         if len(unit.modules) > 1:  # the last may be a linear layer, whose output is a view, which FSDP warns of
             unit.modules[-1].register_forward_hook(lambda module, inputs, output: output.clone())
-        make(list(unit.modules), mp_policy=own, ignored_params=weights(in_single=True))
+        make(list(unit.modules), mp_policy=own, ignored_params=left_out)
     if not single:
         make(network, mp_policy=policy)
     assert all(isinstance(p, DTensor) for p in network.parameters()), "its units leave weights out"
