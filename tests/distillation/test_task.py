@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
 
 from avd.data import read_video
+from avd.distillation import task as task_module
 from avd.distillation.task import DistillTask, falls_in_share
 from avd.engine.loop import UpdateResult
 from avd.engine.saving import Saver
@@ -173,6 +175,25 @@ def test_the_samples_are_videos(straight: tuple[Path, DistillTask]) -> None:
     assert files == ["update-000003.mp4", "update-000004.mp4"]
     video = read_video(straight[0] / "samples" / files[0])
     assert video.frames.shape == (17, 16, 4 * 16, 3) and video.fps == 8
+
+
+@pytest.mark.parametrize("changes", [("compute.microbatch=1",), ("training.batch=1",)])
+def test_samples_take_as_many_clips_at_once_as_training(
+    changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos, sizes, decoded = {}, [], []
+    for name, overrides in {"together": ("training.batch=4",), "parts": changes}.items():
+        monkeypatch.setattr(
+            task_module, "write_preview", lambda path, shown, fps, name=name: videos.update({name: shown})
+        )
+        task = small_task(small_recipe(*overrides))
+        network, decode = task.roles.average.network, task.model.decode_video
+        network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+        monkeypatch.setattr(task.model, "decode_video", lambda x, decode=decode: decoded.append(len(x)) or decode(x))
+        task.sample(tmp_path, 1)
+    assert sizes == [4] * 4 + [1] * 16 and decoded == [1] * 8
+    assert np.abs(videos["together"].astype(int) - videos["parts"]).max() <= 1
+    assert (videos["together"][0] != videos["together"][1]).any()
 
 
 def test_the_student_is_the_averaged_one_and_says_how_to_sample_it(straight: tuple[Path, DistillTask]) -> None:

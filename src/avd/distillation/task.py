@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,13 +102,21 @@ class DistillTask:
 
     @torch.no_grad()
     def sample(self, folder: Path, n: int) -> None:
-        """The averaged student on the first prompts of the data, from fixed noise, side by side in one video."""
-        count, shape = min(_PREVIEWS, len(self.data.prompts)), self.data.latent_CFHW
-        random = UpdateRandom(derive_seed(self.recipe.seed, "preview"), 0, range(count))
-        normal, sampler = partial(random.normal, shape=shape), self.sampler()
-        latents = sampler.student(normal("start"), self.data.prompts.prompts(list(range(count))), normal)
+        """The averaged student on the first prompts of the data, from fixed noise, side by side in one video.
+
+        As many clips at once as training computes, and decoded one by one: samples need no more memory than it does.
+        """
+        count, sampler, seed = min(_PREVIEWS, len(self.data.prompts)), self.sampler(), self.recipe.seed
+        size, videos = min(self.recipe.compute.microbatch or len(self.samples), len(self.samples)), []
+        for start in range(0, count, size):
+            clips = range(start, min(start + size, count))
+            random = UpdateRandom(derive_seed(seed, "preview"), 0, clips)
+            normal = partial(random.normal, shape=self.data.latent_CFHW)
+            latents = sampler.student(normal("start"), self.data.prompts.prompts(list(clips)), normal)
+            if self.ranks.is_main:
+                videos += [sampler.decode(latent) for latent in latents.split(1)]
         if self.ranks.is_main:
-            write_preview(folder / f"update-{n:06d}.mp4", sampler.decode(latents), self.model.settings.fps)
+            write_preview(folder / f"update-{n:06d}.mp4", np.concatenate(videos), self.model.settings.fps)
         sampler.rest()
 
     def tensors(self) -> dict[str, Tensor]:
