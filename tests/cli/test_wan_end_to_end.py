@@ -1,7 +1,7 @@
 """A run at Wan2.1-1.3B's true widths, cut to 2 layers, as somebody on a cluster makes it, with all that can happen.
 
-Two processes prepare videos of which some are not fit; a first run makes a student and a fake score; a second one of two
-processes begins with both, is killed, resumes as one process, and is killed again; its checkpoint becomes a student.
+Two processes prepare videos of which some are not fit; a first run makes a student and a fake score; a second one of
+two processes begins with both, is killed, and resumes as one process; its checkpoint becomes a student.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +24,7 @@ from avd.engine.checkpoint import list_checkpoints, load_checkpoint
 from avd.models.family import load_model
 from avd.models.weights import read_tensor
 from helpers.command import avd
+from helpers.processes import end_of, start_ranks
 from helpers.teachers import publish
 
 PROMPT = "a red ball drifts left"
@@ -83,16 +81,10 @@ def settings(updates: int, *more: str) -> list[str]:
     return [word for change in changes for word in ("--set", change)]
 
 
-def launch(*arguments: str) -> subprocess.Popen[str]:
-    """`avd` in two processes, by torchrun, in a process group of their own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "avd"]
-    return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
 def together(*arguments: str) -> None:
-    process = launch(*arguments)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
+    """`avd ARGUMENTS` in two processes."""
+    for code, errors in end_of(start_ranks(2, "avd", *arguments)):
+        assert code == 0, errors
 
 
 def test_what_is_not_fit_is_left_out_with_its_reason() -> None:
@@ -108,17 +100,19 @@ def test_what_is_not_fit_is_left_out_with_its_reason() -> None:
 
 def test_a_second_run_is_killed_resumed_exported_and_generates() -> None:
     more = ("student.start=first", "fake_score.start=first")
-    process = launch("distill", "avd-wan2.1-1.3b", "--data", "cache", "--output", "second", *settings(1000, *more))
+    distill = ("distill", "avd-wan2.1-1.3b", "--data", "cache", "--output", "second")
+    processes = start_ranks(2, "avd", *distill, *settings(1000, *more))
     try:
         while not list_checkpoints(Path("second/checkpoints")):
-            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert all(process.poll() is None for process in processes)
             time.sleep(0.05)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        for process in processes:
+            process.kill()
+            process.communicate()
     done = load_checkpoint(list_checkpoints(Path("second/checkpoints"))[-1])[1]["step"]
     resumed = settings(done + 1, *more)
-    assert avd("distill", "avd-wan2.1-1.3b", "--data", "cache", "--output", "second", "--resume", *resumed) == 0
+    assert avd(*distill, "--resume", *resumed) == 0
     updates = [json.loads(line)["update"] for line in Path("second/metrics.jsonl").read_text().splitlines()]
     assert updates == list(range(done + 1))
 
