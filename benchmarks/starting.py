@@ -108,12 +108,12 @@ def watched() -> Iterator[list[int]]:
     """The most bytes of this process's own that a block adds, in a list of one number."""
     before, peak, done = own_bytes(), [0], threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         while not done.is_set():
             peak[0] = max(peak[0], own_bytes() - before)
             time.sleep(0.001)
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=sample)
     watcher.start()
     try:
         yield peak

@@ -121,7 +121,7 @@ def test_a_second_run_is_killed_resumed_exported_and_generates() -> None:
     weights = {name: load_model(name).weights() for name in ("wan", "first/student", "student")}
     base, first, found = (read_tensor(each, LAYER) for each in weights.values())
     assert not torch.equal(found, base)
-    # It went on from the first run's student: what that had learnt is in it.
+    # It began as the first run's student: what that had learnt is in it.
     learnt, now = (first - base).flatten(), (found - base).flatten()
     assert torch.nn.functional.cosine_similarity(learnt, now, dim=0) > 0.5
     assert torch.equal(found, read_tensor(load_model("second/student").weights(), LAYER))
