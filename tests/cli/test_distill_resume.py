@@ -73,6 +73,8 @@ def test_a_run_folder_holds_what_it_should(never_killed: Path) -> None:
     assert names == {
         "recipe.yaml",
         "data.json",
+        "model.json",
+        "student.json",
         "metrics.jsonl",
         "references.json",
         "checkpoints",
