@@ -91,7 +91,7 @@ def test_memory_is_that_of_the_parts_that_training_computes() -> None:
 def test_operations_are_those_of_real_videos() -> None:
     recipe, model = recipe_for("training.batch=2", "monitors.clips=2"), tiny_model()
     task = make_task(recipe, model)
-    noise, prompts = torch.randn(2, *model.latent_shape()), task.source.prompts([0, 1])
+    noise, prompts = torch.randn(2, *model.latent_shape()), task.data.prompts.prompts([0, 1])
     found = planned(1, "training.batch=2", "monitors.clips=2", sizes=model.sizes, settings=model.settings)
     sampler = task.sampler()
     for expected, make in (
