@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ def test_what_is_not_fit_is_left_out_with_its_reason() -> None:
     cache.verify()
 
 
-def test_a_second_run_is_killed_resumed_exported_and_generates() -> None:
+def test_a_second_run_is_killed_resumed_exported_and_generates(capsys: pytest.CaptureFixture[str]) -> None:
     more = ("student.start=first", "fake_score.start=first")
     distill = ("distill", "avd-wan2.1-1.3b", "--data", "cache", "--output", "second")
     processes = start_ranks(2, "avd", *distill, *settings(1000, *more))
@@ -125,6 +126,11 @@ def test_a_second_run_is_killed_resumed_exported_and_generates() -> None:
     learnt, now = (first - base).flatten(), (found - base).flatten()
     assert torch.nn.functional.cosine_similarity(learnt, now, dim=0) > 0.5
     assert torch.equal(found, read_tensor(load_model("second/student").weights(), LAYER))
+
+    assert avd("export", "second", "--format", "diffusers", "--dtype", "bfloat16", "--output", "half") == 0
+    assert re.search(r"rounding to bfloat16 moves the weights by \d+\.\d% of the way", capsys.readouterr().err)
+    rounded = read_tensor(load_model("half").weights(), LAYER)
+    assert rounded.dtype == torch.bfloat16 and torch.equal(rounded, found.bfloat16())
 
     assert avd("generate", "student", "--prompt", PROMPT, "--output", "ball.mp4") == 0
     assert read_video(Path("ball.mp4")).frames.shape == (9, SIZE, SIZE, 3)

@@ -20,6 +20,7 @@ from avd.models.interpolator import FrameInterpolator
 from avd.models.lora import WEIGHT
 from avd.models.settings import read_settings
 from avd.models.streams import TensorStream, stream
+from avd.models.weights import Weights
 from avd.sampling.choose import find_interpolator
 from avd.types import UserError
 
@@ -51,6 +52,14 @@ def open_saved_student(run: Path, which: str) -> Iterator[Student]:
     with SavedTensors(path) as tensors:
         weights, adapter = saved_streams(recipe, tensors, model)
         yield Student(model, weights, adapter, asdict(settings), interpolator)
+
+
+def origin_of(run: Path) -> Weights | None:
+    """The weights of the model that the student of a run was distilled from; None if `run` is no run."""
+    recipe = run_recipe(str(run))
+    if recipe is None:
+        return None
+    return load_model(recorded_model(run, recipe.model), transformer=recipe.transformer).weights()
 
 
 def saved_streams(
