@@ -49,5 +49,5 @@ def test_the_files_are_smaller_and_read_by_stock_code(tmp_path: Path) -> None:
     )
     precise = model.velocity().float32_names
     for name, tensor in full.items():
-        kept = bool(precise.intersection(name.split(".")))
-        assert torch.equal(half[name], tensor if kept else tensor.bfloat16())
+        expected = tensor if precise.intersection(name.split(".")) else tensor.bfloat16()
+        assert torch.equal(half[name], expected)
