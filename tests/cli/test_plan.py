@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from helpers.command import avd
+from helpers.families import fake_family, save_model
 from helpers.pages import as_on_page, console_blocks
+
+__all__ = ["fake_family"]
 
 WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 PAGE = Path(__file__).parents[2] / "docs" / "planning.md"
@@ -81,6 +84,40 @@ def test_sizes_are_those_of_the_folder_or_of_the_cache(place: Path, tmp_path: Pa
     assert avd("prepare", "clips", *captions) == 0
     cache = planned(tmp_path / "cache.json", "small.yaml", "--set", "data.cache=cache")
     assert cache["model"]["latents"] == [12, 3, 2, 2] and cache["model"]["tokens"] == 3
+    prepared = {name: plan["preparation"] for name, plan in (("folder", folder), ("cache", cache))}
+    assert prepared["folder"]["cached"] is None and prepared["cache"]["cached"] == 2
+    assert 0 < prepared["cache"]["clip"]["flops"] < prepared["folder"]["clip"]["flops"]  # of 9 frames and of 17
+    assert prepared["cache"]["caption"] == prepared["folder"]["caption"]
+
+
+def test_preparing_is_planned_for_the_gpus(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = planned(tmp_path / "plan.json", "avd", "--model", WAN, "--gpus", 8)["preparation"]
+    out = capfd.readouterr().out
+    assert found["gpus"] == 8 and f"preparing 1,000 clips: {found['seconds_per_1000']:,.1f} s on 8 GPUs\n" in out
+    assert f"VAE {found['clip']['flops'] / 1e12:,.1f} TFLOP a clip" in out
+    assert f"text encoder {found['caption']['flops'] / 1e12:,.1f} TFLOP a caption" in out
+
+
+def test_what_cannot_be_known_of_preparing_is_left_out(
+    fake_family: None, place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A family that does not say what encodes, a folder without its config, and prompts that need no clips."""
+    save_model("fake", tmp_path / "fake")
+    shutil.copytree("tiny", tmp_path / "bare", ignore=shutil.ignore_patterns("text_encoder"))
+    (tmp_path / "list.txt").write_text("a red square\n")
+    assert avd("prepare", "--prompts", tmp_path / "list.txt", "--model", "tiny", "--output", tmp_path / "texts") == 0
+    weights = ["objective.regression.weight=0", "objective.temporal.weight=0"]
+    prompts = [*weights, "monitors.every=0", f"data.prompts={tmp_path / 'texts'}"]
+    cases: dict[str, list[object]] = {
+        "fake": ["--model", tmp_path / "fake", "--set", "interpolator=null"],
+        "bare": ["--model", tmp_path / "bare"],
+        "prompts": [word for change in prompts for word in ("--set", change)],
+    }
+    for name, words in cases.items():
+        assert planned(tmp_path / f"{name}.json", "small.yaml", *words)["preparation"] is None
+    assert "preparing" not in capfd.readouterr().out
+    assert avd("plan", "--generate", tmp_path / "bare") == 2  # where there is nothing to leave out
+    assert "cannot be read as a Wan text-to-video model" in capfd.readouterr().err
 
 
 def test_config_files_are_all_it_reads_of_a_model(place: Path, tmp_path: Path) -> None:

@@ -17,12 +17,15 @@ from avd.cli.plan_generation import plan_generation
 from avd.types import UserError
 
 if TYPE_CHECKING:
+    from avd.distillation.preflight import Workload
     from avd.planning.fitting import Remedy
     from avd.planning.monitors import MonitorPlan
-    from avd.planning.plan import Plan
+    from avd.planning.plan import Machine, Plan
+    from avd.planning.preparation import Preparation
     from avd.planning.work import Work
 
 _GPUS_OF_A_MACHINE = 8
+_OPERATIONS = (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6))
 _UNITS = {"GB": 1e9, "GIB": 2.0**30}
 
 
@@ -100,11 +103,11 @@ def plan(
     workload = resolve_workload(resolved, gpus)
     planner = Planner(workload.sizes, workload.others)
     made = planner.plan(resolved, machine)
-    monitors = plan_monitors(made, workload.settings)
+    monitors, preparation = plan_monitors(made, workload.settings), _plan_preparation(workload, machine)
     remedy = None if made.fits else find_remedy(planner, resolved, machine)
-    _show(made, monitors, remedy)
+    _show(made, monitors, preparation, remedy)
     if json is not None:
-        write_json(json, _for_json(made, monitors, remedy))
+        write_json(json, _for_json(made, monitors, preparation, remedy))
 
 
 def _parse_memory(text: str) -> float:
@@ -115,12 +118,33 @@ def _parse_memory(text: str) -> float:
     return size
 
 
-def _for_json(plan: Plan, monitors: MonitorPlan | None, remedy: Remedy | None) -> dict[str, Any]:
+def _plan_preparation(workload: Workload, machine: Machine) -> Preparation | None:
+    """None if the model does not say what encodes its clips, or the recipe learns from prompts alone."""
+    from avd.models.family import read_parts
+    from avd.planning.preparation import plan_preparation
+
+    if workload.cached_clips == 0:
+        return None
+    try:
+        parts = read_parts(workload.recipe.model)
+    except UserError:
+        return None
+    return plan_preparation(parts, workload.sizes, workload.settings, machine, workload.cached_clips)
+
+
+def _for_json(
+    plan: Plan, monitors: MonitorPlan | None, preparation: Preparation | None, remedy: Remedy | None
+) -> dict[str, Any]:
     fit = None if remedy is None else {"set": remedy.changes, "gpus": remedy.gpus, "plan": remedy.plan.to_json()}
-    return {**plan.to_json(), "monitors": None if monitors is None else asdict(monitors), "remedy": fit}
+    return {
+        **plan.to_json(),
+        "monitors": None if monitors is None else asdict(monitors),
+        "preparation": None if preparation is None else preparation.to_json(),
+        "remedy": fit,
+    }
 
 
-def _show(plan: Plan, monitors: MonitorPlan | None, remedy: Remedy | None) -> None:
+def _show(plan: Plan, monitors: MonitorPlan | None, preparation: Preparation | None, remedy: Remedy | None) -> None:
     from avd.methods.adapter_rates import explain_low_rates
     from avd.planning.plan import precision_of
 
@@ -144,6 +168,8 @@ def _show(plan: Plan, monitors: MonitorPlan | None, remedy: Remedy | None) -> No
     _say(f"at {machine.mfu:.0%} of {machine.peak_of(recipe):g} TFLOP/s per GPU{kind}")
     if monitors is not None:
         _say(_describe_monitors(monitors))
+    if preparation is not None:
+        _say(_describe_preparation(preparation))
     together = min(machine.gpus, _GPUS_OF_A_MACHINE)
     of_machine = "" if together == 1 else f", {plan.host * together / 1e9:,.0f} GB for {together} ranks on one machine"
     _say(f"host memory: {plan.host / 1e9:,.1f} GB per rank while a checkpoint is written{of_machine}")
@@ -207,6 +233,15 @@ def _describe_monitors(plan: MonitorPlan) -> str:
     )
 
 
+def _describe_preparation(plan: Preparation) -> str:
+    gpus = f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}"
+    words = f"preparing 1,000 clips: {_duration(plan.seconds_of(1000))} on {gpus}"
+    if plan.cached is not None:
+        words += f"; the {plan.cached:,} that the recipe names: {_duration(plan.seconds_of(plan.cached))}"
+    work = f"VAE {_operations(plan.clip.flops)} a clip, text encoder {_operations(plan.caption.flops)} a caption"
+    return f"{words}\n({work}); decoding of videos and disks are not counted"
+
+
 def _verdict(plan: Plan, remedy: Remedy | None) -> str:
     needed = f"{_needed(plan)} with the allowance, of {plan.machine.memory / 1e9:,.1f} GB"
     if plan.fits:
@@ -230,6 +265,15 @@ def _needed(plan: Plan) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{_number(seconds)} s" if seconds < 3600 else f"{_number(seconds / 3600)} h"
+
+
+def _operations(flops: float) -> str:
+    unit, scale = next((each for each in _OPERATIONS if flops >= each[1]), _OPERATIONS[-1])
+    return f"{flops / scale:,.1f} {unit}"
 
 
 def _say(text: str) -> None:

@@ -60,7 +60,7 @@ from avd.world import World
 
 @dataclass(frozen=True)
 class Workload:
-    """What each of `ranks` ranks computes for a recipe. `sizes` are at the size of the run's clips."""
+    """What each of `ranks` ranks computes for a recipe. `sizes` and `settings` are at the size of the run's clips."""
 
     recipe: Recipe
     method: Method
@@ -70,6 +70,8 @@ class Workload:
     """Sizes of the networks that differ from the student's, by the name of their role."""
     ranks: int
     clips_per_rank: int
+    cached_clips: int | None
+    """Clips of the recipe's caches: 0 where it learns from prompts alone, None where it names no data."""
 
     @property
     def microbatch(self) -> int:
@@ -140,7 +142,10 @@ def resolve_workload(recipe: Recipe, ranks: int) -> Workload:
     data, facts = open_data(recipe, method), read_facts(recipe.model)
     _check_model(recipe, facts, data)
     others = {name: _at_clips(sizes, data) for name, sizes in read_other_sizes(recipe, method).items()}
-    return Workload(recipe, method, _at_clips(facts.sizes, data), facts.settings, others, ranks, clips)
+    settings, cached = facts.settings, None if data is None else sum(map(len, data.caches))
+    if data is not None and data.geometry is not None:
+        settings = replace(settings, **asdict(data.geometry))
+    return Workload(recipe, method, _at_clips(facts.sizes, data), settings, others, ranks, clips, cached)
 
 
 def open_run(output: Path, recipe: Section, updates: int, *, resume: bool, owner: bool = True) -> RunFolder:

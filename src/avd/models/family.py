@@ -148,7 +148,7 @@ class Family:
     read_settings: Callable[[str, ModelSource | None], Settings]
     """Likewise, how it is sampled."""
     read_parts: Callable[[str, ModelSource | None], OtherParts] | None = None
-    """Likewise, its text encoder and decoder; None: the family does not say."""
+    """Likewise, its text encoder and VAE; None: the family does not say."""
     shipped: Mapping[str, Path] = field(default_factory=dict)
     """Folders of models that come with the package, by name."""
     hub_ids: tuple[str, ...] = ()
@@ -222,12 +222,12 @@ def find_facts(name: str) -> ModelFacts | None:
 
 
 def read_parts(name: str) -> OtherParts:
-    """What a model has beside its network, as `read_facts` finds it. Raises UserError if its family does not say."""
+    """What a model has beside its network, found as its facts are. Raises UserError if family or folder do not say."""
     found = _find_files(name)
     assert found is not None, "facts were read"
     family, source = found
     if family.read_parts is None:
-        raise UserError(f"{name} is of the family {family.name}, whose text encoder and decoder have no known size")
+        raise UserError(f"{name} is of the family {family.name}, whose text encoder and VAE have no known size")
     return family.read_parts(name, source)
 
 

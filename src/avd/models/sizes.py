@@ -105,6 +105,10 @@ class OtherParts(ABC):
         """Called with a prompt's tokens (1, L), it encodes the prompt."""
 
     @abstractmethod
+    def build_encoder(self) -> nn.Module:
+        """Called with pixels (B, 3, F, H, W), it gives latents."""
+
+    @abstractmethod
     def build_decoder(self) -> nn.Module:
         """Called with latents (B, C, F', H', W'), it gives pixels, in one piece."""
 

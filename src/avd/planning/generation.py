@@ -13,7 +13,7 @@ large part of decoding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -21,16 +21,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from avd.flow import few_step_sigmas
 from avd.models.backbone import Backbone
 from avd.models.settings import Settings
 from avd.models.sizes import OtherParts, Sizes, Tiles
-from avd.planning.activations import LiveBytes, MeasuredPass, PassMeter, build_hollow, move_here
+from avd.planning.activations import MeasuredPass, PassMeter, build_hollow
 from avd.planning.flops import flops_of
-from avd.planning.plan import H100_TFLOPS, Machine, allowance_for
+from avd.planning.parts import MeasuredPart, measure_decoder, measure_text_encoder
+from avd.planning.plan import Machine, allowance_for
 from avd.sampling.placement import Placement
 from avd.sampling.rollout import make_stages
 
@@ -38,8 +37,6 @@ HOST_LINK = 25e9
 """Bytes per second from the host's memory to a GPU: PCIe 4.0 with 16 lanes."""
 _FLOAT32, _BFLOAT16 = 4, 2
 _LATENTS_ALIVE = 10
-_DECODED_FRAMES = (3, 4)
-"""Latent frames that are decoded to find what each further one adds: from the third on, all add the same."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +111,6 @@ class GenerationPlan:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """A part's weights in bytes, and what it takes to run once."""
-
-    weights: float
-    activations: float
-    flops: float
-
-
-@dataclass(frozen=True)
 class GenerationPlanner:
     """Plans for one model; what was measured for one plan serves the next."""
 
@@ -154,9 +142,14 @@ class GenerationPlanner:
         return fewest or [min(plans, key=lambda plan: plan.highest.total)]
 
     def _encoding(self, machine: Machine) -> StageCosts:
-        text, rate = self._text_encoder, _rate(machine)
+        text = self._text_encoder
         return StageCosts(
-            "encoding the prompt", text.weights, text.activations, text.weights, text.flops, text.flops / rate
+            "encoding the prompt",
+            text.weights,
+            text.activations,
+            text.weights,
+            text.flops,
+            machine.seconds_of(text.flops),
         )
 
     def _denoising(self, placement: Placement, machine: Machine) -> StageCosts:
@@ -165,7 +158,7 @@ class GenerationPlanner:
         samples = 2 if self.sampling.guided else 1
         memory = self._meter(MeasuredPass(samples, gradient=False, dtype=torch.bfloat16))
         flops = samples * sum(flops_of(self.sizes, stride).forward for stride in self.sampling.strides)
-        on_gpu, seconds = network, flops / _rate(machine)
+        on_gpu, seconds = network, machine.seconds_of(flops)
         if placement.offload == "blocks":
             on_gpu = outside + min(2, self.sizes.layers) * block  # the one at work, and the next on its way
             seconds = max(seconds, len(self.sampling.strides) * self.sizes.layers * block / HOST_LINK)
@@ -183,7 +176,7 @@ class GenerationPlanner:
         waiting = {"none": 0.0, "model": network, "blocks": self.sizes.layers * block}[placement.offload or "none"]
         decoder = self._tiled_decoder if placement.tiling else self._decoder
         weights = decoder.weights + network - waiting
-        seconds = 2 * decoder.flops / _rate(machine)
+        seconds = machine.seconds_of(decoder.flops, tf32=True)
         return StageCosts("decoding", weights, decoder.activations + self._batch(), waiting, decoder.flops, seconds)
 
     def _network(self, weights: str | None) -> tuple[float, float]:
@@ -222,20 +215,20 @@ class GenerationPlanner:
         return [module for module in modules if isinstance(module, nn.Linear)]
 
     @cached_property
-    def _text_encoder(self) -> _Measured:
-        return _run(self.parts.build_text_encoder, torch.bfloat16, (1, self.parts.prompt_length), torch.long)
+    def _text_encoder(self) -> MeasuredPart:
+        return measure_text_encoder(self.parts)
 
     @cached_property
-    def _decoder(self) -> _Measured:
-        _, _, height, width = self.sizes.latent_CFHW
-        return self._decode(height, width)
+    def _decoder(self) -> MeasuredPart:
+        return measure_decoder(self.parts, self.sizes.latent_CFHW)
 
     @cached_property
-    def _tiled_decoder(self) -> _Measured:
+    def _tiled_decoder(self) -> MeasuredPart:
         """One tile after the other, row by row, each kept until all are there to be joined."""
         tiles, (frames, high, wide) = self.parts.tiles, self.clip
         side = tiles.side * self.sizes.latent_CFHW[2] // high
-        one = self._decode(min(side, self.sizes.latent_CFHW[2]), min(side, self.sizes.latent_CFHW[3]))
+        channels, count, height, width = self.sizes.latent_CFHW
+        one = measure_decoder(self.parts, (channels, count, min(side, height), min(side, width)))
         full = min(tiles.side, high) * min(tiles.side, wide)
         held = peak = 0.0
         for area in (y * x for y in _covered(high, tiles) for x in _covered(wide, tiles)):
@@ -243,25 +236,7 @@ class GenerationPlanner:
             held += 3 * _FLOAT32 * frames * area
         joined = 2 * 3 * _FLOAT32 * frames * high * wide  # rows, and the picture of them
         areas = held / (3 * _FLOAT32 * frames)
-        return _Measured(one.weights, max(peak, held + joined), one.flops * areas / full)
-
-    def _decode(self, height: int, width: int) -> _Measured:
-        """All frames of a picture of `height` x `width` latents."""
-        channels, frames = self.sizes.latent_CFHW[:2]
-
-        def run(count: int) -> _Measured:
-            shape = (1, channels, count, height, width)
-            return _run(self.parts.build_decoder, torch.float32, shape, torch.float32)
-
-        if frames <= _DECODED_FRAMES[1]:
-            return run(frames)
-        first, second = (run(count) for count in _DECODED_FRAMES)
-        more = frames - _DECODED_FRAMES[0]
-        return _Measured(
-            first.weights,
-            first.activations + more * (second.activations - first.activations),
-            first.flops + more * (second.flops - first.flops),
-        )
+        return MeasuredPart(one.weights, max(peak, held + joined), one.flops * areas / full)
 
 
 def _covered(length: int, tiles: Tiles) -> list[int]:
@@ -278,28 +253,3 @@ def _options(placement: Placement) -> frozenset[str]:
     """What it asks for beyond a network of its own precision beside a decoder of one piece."""
     options = {f"weights {placement.weights}", f"offload {placement.offload}", f"tiling {placement.tiling}"}
     return frozenset(options - {"weights None", "offload none", "tiling False"})
-
-
-def _rate(machine: Machine) -> float:
-    """Operations per second."""
-    return machine.mfu * (machine.peak_tflops or H100_TFLOPS["bfloat16"]) * 1e12
-
-
-def _hollow(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    with torch.device("meta"):
-        network = build().requires_grad_(False)
-    for parameter in network.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return network
-
-
-def _run(build: Callable[[], nn.Module], dtype: torch.dtype, shape: tuple[int, ...], given: torch.dtype) -> _Measured:
-    """What a network takes for one input, of a shape and a dtype."""
-    network = _hollow(build, dtype)
-    weights = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))  # tied ones once
-    with FakeTensorMode(), torch.no_grad():
-        move_here(network)
-        x, counter = torch.zeros(shape, dtype=given), FlopCounterMode(display=False)
-        with counter, LiveBytes([*network.parameters(), *network.buffers(), x]) as live:
-            network(x)
-    return _Measured(weights, live.peak, counter.get_total_flops())

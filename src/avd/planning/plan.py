@@ -43,6 +43,11 @@ class Machine:
         """TFLOP/s of a GPU in the recipe's precision."""
         return self.peak_tflops or H100_TFLOPS[precision_of(recipe)]
 
+    def seconds_of(self, flops: float, *, tf32: bool = False) -> float:
+        """How long a GPU takes for operations in bfloat16, or in TF32, which is half as fast."""
+        rate = self.mfu * (self.peak_tflops or H100_TFLOPS["bfloat16"]) * 1e12
+        return (2 if tf32 else 1) * flops / rate
+
 
 def allowance_for(counted: float) -> float:
     """Bytes that a GPU needs beside those counted: its context, workspaces of libraries, fragments."""

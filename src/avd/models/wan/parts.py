@@ -1,4 +1,4 @@
-"""Text encoder and VAE decoder of a Wan model without their weights: what planning needs to know of them."""
+"""Text encoder and VAE of a Wan model without their weights: what planning needs to know of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from avd.models.folders import ModelSource
 from avd.models.sizes import OtherParts, Tiles
 from avd.models.wan.configs import read_text_encoder, read_text_tokens, read_vae
 from avd.models.wan.known import KNOWN, TEXT_TOKENS, UMT5_XXL
+from avd.models.wan.sizes import explained
 
 _UNUSED = {"architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path"}
 
@@ -34,8 +35,20 @@ class WanParts(OtherParts):
         config = {key: value for key, value in self._text_encoder.items() if key not in _UNUSED}
         return UMT5EncoderModel(UMT5Config(**config))
 
+    def build_encoder(self) -> nn.Module:
+        return _Encoder(AutoencoderKLWan.from_config(dict(self._vae)))
+
     def build_decoder(self) -> nn.Module:
         return _Decoder(AutoencoderKLWan.from_config(dict(self._vae)))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.vae.encode(pixels).latent_dist.mode()
 
 
 class _Decoder(nn.Module):
@@ -54,6 +67,7 @@ def known_parts(hub_id: str) -> WanParts:
 
 
 def parts_of_folder(source: ModelSource) -> WanParts:
-    """From config files that `sizes.sizes_of_folder` has read without an error."""
+    """From config files alone. Raises UserError if they are not there, or not those of a Wan model."""
     folder = source.folder
-    return WanParts(read_text_encoder(folder), read_vae(folder), read_text_tokens(folder))
+    with explained(source):
+        return WanParts(read_text_encoder(folder), read_vae(folder), read_text_tokens(folder))

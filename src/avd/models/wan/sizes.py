@@ -121,7 +121,7 @@ def known_settings(hub_id: str) -> Settings:
 
 def sizes_of_folder(source: ModelSource) -> WanSizes:
     """From config files alone. Raises UserError if they are not those of a Wan text-to-video model."""
-    with _explained(source):
+    with explained(source):
         transformer, vae = _read_configs(source)
         settings = settings_of(source, transformer, vae)
         return _at_settings(transformer, vae, settings, read_text_tokens(source.folder))
@@ -129,7 +129,7 @@ def sizes_of_folder(source: ModelSource) -> WanSizes:
 
 def settings_of_folder(source: ModelSource) -> Settings:
     """Likewise."""
-    with _explained(source):
+    with explained(source):
         return settings_of(source, *_read_configs(source))
 
 
@@ -146,7 +146,8 @@ def _read_configs(source: ModelSource) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @contextmanager
-def _explained(source: ModelSource) -> Iterator[None]:
+def explained(source: ModelSource) -> Iterator[None]:
+    """Errors of reading a folder's config files inside the block become a UserError that names the model."""
     try:
         yield
     except UserError:
