@@ -310,4 +310,4 @@ def test_no_command_reads_more_of_a_model_than_it_uses(
     read.clear()
     unwatched = ("--set", "training.sample_every=0", "--set", "monitors.every=0")
     assert avd("distill", "small.yaml", "--data", "cache", "--output", "run-read", *unwatched) == 0
-    assert sorted(read) == ["text_encoder", "transformer"]
+    assert not read  # prompts and latents are prepared, and the networks are filled tensor by tensor

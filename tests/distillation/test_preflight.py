@@ -45,7 +45,7 @@ def test_a_run_is_resolved_without_loading_or_writing(
     assert workload.clips_per_rank == 6 and workload.microbatch == 4
     assert workload.method == Method.of(recipe) and workload.sizes.latent_CFHW == LATENT_SHAPE
     assert found.interpolator == model / "interpolator"
-    assert found.cache is None and found.world is not None and found.world.size == 16
+    assert found.data is None and found.world is not None and found.world.size == 16
     assert found.folder.path == tmp_path / "run" and snapshot(tmp_path) == {}
 
 
@@ -65,7 +65,7 @@ def test_a_named_interpolator_comes_before_the_model_s(model: Path, tmp_path: Pa
 def test_every_rank_resolves_by_itself_and_the_first_looks_at_the_folder(model: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     recipe = recipe_for(model)
-    assert resolve(recipe, tmp_path, Launch(1, 2, 1)).cache is None
+    assert resolve(recipe, tmp_path, Launch(1, 2, 1)).data is None
     assert resolve_workload(recipe, 2).clips_per_rank == 3
     with pytest.raises(UserError, match="not an avd run"):
         resolve(recipe, tmp_path, Launch(0, 2, 0))
