@@ -128,7 +128,7 @@ def test_a_second_run_is_killed_resumed_exported_and_generates(capsys: pytest.Ca
     assert torch.equal(found, read_tensor(load_model("second/student").weights(), LAYER))
 
     assert avd("export", "second", "--format", "diffusers", "--dtype", "bfloat16", "--output", "half") == 0
-    assert re.search(r"rounding to bfloat16 moves the weights by \d+\.\d% of the way", capsys.readouterr().err)
+    assert re.search(r"rounding to bfloat16 moves the weights by \d+\.\d% of their way", capsys.readouterr().err)
     rounded = read_tensor(load_model("half").weights(), LAYER)
     assert rounded.dtype == torch.bfloat16 and torch.equal(rounded, found.bfloat16())
 

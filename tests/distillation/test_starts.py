@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -28,11 +29,12 @@ from avd.distillation.task import DistillTask
 from avd.engine.checkpoint import list_checkpoints, load_checkpoint
 from avd.engine.ranks import Ranks
 from avd.methods.method import Method
+from avd.models.adapters import AdapterVelocity
 from avd.models.family import load_model
 from avd.models.wan.model import VideoModel
 from avd.types import Conditions, UserError
 from helpers.distill_run import distill, small_recipe
-from helpers.tiny import LATENT_SHAPE, tiny_model, tiny_source
+from helpers.tiny import LATENT_SHAPE, tiny_data, tiny_model
 
 ADAPTERS = ("roles=adapters", "adapters.rank=4")
 
@@ -151,7 +153,7 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, mode in {"full": (), "lora": (*ADAPTERS, "adapters.merge=false")}.items():
         recipe = run_recipe(folder, *mode)
         model = load_model(str(folder))
-        distill(path / name, 2, task=DistillTask(recipe, model, tiny_source(model), None))
+        distill(path / name, 2, task=DistillTask(recipe, model, tiny_data(model), None))
     return path
 
 
@@ -263,3 +265,56 @@ def test_what_cannot_be_a_start_is_refused_in_one_line(runs: Path, folder: Path,
         with pytest.raises(UserError, match=message) as raised:
             resolved(folder, *overrides)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("mode", [ADAPTERS, ("roles=full",)], ids=["adapters", "full"])
+def test_what_a_start_had_learnt_is_exported_once(mode: tuple[str, ...], runs: Path, folder: Path) -> None:
+    roles = resolved(folder, f"student.start={runs / 'lora'}", *mode)
+    plain = load_model(str(folder)).velocity()
+    plain.transformer.load_state_dict(dict(roles.average_stream()))
+    assert_same(velocity(plain), velocity(roles.student.network))
+
+
+def test_one_base_serves_all_who_begin_as_its_adapters(runs: Path, folder: Path) -> None:
+    for teacher in ((), (f"teacher={folder}",)):
+        roles = resolved(folder, f"student.start={runs / 'lora' / 'student'}", *teacher, *ADAPTERS)
+        assert isinstance(roles.teacher, AdapterVelocity) and isinstance(roles.student.network, AdapterVelocity)
+        assert roles.teacher.base is roles.student.network.base
+
+
+def test_a_larger_fake_score_of_a_run_is_taken_over_at_its_size(folder: Path, larger: Path, tmp_path: Path) -> None:
+    recipe = run_recipe(folder, f"fake_score.start={larger}")
+    method, model = Method.of(recipe), load_model(str(folder))
+    starts, data = resolve_starts(recipe, method, model), tiny_data(load_model(str(folder)))
+    task = DistillTask(recipe, model, data, None, starts=starts)
+    distill(tmp_path / "run", 2, task=task)
+    roles = resolved(folder, f"fake_score.start={tmp_path / 'run'}")
+    assert_same(velocity(roles.auxiliary("fake_score")), velocity(task.roles.auxiliary("fake_score")))
+    again = run_recipe(folder, f"fake_score.start={tmp_path / 'run'}")
+    assert read_other_sizes(again, Method.of(again))["fake_score"].layers == 3
+
+
+def test_ranks_that_found_different_checkpoints_do_not_begin(runs: Path, folder: Path) -> None:
+    recipe = run_recipe(folder, f"student.start={runs / 'full'}")
+    starts = resolve_starts(recipe, Method.of(recipe), load_model(str(folder)))
+
+    class Others(Ranks):
+        def list_numbers(self, number: float) -> list[float]:
+            return [number, number - 1]
+
+    starts.check_ranks(Ranks())
+    with pytest.raises(UserError, match=r"processes found different checkpoints of the run .*full"):
+        starts.check_ranks(Others(size=2))
+    starts.close()
+
+
+def test_a_lora_that_does_not_fit_is_one_line(runs: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "lora" / "student", tmp_path / "lora")
+    (file,) = (tmp_path / "lora").glob("*.safetensors")
+    tensors = load_file(file)
+    half = {name: tensor for name, tensor in tensors.items() if not name.endswith("attn1.to_q.lora_B.weight")}
+    wide = {name: torch.cat([tensor, tensor], 1) if "lora_A" in name else tensor for name, tensor in tensors.items()}
+    for damaged, message in ((half, "holds half a pair"), (wide, "its base has no such linear layer")):
+        save_file(damaged, file)
+        with pytest.raises(UserError, match=message):
+            resolved(folder, f"student.start={tmp_path / 'lora'}")

@@ -81,5 +81,5 @@ def _rounded(student: Student, what: str, dtype: ExportDtype) -> Student:
     if loss is None:
         ui.say("what bfloat16 costs of what was learnt is not known: name the run to have it measured")
     else:
-        ui.say(f"rounding to bfloat16 moves the weights by {loss:.1%} of the way that they were trained")
+        ui.say(f"rounding to bfloat16 moves the weights by {loss:.1%} of their way from the run's model")
     return rounded(student, torch.bfloat16)

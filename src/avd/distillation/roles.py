@@ -151,7 +151,7 @@ class Roles:
         """The averaged student's weights, those of a plain transformer. All ranks must walk it."""
         average, collect = self.average.network, self._ranks.collect
         if isinstance(average, AdapterVelocity):
-            base, main = self.starts.student.weights, self._ranks.is_main
+            base, main = self.starts.student.base, self._ranks.is_main
             return merged_stream(average.base.transformer, "average", base, collect, main=main)
         parameters = {_plain_name(name): p for name, p in average.named_parameters()}
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
@@ -215,7 +215,7 @@ def _adapters(starts: Starts, recipe: Recipe, method: Method, ranks: Ranks) -> _
     averages: dict[str, EMA[Network]] = {
         name: EMA(networks["student"], decay, into=AdapterVelocity(base, name)) for name, decay in decays.items()
     }
-    if starts.teacher is student or starts.teacher.model is student.model:
+    if starts.teacher.model is student.model:
         return AdapterVelocity(base, None), networks, averages
     teacher = starts.teacher.model.hollow_velocity().eval().requires_grad_(False)
     _set_up(teacher, recipe.compute, ranks, frozen=True)

@@ -47,6 +47,7 @@ def distill_run(
         tell(low_rates)
     with process_group(recipe.compute) as ranks, matmul_precision(ranks.device, tf32=recipe.compute.tf32):
         folder.lock(ranks)
+        resolved.starts.check_ranks(ranks)
         interpolator = None if resolved.interpolator is None else FrameInterpolator.load(resolved.interpolator)
         if ranks.is_main:
             record_data(folder.path, resolved.data)
@@ -54,6 +55,7 @@ def distill_run(
         data = _load(resolved, recipe, encoding)
         model.drop("text_encoder", "vae")  # all is latents and embeddings by now
         task = DistillTask(recipe, model, data, interpolator, ranks, resolved.starts)
+        resolved.starts.close()
         if ranks.is_main:
             write_settings(folder.path, task.student_settings, SETTINGS_OF_RUN)
         monitor = None

@@ -17,7 +17,6 @@ from avd.engine.checkpoint import SavedTensors, list_checkpoints
 from avd.export.format import Student
 from avd.models.family import TextToVideo, load_model
 from avd.models.interpolator import FrameInterpolator
-from avd.models.lora import WEIGHT
 from avd.models.settings import read_settings
 from avd.models.streams import TensorStream, stream
 from avd.models.weights import Weights
@@ -81,9 +80,8 @@ def _adapter_stream(start: Start) -> TensorStream:
     lora = start.lora
     assert lora is not None
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer, rank in lora.ranks.items():
-        outputs, inputs = start.base.shapes[layer + WEIGHT]
-        shapes |= {f"{layer}.lora_A.weight": (rank, inputs), f"{layer}.lora_B.weight": (outputs, rank)}
+    for layer, (down, up) in lora.shapes.items():
+        shapes |= {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
 
     def make(name: str) -> Tensor:
         layer, _, matrix = name.partition(".lora_")

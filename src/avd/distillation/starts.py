@@ -18,8 +18,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from avd.config import AdaptersRecipe, Recipe, load_recipe
-from avd.engine.checkpoint import SavedTensors, list_checkpoints, load_checkpoint
+from avd.config import AdaptersRecipe, FakeScoreRecipe, Recipe, load_recipe
+from avd.distillation.model_record import recorded_model
+from avd.engine.checkpoint import SavedTensors, list_checkpoints
+from avd.engine.ranks import Ranks
 from avd.engine.run_folder import RECIPE_FILE
 from avd.methods.method import Method
 from avd.models.family import TextToVideo, load_model, read_sizes
@@ -36,6 +38,8 @@ class Start:
     model: TextToVideo
     base: Weights
     lora: LoraMatrices | None = None
+    checkpoint: SavedTensors | None = None
+    """Where it is read from, if that is another run."""
 
     @property
     def weights(self) -> Weights:
@@ -61,6 +65,26 @@ class Starts:
         """What the student, or an auxiliary that learns, begins as, by name."""
         return self.student if name == "student" else self.auxiliaries[name]
 
+    def check_ranks(self, ranks: Ranks) -> None:
+        """Raise UserError on all ranks if they found different checkpoints of a run to begin with: one that still
+        saves, or a file system that shows new files late."""
+        for checkpoint in self._checkpoints:
+            if len(set(ranks.list_numbers(checkpoint.step))) > 1:
+                raise UserError(
+                    f"processes found different checkpoints of the run {checkpoint.path.parent.parent} to begin with: "
+                    "wait until it has ended, and start again"
+                )
+
+    def close(self) -> None:
+        """Let go of the files of other runs."""
+        for checkpoint in self._checkpoints:
+            checkpoint.close()
+
+    @property
+    def _checkpoints(self) -> list[SavedTensors]:
+        starts = (self.student, *self.auxiliaries.values())
+        return [start.checkpoint for start in starts if start.checkpoint is not None]
+
 
 def resolve_starts(recipe: Recipe, method: Method, model: TextToVideo) -> Starts:
     """What a recipe's networks begin as. Files are opened, and no weights are read.
@@ -68,12 +92,12 @@ def resolve_starts(recipe: Recipe, method: Method, model: TextToVideo) -> Starts
     Raises UserError for a start that there is not, or that does not fit the run's model.
     """
     own = Start(model, model.weights())
-    teacher = own if recipe.teacher is None else _open_teacher(recipe.teacher, model)
-    student = own if recipe.student.start is None else _open(recipe.student.start, "student", "average", model)
+    teacher = own if recipe.teacher is None else _open_teacher(recipe.teacher, own)
+    student = own if recipe.student.start is None else _open(recipe.student.start, "student", own)
     _check_student(recipe, student, own)
     auxiliaries = {}
     for name, section in method.updates.items():
-        start = own if section.start is None else _open(section.start, name, name, model)
+        start = own if section.start is None else _open(section.start, name, own)
         if recipe.roles == "adapters":
             _check_adapter(recipe, f"{name}.start", section.start, start, own)
         auxiliaries[name] = start
@@ -89,43 +113,66 @@ def read_other_sizes(recipe: Recipe, method: Method) -> dict[str, Sizes]:
     own, found = read_sizes(recipe.model), {}
     for role, name in names.items():
         if name is not None:
-            saved = run_recipe(name)
-            sizes = read_sizes(name if saved is None else saved.model)
+            sizes = read_sizes(_network_of(name, role)[0])
             if sizes != own:
                 found[role] = sizes
     return found
 
 
-def _open_teacher(name: str, model: TextToVideo) -> Start:
+def _network_of(name: str, role: str) -> tuple[str, str | None]:
+    """The model whose network a start has, and the file of its transformer: of a run, the model of the role in it."""
+    saved = run_recipe(name)
+    if saved is None:
+        return name, None
+    section = getattr(saved, role, None)
+    if saved.roles == "full" and isinstance(section, FakeScoreRecipe) and section.start is not None:
+        return _network_of(section.start, role)
+    return recorded_model(Path(name), saved.model), saved.transformer
+
+
+def _open_teacher(name: str, own: Start) -> Start:
     teacher = load_model(name)
     if teacher.settings.student_timesteps is not None:
         raise UserError(f"teacher {name} is a student: name a many-step model")
-    _check_identity("teacher", name, teacher, model)
-    clip = model.settings
+    _check_identity("teacher", name, teacher, own.model)
+    if _place(teacher) == _place(own.model):
+        return own
+    clip = own.model.settings
     teacher.settings = replace(
         teacher.settings, frames=clip.frames, height=clip.height, width=clip.width, fps=clip.fps
     )  # as are the clips of the student
     return Start(teacher, teacher.weights())
 
 
-def _open(name: str, role: str, saved_as: str, model: TextToVideo) -> Start:
-    """A role's start: a run, whose network called `saved_as` is taken, or a model."""
+def _open(name: str, role: str, own: Start) -> Start:
+    """What `role` begins as: a run's network of that role, of the student its average; or a model."""
     key, saved = f"{role}.start", run_recipe(name)
-    if saved is None:
-        found = load_model(name)
-        source = found.source
-        _check_identity(key, name, found, model)
-        if source is None or source.adapter is None:
-            return Start(found, found.weights())
+    network, transformer = _network_of(name, role)
+    found = load_model(network, transformer=transformer)
+    _check_identity(key, name, found, own.model)
+    source = found.source
+    if saved is not None:
+        checkpoints = list_checkpoints(Path(name) / "checkpoints")
+        if not checkpoints:
+            raise UserError(f"{key} is the run {name}, which has no checkpoint: name its student's folder, or another")
+        tensors = SavedTensors(checkpoints[-1])
+        tensors.check()  # opens all of it: it is read even if the run removes it meanwhile
+        start = saved_start(key, name, saved, tensors, "average" if role == "student" else role, found)
+    elif source is None or source.adapter is None:
+        start = Start(found, found.weights())
+    else:
         base = load_model(source.name, transformer=source.transformer)
-        return Start(base, base.weights(), LoraMatrices.of(base.read_adapter(source.adapter.folder)))
-    found = load_model(saved.model, transformer=saved.transformer)
-    _check_identity(key, name, found, model)
-    checkpoints = list_checkpoints(Path(name) / "checkpoints")
-    if not checkpoints:
-        raise UserError(f"{key} is the run {name}, which has no checkpoint: name its student's folder, or another run")
-    tensors, _ = load_checkpoint(checkpoints[-1])
-    return saved_start(key, name, saved, tensors, saved_as, found)
+        try:
+            start = Start(base, base.weights(), LoraMatrices.of(base.read_adapter(source.adapter.folder)))
+            start.weights  # noqa: B018  (raises where the LoRA does not fit)
+        except ValueError as error:
+            raise UserError(f"{key} {name} does not fit its base: {error}: name another") from error
+    if _place(start.model) != _place(own.model):
+        return start
+    # One base serves all who share it.
+    if start.lora is None and start.checkpoint is None:
+        return own
+    return replace(start, model=own.model, base=start.base if start.lora is None else own.base)
 
 
 def saved_start(key: str, name: str, recipe: Recipe, tensors: SavedTensors, saved_as: str, model: TextToVideo) -> Start:
@@ -135,10 +182,13 @@ def saved_start(key: str, name: str, recipe: Recipe, tensors: SavedTensors, save
     names = {each.removeprefix(prefix): each for each in tensors if each.startswith(prefix)}
     if not names:
         raise UserError(f"{key} is the run {name}, which has no {saved_as.replace('_', ' ')}: name another run")
-    if recipe.roles == "full":
-        return Start(model, Renamed(_Saved(tensors), names))
-    matrices = {each.replace(f".{saved_as}.weight", ".weight"): there for each, there in names.items()}
-    return Start(model, model.weights(), _saved_lora(tensors, matrices, recipe.adapters))
+    if recipe.roles == "adapters":
+        matrices = {each.replace(f".{saved_as}.weight", ".weight"): there for each, there in names.items()}
+        return Start(model, model.weights(), _saved_lora(tensors, matrices, recipe.adapters), tensors)
+    start = Start(model, Renamed(_Saved(tensors), names), checkpoint=tensors)
+    if dict(start.base.shapes) != dict(model.weights().shapes):
+        raise UserError(f"{key} is the run {name}, whose {saved_as} has other sizes than its model: name another run")
+    return start
 
 
 def _saved_lora(tensors: SavedTensors, names: Mapping[str, str], adapters: AdaptersRecipe) -> LoraMatrices:
@@ -149,7 +199,11 @@ def _saved_lora(tensors: SavedTensors, names: Mapping[str, str], adapters: Adapt
         down, up = (tensors[names[f"{layer}.lora_{matrix}.weight"]] for matrix in "AB")
         return down, up * (adapters.alpha / adapters.rank)
 
-    return LoraMatrices(dict.fromkeys(layers, adapters.rank), read)
+    shapes = {
+        layer: (tensors.shape(names[f"{layer}.lora_A.weight"]), tensors.shape(names[f"{layer}.lora_B.weight"]))
+        for layer in layers
+    }
+    return LoraMatrices(shapes, read)
 
 
 class _Saved:
@@ -184,12 +238,14 @@ def _check_student(recipe: Recipe, student: Start, own: Start) -> None:
         )
 
 
-def _place(model: TextToVideo) -> tuple[Path, Path | None] | None:
+def _place(model: TextToVideo) -> tuple[Path | None, ...] | None:
     """Where a model's weights lie; None for one made in memory."""
     source = model.source
     if source is None:
         return None
-    return source.folder.resolve(), None if source.transformer is None else Path(source.transformer).resolve()
+    transformer = None if source.transformer is None else Path(source.transformer).resolve()
+    adapter = None if source.adapter is None else source.adapter.folder.resolve()
+    return source.folder.resolve(), transformer, adapter
 
 
 def _check_adapter(recipe: Recipe, key: str, name: str | None, start: Start, own: Start) -> None:
@@ -197,7 +253,7 @@ def _check_adapter(recipe: Recipe, key: str, name: str | None, start: Start, own
     if name is None:
         return
     model, lora, rank = recipe.model, start.lora, recipe.adapters.rank
-    if lora is None or _place(start.model) != _place(own.model):
+    if lora is None or start.model is not own.model:
         raise UserError(f"{key} {name} is no LoRA of {model}, as roles=adapters needs: name one, or set roles=full")
     targets = recipe.adapters.targets or own.model.sizes.adapter_targets
     layers = {

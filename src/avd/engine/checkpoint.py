@@ -158,7 +158,7 @@ class SavedTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, path: Path, reader: Reader | None = None) -> None:
-        self._path, self._open = path, ExitStack()
+        self.path, self._open = path, ExitStack()
         self._parts: dict[int, _Part] = {}
         with _naming_damage(path):
             names = sorted(part.name for part in path.glob("tensors-*.safetensors"))
@@ -173,12 +173,21 @@ class SavedTensors(Mapping[str, Tensor]):
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files. What is read afterwards opens them again."""
         self._parts.clear()
         self._open.close()
 
+    @property
+    def step(self) -> int:
+        """The updates after which it was saved."""
+        return int(self.path.name.rpartition("-")[2])
+
     def check(self) -> None:
         """Open every part. Raises UserError if one is damaged, as far as its header and its length tell."""
-        with _naming_damage(self._path):
+        with _naming_damage(self.path):
             for number in self._order:
                 self._part(number)
 
@@ -201,7 +210,7 @@ class SavedTensors(Mapping[str, Tensor]):
         missing = math.prod(shape)
         if not missing:
             return torch.empty(shape)
-        with _naming_damage(self._path):
+        with _naming_damage(self.path):
             for part in map(self._part, self._order):
                 piece = part.read(name, offset, shape) if name in part.places else None
                 if piece is None:
@@ -219,7 +228,7 @@ class SavedTensors(Mapping[str, Tensor]):
     def _part(self, number: int) -> _Part:
         """The part of this number, opened if it is not yet."""
         if number not in self._parts:
-            file = self._open.enter_context(safe_open(self._path / _part(number, self._count), framework="pt"))
+            file = self._open.enter_context(safe_open(self.path / _part(number, self._count), framework="pt"))
             self._parts[number] = _Part(file)
         return self._parts[number]
 

@@ -153,12 +153,15 @@ def merged_stream(
     rank is the one that `collect` gives its tensors to.
     """
     own = adapter_stream(transformer, adapter, collect)
-    ranks = {layer: layer_.r[adapter] for layer, layer_ in _named_layers(transformer)}
+    shapes = {
+        layer: (own.shapes[f"{layer}.lora_A.weight"], own.shapes[f"{layer}.lora_B.weight"])
+        for layer in adapted_layers(transformer)
+    }
 
     def read(layer: str) -> tuple[Tensor | None, Tensor | None]:
         return own.make(f"{layer}.lora_A.weight"), own.make(f"{layer}.lora_B.weight")
 
-    merged = MergedWeights(base, LoraMatrices(ranks, read))  # type: ignore[arg-type]
+    merged = MergedWeights(base, LoraMatrices(shapes, read))  # type: ignore[arg-type]
 
     def make(name: str) -> Tensor | None:
         if main:

@@ -22,8 +22,8 @@ class LoraMatrices:
     """Pairs of matrices by the name of their layer. `read` gives (A, B), float32, on the CPU: (rank, inputs) and
     (outputs, rank)."""
 
-    ranks: Mapping[str, int]
-    """The rank of each layer's pair."""
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """The shapes of each layer's A and B."""
     read: Callable[[str], tuple[Tensor, Tensor]]
 
     @classmethod
@@ -41,8 +41,8 @@ class LoraMatrices:
         half = [layer for layer, pair in matrices.items() if len(pair) < 2]
         if half:
             raise ValueError(f"of {min(half)} it holds half a pair")
-        ranks = {layer: len(pair["A"]) for layer, pair in matrices.items()}
-        return cls(ranks, lambda layer: (matrices[layer]["A"].float(), matrices[layer]["B"].float()))
+        shapes = {layer: (tuple(pair["A"].shape), tuple(pair["B"].shape)) for layer, pair in matrices.items()}
+        return cls(shapes, lambda layer: (matrices[layer]["A"].float(), matrices[layer]["B"].float()))
 
     @classmethod
     def fresh(cls, base: Weights, layers: Iterable[str], rank: int, seed: Callable[[str], int]) -> LoraMatrices:
@@ -53,7 +53,13 @@ class LoraMatrices:
             generator = torch.Generator().manual_seed(seed(layer))
             return (2 * torch.rand(rank, inputs, generator=generator) - 1) * inputs**-0.5, torch.zeros(outputs, rank)
 
-        return cls(dict.fromkeys(layers, rank), read)
+        sizes = {layer: base.shapes[layer + WEIGHT] for layer in layers}
+        return cls({layer: ((rank, inputs), (outputs, rank)) for layer, (outputs, inputs) in sizes.items()}, read)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each layer's pair."""
+        return {layer: down[0] for layer, (down, _) in self.shapes.items()}
 
 
 class MergedWeights:
@@ -62,18 +68,19 @@ class MergedWeights:
     def __init__(self, base: Weights, lora: LoraMatrices) -> None:
         self._base, self._lora = base, lora
         self.shapes = base.shapes
-        unknown = [layer for layer in lora.ranks if len(base.shapes.get(layer + WEIGHT, ())) != 2]
-        if unknown:
-            raise ValueError(f"it changes {min(unknown)}, and its base has no such linear layer")
+        for layer, (down, up) in lora.shapes.items():
+            if base.shapes.get(layer + WEIGHT) != (up[0], down[1]) or up[1] != down[0]:
+                raise ValueError(f"it changes {layer}, and its base has no such linear layer")
 
     def changes(self, name: str) -> bool:
         """Whether the LoRA changes a tensor."""
-        return name.endswith(WEIGHT) and name.removesuffix(WEIGHT) in self._lora.ranks
+        return name.endswith(WEIGHT) and name.removesuffix(WEIGHT) in self._lora.shapes
 
     def region(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
-        values = self._base.region(name, offset, shape)
         if not self.changes(name):
-            return values
+            return self._base.region(name, offset, shape)
+        # Collected from all ranks, perhaps: before anything that can fail on this one.
         down, up = self._lora.read(name.removesuffix(WEIGHT))
         (row, column), (rows, columns) = offset, shape
-        return values.float() + up[row : row + rows] @ down[:, column : column + columns]
+        change = up[row : row + rows] @ down[:, column : column + columns]
+        return self._base.region(name, offset, shape).float() + change
