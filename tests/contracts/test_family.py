@@ -218,7 +218,7 @@ def test_what_cannot_be_computed_is_one_line(model: TextToVideo) -> None:
 
 def test_blocks_may_wait_in_the_hosts_memory(model: TextToVideo) -> None:
     (x, sigma), conditions = inputs(model), prompts_of(model)
-    network = model.fresh_velocity()
+    network = filled(model)
     with torch.no_grad():
         expected = network(x, sigma, conditions)
         network.stream_blocks(torch.device("cpu"))

@@ -175,10 +175,10 @@ def test_killed_and_resumed_gives_the_same_bytes(
     small_run(tmp_path / "straight", recipe)
     update, save = DistillTask.update, Saver.save
 
-    def dies(self: DistillTask, n: int) -> UpdateResult:
+    def dies(self: DistillTask, n: int, *between: Any) -> UpdateResult:
         if n == 2:
             raise Killed
-        return update(self, n)
+        return update(self, n, *between)
 
     def written(self: Saver, *arguments: Any) -> None:  # a process of its own would leave none half written
         save(self, *arguments)
