@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -120,6 +121,63 @@ def test_one_of_two_is_killed_and_both_run_again(moment: str, videos: Path, alon
     with pytest.raises(UserError, match="unfinished"):
         LatentCache(cache)
     assert at_once([work(videos, cache, first), work(videos, cache, second)]) == [3, 0]
+    assert snapshot(cache) == snapshot(alone)
+
+
+@pytest.mark.parametrize("why", ["full disk", "in use"])
+def test_who_waits_for_a_process_that_fails_ends_too(
+    why: str,
+    videos: Path,
+    alone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """By a note, which the same process takes back when it starts again."""
+    cache, held = tmp_path / "cache", tmp_path / "cache" / "part-00003"
+    held.mkdir(parents=True)
+    lock = FolderLock(held, "a part")
+
+    def full(self: Pooling, frames: np.ndarray) -> Tensor:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def failing() -> int:
+        if why == "full disk":
+            Pooling.encode_video = full  # type: ignore[method-assign]
+        return work(videos, cache, Share(1, 2, range(0)))()
+
+    def waiting() -> int:
+        signal.alarm(60)  # instead of for ever
+        try:
+            return work(videos, cache, Share(0, 2, range(2)))()
+        except UserError as error:
+            print(error)
+            return 2
+
+    if why == "in use":
+        lock.acquire()
+    with monkeypatch.context() as patch:
+        patch.setattr("avd.data.parts._START", 0.0)  # there is no earlier try
+        assert at_once([waiting, failing]) == [2, 70]
+    assert capfd.readouterr().out == (
+        f"process 1 of the 2, from 0, that write the latent cache {cache} has failed: its last lines say why; put "
+        "it right and run the same command again\n"
+    )
+    lock.release()
+    assert at_once([waiting, work(videos, cache, Share(1, 2, range(0)))]) == [0, 3]
+    assert snapshot(cache) == snapshot(alone)
+
+
+def test_a_note_of_an_earlier_try_counts_if_nobody_takes_it_back(
+    videos: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    assert kill_preparation.run(videos, cache, part_size=PART, share=Share(0, 3, range(0))) is None
+    (cache / "failed-00001").touch()
+    monkeypatch.setattr("avd.data.parts._START", 0.0)
+    with pytest.raises(UserError, match="process 1 of the 3, from 0"):
+        kill_preparation.run(videos, cache, part_size=PART, share=Share(0, 3, range(3)))
+    assert kill_preparation.run(videos, cache, part_size=PART) is not None  # alone it waits for nobody
     assert snapshot(cache) == snapshot(alone)
 
 

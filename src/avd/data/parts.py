@@ -4,7 +4,8 @@ The videos, in their order, are cut into parts of a fixed number of files, howev
 is a cache of its own, in the folder `part-00000` and so on of the cache, and is written by one process at a time, which
 holds its lock. Part i belongs to share i mod N. When all parts are complete, one process joins them: the manifest of
 the cache names the files in all parts, in their order. What a reader sees does not depend on N, and a process that is
-killed costs what it had not yet written.
+killed costs what it had not yet written. One that fails leaves an empty file `failed-00000` and so on, by its share,
+for whoever waits for its parts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,9 @@ PART_FILES = 64
 """Files of a part: few enough for many processes, enough that shards are large."""
 _POLL = 1.0
 """Seconds between looks at what others have written."""
+_START = 120.0
+"""Seconds within which processes that are started together have all begun."""
+_FAILED = "failed-"
 
 
 @dataclass(frozen=True)
@@ -71,28 +75,69 @@ def split_parts(cache: Path, planned: Sequence[Planned], files: int) -> list[Par
     if cache.exists() and not cache.is_dir():
         raise UserError(f"{cache} is a file: name a new folder for the latent cache")
     others = [] if not cache.exists() or is_begun(cache) else list(cache.iterdir())
-    if not all(is_unfinished(entry) or entry.name == LOCK_FILE for entry in others):
+    if not all(is_unfinished(entry) or entry.name == LOCK_FILE or entry.name.startswith(_FAILED) for entry in others):
         raise UserError(f"{cache} holds other files: name a new folder for the latent cache")
     starts = range(0, len(planned), files)
     return [Part(part_folder(cache, i), planned[start : start + files]) for i, start in enumerate(starts)]
 
 
-def wait_for(parts: Sequence[Part], progress: CountProgress | None = None) -> None:
-    """Return when all of `parts` are complete. `progress` is called with how many are, and of how many."""
+@contextmanager
+def failing_aloud(cache: Path, share: Share) -> Iterator[None]:
+    """Leave a note in the cache if the work of a share, done inside the block, fails. One of an earlier try goes."""
+    note = _note(cache, share.index)
+    note.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what failed says more
+            note.touch()
+        raise
+
+
+def wait_for(cache: Path, parts: Sequence[Part], share: Share, progress: CountProgress | None = None) -> None:
+    """Return when all of `parts`, those that `share` waits for, are complete.
+
+    `progress` is called with how many are, and of how many. Raises `UserError` if a process whose parts are missing has
+    failed. A note that is there at first may be of an earlier try, and counts if it is not taken back within
+    `_START`.
+    """
     report = progress or (lambda done, total: None)
     left = [part for part in parts if not part.is_complete]
+    doubted, end = _failures(cache, share), time.monotonic() + _START
     while left:
         report(len(parts) - len(left), len(parts))
         time.sleep(_POLL)
+        failures = _failures(cache, share)
         left = [part for part in left if not part.is_complete]
+        doubted = doubted & failures if time.monotonic() < end else set()
+        if left and failures - doubted:
+            raise UserError(
+                f"process {min(failures - doubted)} of the {share.count}, from 0, that write the latent cache {cache} "
+                "has failed: its last lines say why; put it right and run the same command again"
+            )
         if not left:
             report(len(parts), len(parts))
+
+
+def _failures(cache: Path, share: Share) -> set[int]:
+    return {index for index in share.waits_for if _note(cache, index).exists()}
+
+
+def _note(cache: Path, index: int) -> Path:
+    return cache / f"{_FAILED}{index:05d}"
+
+
+def remove_notes(cache: Path) -> None:
+    """Take back what processes that failed have left: their parts are complete, by whomever."""
+    for note in cache.glob(f"{_FAILED}*"):
+        note.unlink()
 
 
 def remove_parts(cache: Path, parts: Sequence[Part]) -> None:
     """Take back a cache of which nothing came, so that the folder can be used for another try."""
     for part in parts:
         shutil.rmtree(part.path)
+    remove_notes(cache)
     (cache / LOCK_FILE).unlink(missing_ok=True)
     cache.rmdir()
 

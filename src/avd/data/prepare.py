@@ -15,7 +15,17 @@ from torch import Tensor
 from avd.data.cache import MANIFEST, Geometry, Item, Skip, is_begun, manifest_header, source_seconds
 from avd.data.cache_writer import CacheWriter, check_begun, join_caches
 from avd.data.overlap import read_heldout, shared_prompts
-from avd.data.parts import PART_FILES, Part, Share, locked, remove_parts, split_parts, wait_for
+from avd.data.parts import (
+    PART_FILES,
+    Part,
+    Share,
+    failing_aloud,
+    locked,
+    remove_notes,
+    remove_parts,
+    split_parts,
+    wait_for,
+)
 from avd.data.plan import Captioned, Planned, plan
 from avd.data.tensor_files import Dtype
 from avd.data.texts import TextEncoder, encode_texts, join_texts
@@ -106,8 +116,8 @@ def prepare(
     left as it is.
 
     Raises `UserError` for captions or a `heldout` that cannot be read, a missing folder, an output folder in use by
-    anything else or by another process, captions that have changed since the cache was begun, and if no file can be
-    used at all.
+    anything else or by another process, captions that have changed since the cache was begun, if no file can be used
+    at all, and if another process that this one waits for has failed.
     """
     share, reports = share or Share(), reports or Reports()
     job = _Job(encoder, reading, captions or videos, workers, batch_size, shard_size, dtype)
@@ -115,10 +125,12 @@ def prepare(
     _warn_of_overlap(planned, heldout, reports.warn)
     parts = job.split(output, planned, part_size)
     reports.say(f"asked of videos: {reading.checks}")
-    job.encode(parts[share.index :: share.count], reports)
+    with failing_aloud(output, share):
+        job.encode(parts[share.index :: share.count], reports)
     if not share.waits_for:
         return None
-    wait_for([part for index in share.waits_for for part in parts[index :: share.count]], reports.waiting)
+    awaited = [part for index in share.waits_for for part in parts[index :: share.count]]
+    wait_for(output, awaited, share, reports.waiting)
     if not all(part.is_complete for part in parts):
         return None
     try:
@@ -194,6 +206,7 @@ class _Job:
             raise UserError(f"no file in {videos} can be used ({reasons}); {first}")
         join_texts(output, [writer.path for writer in writers if len(writer)])
         self._encode_texts(output, texts)
+        remove_notes(output)
         join_caches(output, writers)
 
     def describe(self, output: Path, planned: Sequence[Planned], texts: Sequence[str], reports: Reports) -> Summary:
