@@ -48,6 +48,18 @@ def test_texts_are_added_to_a_cache_and_its_clips_stay(capsys: pytest.CaptureFix
     assert {path.name: path.read_bytes() for path in Path("cache").rglob("shard-*")} == before
 
 
+@pytest.mark.parametrize("command", ["prepare --prompts prompts.txt --output cache", "inspect cache"])
+def test_a_cache_whose_parts_are_half_joined_is_no_folder_of_prompts(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed between the texts and the manifest. Its list of prompts would be lost when it is completed."""
+    run("world render --count 2 --output clips", capsys)
+    run("prepare clips --output cache", capsys)
+    Path("cache/manifest.json").unlink()
+    assert Path("cache/texts.json").exists()
+    assert "the latent cache cache is unfinished: run the command that began it again" in run(command, capsys, code=2)
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

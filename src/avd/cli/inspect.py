@@ -35,7 +35,7 @@ def inspect(
     Example: avd inspect runs/cache --model wan-mini --sheet runs/cache.png
     """
     from avd.data import EncodedTexts, LatentCache
-    from avd.data.cache import MANIFEST
+    from avd.data.cache import MANIFEST, is_begun
     from avd.data.texts import TEXTS
     from avd.engine.sources import open_cache
     from avd.evaluation.cache_report import report_on
@@ -45,7 +45,7 @@ def inspect(
     if cache.is_file() or (cache / "00000.png").exists():
         _show_video(cache)
         return
-    if (cache / TEXTS).exists() and not (cache / MANIFEST).exists():
+    if (cache / TEXTS).exists() and not (cache / MANIFEST).exists() and not is_begun(cache):
         _show_prompts(EncodedTexts(cache), verify=verify)
         return
     if sheet is not None and model is None:

@@ -44,9 +44,10 @@ def prepare_texts(
 
 def _held(output: Path, encoder: TextEncoder, *, new: bool) -> Dtype | None:
     """The dtype of what `output` holds; None if it holds nothing, and `new` says that it need not."""
-    if (output / TEXTS).exists():
+    begun = is_begun(output) and not (output / MANIFEST).exists()  # which may hold texts already, those of its parts
+    if (output / TEXTS).exists() and not begun:
         return EncodedTexts(output).dtype
-    if (output / MANIFEST).exists() or is_begun(output):
+    if (output / MANIFEST).exists() or begun:
         manifest = read_manifest(output)
         if manifest.get("identity") != encoder.identity:
             raise UserError(
