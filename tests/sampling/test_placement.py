@@ -84,6 +84,7 @@ def test_the_text_encoder_is_gone_before_the_network_is_read(teacher: Path, monk
     assert isinstance(model, VideoModel)
     turns, placed = Turns(model, monkeypatch), PlacedModel(model, CPU)
     sampler = make_sampler(placed, steps=1)
+    assert sampler.identity == make_sampler(tiny_model(), steps=1).identity  # which reads no part
     batches = [(i, [PROMPTS[i % 2]]) for i in range(4)]
     for i in encoded_first(placed, batches, sampler.unconditional):
         placed.decode_video(sampler([PROMPTS[i % 2]], torch.Generator().manual_seed(i)))

@@ -65,10 +65,8 @@ def select_missing(videos: Sequence[Wanted], *, skip_existing: bool) -> list[Wan
 def generate(sampler: Sampler, videos: Sequence[Wanted], model: str, *, made: Callable[[int, Wanted], None]) -> None:
     """Make videos; `made` is called after each with their number so far. `model` is the name it goes by."""
     batches = [(video, [video.prompt]) for video in videos]
-    identity = None
+    about = {"model": model, "identity": sampler.identity, **sampler.description}
     for done, video in enumerate(encoded_first(sampler.model, batches, sampler.unconditional), start=1):
-        identity = identity or sampler.identity  # once the text encoder is gone, as it reads the network's weights
-        about = {"model": model, "identity": identity, **sampler.description}
         latents = sampler([video.prompt], torch.Generator().manual_seed(video.seed))
         frames = sampler.model.decode_video(latents)[0]
         video.path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from avd.models.identity import identity_of
 from avd.models.quantization import EightBit, check_quantization, quantize
 from avd.models.settings import Settings
 from avd.models.sizes import Sizes
+from avd.models.weights import Weights
 from avd.sampling.samplers import SampledModel
 from avd.types import Conditions, UserError
 
@@ -164,6 +165,10 @@ class PlacedModel:
         if self.placement.offload != "blocks":
             self._network.to(device)
         return self._network
+
+    def weights(self) -> Weights:
+        """The network's as they are stored, whatever they are computed in."""
+        return self._model.weights()
 
     def decode_video(self, latents: Tensor) -> np.ndarray:
         """Whitened latents (B, C, F', H', W') to uint8 (B, F, H, W, 3)."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from avd.flow import few_step_sigmas
 from avd.models.backbone import Backbone
-from avd.models.identity import entries_in_memory, identity_of
+from avd.models.identity import entries_in_memory, entries_of, identity_of
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import Settings, SolverName
 from avd.models.solvers import make_solver
+from avd.models.weights import Weights
 from avd.sampling.rollout import Rollout, make_stages
 from avd.sampling.teacher import sample_teacher
 from avd.types import Conditions
@@ -40,6 +42,8 @@ class SampledModel(Protocol):
 
     def velocity(self, device: torch.device | None = None) -> Backbone: ...
 
+    def weights(self) -> Weights: ...
+
     def encode_prompts(self, prompts: list[str]) -> Conditions: ...
 
     def decode_video(self, latents: Tensor) -> np.ndarray: ...
@@ -59,7 +63,8 @@ class Sampler(Protocol):
 
     @property
     def identity(self) -> str:
-        """Changes with anything that the videos of a prompt and a noise depend on, weights included."""
+        """Changes with anything that the videos of a prompt and a noise depend on, weights included. Loads no
+        network."""
         ...
 
     @property
@@ -169,8 +174,8 @@ class FewSteps:
 
 def _identity(model: SampledModel, interpolator: FrameInterpolator | None, *settings: object) -> str:
     """A hash over the first values of every weight, and the settings of model and sampler."""
-    networks = [part for part in (model.velocity(), interpolator) if isinstance(part, nn.Module)]
-    entries = (entry for network in networks for entry in entries_in_memory(network))
+    between = () if interpolator is None else entries_in_memory(interpolator)
+    entries = chain(entries_of(model.weights()), between)
     return identity_of("sampler", entries, model.identity, model.settings, *settings)
 
 
