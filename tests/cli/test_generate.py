@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.command import avd
+from helpers.command import avd, snapshot
 from helpers.tiny import tiny_interpolator, tiny_model
 
 
@@ -34,6 +34,10 @@ def test_processes_share_the_videos_and_later_ones_skip_them(
     assert avd("generate", student, *WORDS, "--output", tmp_path / "clip.webm") == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == [f"clip-{i}.webm" for i in range(4)]
     assert "1 of 4 videos were there already" in capfd.readouterr().err
+    before = snapshot(tmp_path)
+    assert avd("generate", student, *WORDS, "--steps", 2, "--output", tmp_path / "clip.webm") == 2
+    assert "clip-0.webm was made with guidance null, and 4.0 is asked for" in capfd.readouterr().err
+    assert snapshot(tmp_path) == before
 
 
 def lines_of(capfd: pytest.CaptureFixture[str]) -> dict[str, str]:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from avd import __version__
 from avd.data import write_video
-from avd.sampling.generation import Wanted, generate, list_videos, read_description, select_missing
+from avd.sampling.generation import Wanted, check_made_by, generate, list_videos, read_description, select_missing
+from avd.sampling.samplers import FewSteps, ManySteps
 from avd.types import UserError
 from helpers.painter import Painter
+from helpers.tiny import tiny_model
 
 
 class Describing(Painter):
@@ -113,6 +115,24 @@ def test_a_file_that_is_another_video_is_not_skipped(about: tuple[str, int] | No
         generate(Describing(), [Wanted(*about, video.path)], "m", made=nothing)
     with pytest.raises(UserError, match=r"clip\.mp4 is not the video of this prompt and seed"):
         select_missing([video], skip_existing=True)
+
+
+def test_a_file_of_another_model_or_way_of_sampling_is_not_skipped(tmp_path: Path) -> None:
+    model = tiny_model()
+    videos = list_videos(["a", "b"], 0, 1, tmp_path / "clip.gif")
+    few = FewSteps(model, (1000.0, 757.5))
+    generate(few, videos, "m", made=nothing)
+    check_made_by(few, videos)
+    with torch.no_grad():
+        (other := tiny_model()).transformer.proj_out.bias[0] += 0.01
+    for sampler, message in (
+        (FewSteps(model, (1000.0,)), r"clip-0\.gif was made with timesteps \[1000.0, 757.5\], and \[1000.0\] is asked"),
+        (ManySteps(model, 2, 4.0), "was made with guidance null, and 4.0 is asked for"),
+        (FewSteps(other, (1000.0, 757.5)), r"was made by other weights \(m\): name another file"),
+    ):
+        check_made_by(sampler, [])
+        with pytest.raises(UserError, match=message):
+            check_made_by(sampler, videos)
 
 
 def test_noise_is_the_seeds_alone(tmp_path: Path) -> None:

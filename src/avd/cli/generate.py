@@ -83,7 +83,7 @@ def generate(
     """
     from avd.data import read_prompts
     from avd.models.devices import read_launch
-    from avd.sampling.generation import Wanted, list_videos, select_missing
+    from avd.sampling.generation import Wanted, check_made_by, list_videos, select_missing
     from avd.sampling.generation import generate as generate_videos
     from avd.types import UserError
 
@@ -108,6 +108,8 @@ def generate(
         solver=solver,
         negative_prompt=negative_prompt,
     )
+    to_make = set(missing)
+    check_made_by(sampler, [video for video in own if video not in to_make])
     source = opened.source
     name = model if source is None or source.adapter is not None else source.pinned
     with ui.bars() as bar:

@@ -21,6 +21,9 @@ from avd.sampling.placement import encoded_first
 from avd.sampling.samplers import Sampler
 from avd.types import UserError
 
+_OF_ONE_VIDEO = {"avd", "prompt", "seed", "model"}
+"""What a file says of itself that other videos of the same sampler need not share."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -60,6 +63,25 @@ def select_missing(videos: Sequence[Wanted], *, skip_existing: bool) -> list[Wan
             if about is None or (about.get("prompt"), about.get("seed")) != (video.prompt, video.seed):
                 raise UserError(f"output {video.path} is not the video of this prompt and seed: name another file")
     return missing
+
+
+def check_made_by(sampler: Sampler, videos: Sequence[Wanted]) -> None:
+    """Raise UserError for a file among `videos`, which are there, that another model or way of sampling made."""
+    if not videos:
+        return
+    wanted = {**sampler.description, "identity": sampler.identity}
+    for video in videos:
+        about = read_description(video.path) or {}
+        for key in sorted(wanted.keys() | about.keys() - _OF_ONE_VIDEO, key=lambda key: (key == "identity", key)):
+            found, given = (json.dumps(each.get(key), ensure_ascii=False) for each in (about, wanted))
+            if found != given and key == "identity":
+                raise UserError(
+                    f"output {video.path} was made by other weights ({about.get('model')}): name another file"
+                )
+            if found != given:
+                raise UserError(
+                    f"output {video.path} was made with {key} {found}, and {given} is asked for: name another file"
+                )
 
 
 def generate(sampler: Sampler, videos: Sequence[Wanted], model: str, *, made: Callable[[int, Wanted], None]) -> None:
