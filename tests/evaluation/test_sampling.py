@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from avd.engine.randomness import derive_seed, generator_for
-from avd.evaluation.sampling import batch_size, sample_clips
+from avd.engine.ranks import SINGLE_PROCESS
+from avd.evaluation.sampling import agree_on_tiling, batch_size, sample_clips
 from avd.evaluation.suite import Prompt
 from avd.models.wan.model import VideoModel
 from avd.sampling.choose import make_sampler
@@ -217,6 +219,40 @@ def test_a_students_identity_changes_with_rate_and_interpolator() -> None:
     }
     assert len(identities) == 4
     assert FewSteps(model, timesteps, 0, tiny_interpolator()).identity in identities  # it is not used
+
+
+def test_free_memory_changes_no_clips_that_are_shared_or_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process needs tiles, the second does not, and a later one would not either."""
+    monkeypatch.setattr(Placement, "fit_to", lambda self, model: self.fit_into(free.pop(0), model.sizes, 16 * 16))
+    free, model = [2e9, 79e9, 79e9], tiny_model()
+    for rank in range(2):
+        placement = agree_on_tiling(Placement(), model, tmp_path, SINGLE_PROCESS)
+        sampler = make_sampler(PlacedModel(model, replace(placement, offload="none")), steps=1)
+        sample_clips(sampler, PROMPTS, tmp_path, seed=0, batch=6, rank=rank, size=2)
+        assert placement.tiling
+    untiled = agree_on_tiling(Placement(tiling=False), model, tmp_path, SINGLE_PROCESS)
+    sampler = make_sampler(PlacedModel(model, replace(untiled, offload="none")), steps=1)
+    with pytest.raises(UserError, match="holds clips of another model"):
+        sample_clips(sampler, PROMPTS, tmp_path, seed=0, batch=6)
+
+
+def test_the_first_process_waits_for_files_however_long_the_others_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps, seen = iter(range(9)), []
+
+    def sleep(seconds: float) -> None:
+        if next(naps) == 2:
+            sample_clips(Painter(), PROMPTS, tmp_path, seed=0, batch=3, rank=1, size=2)
+
+    monkeypatch.setattr("avd.evaluation.sampling.time.sleep", sleep)
+    samples = sample_clips(Painter(), PROMPTS, tmp_path, seed=0, batch=3, rank=0, size=2)
+    samples.wait(lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 4)] * 3 + [(4, 4)] and len(list(samples.clips())) == len(PROMPTS)
+    samples.remove()
+    assert not tmp_path.exists()
 
 
 @pytest.mark.parametrize("offload", ["none", "blocks"])

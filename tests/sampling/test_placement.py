@@ -129,6 +129,12 @@ def test_memory_decides_what_is_left_open() -> None:
     assert fitted(24e9, offload="none", tiling=False) == ("none", False)
 
 
+def test_tiles_that_nobody_wanted_are_marked_so() -> None:
+    sizes = tiny_model().sizes
+    assert Placement().fit_into(2e9, sizes, 16 * 16).tiling_fitted
+    assert not Placement(tiling=True).fit_into(2e9, sizes, 16 * 16).tiling_fitted
+
+
 def test_a_cpu_waits_for_nothing() -> None:
     placement = Placement().fit_to(tiny_model())
     assert (placement.offload, placement.tiling) == ("none", False)
@@ -156,6 +162,7 @@ def test_what_changes_clips_changes_the_identity(tmp_path: Path) -> None:
         file.write_text(file.name)
     plain = identity(tiling=False)
     assert plain == tiny_model().identity == identity(tiling=False, compile=True)
+    assert plain == identity(tiling=True, tiling_fitted=True)
     others = [{"tiling": True}, {"tiling": False, "weights": "int8"}, {"tiling": False, "weights": "float8"}]
     others += [{"tiling": False, "decoder": file} for file in decoders]
     assert len({plain, *(identity(**about) for about in others)}) == 6

@@ -86,7 +86,7 @@ def evaluate(
         if not is_videos:
             clips_folder = samples or json.with_name(f"{json.stem}-samples")
             recipe_of(what)  # raises where it cannot be read, before hours of sampling
-            placed = _open_model(what, ranks, placement)
+            placed = _open_model(what, ranks, placement, clips_folder)
             sampler = make_sampler(
                 placed, half_rate=half_rate, steps=steps, guidance=guidance, negative_prompt=negative_prompt
             )
@@ -99,18 +99,20 @@ def evaluate(
             ui.out.print(terminal_table([row]))
 
 
-def _open_model(model: str, ranks: Ranks, placement: Placement) -> PlacedModel:
-    """The model on this process's device, in bfloat16 on a GPU."""
+def _open_model(model: str, ranks: Ranks, placement: Placement, folder: Path) -> PlacedModel:
+    """The model on this process's device, in bfloat16 on a GPU, to make the clips in `folder`."""
     import torch
 
+    from avd.evaluation.sampling import agree_on_tiling
     from avd.models.family import load_model
 
     dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
-    return place(load_model(model, dtype=dtype, device=ranks.device), placement)
+    opened = load_model(model, dtype=dtype, device=ranks.device)
+    return place(opened, agree_on_tiling(placement, opened, folder, ranks))
 
 
 def _sample(suite: Suite, model: str, sampler: Sampler, folder: Path, seed: int, ranks: Ranks) -> Samples:
-    """The clips of all processes, once all are done."""
+    """The clips of all processes: on the first one, which judges them, once all are there."""
     from avd.evaluation.judging import check_model
     from avd.evaluation.sampling import sample_clips
 
@@ -118,7 +120,8 @@ def _sample(suite: Suite, model: str, sampler: Sampler, folder: Path, seed: int,
     with ui.bars() as bar:
         prompts, rank, size = suite.prompts(), ranks.rank, ranks.size
         samples = sample_clips(sampler, prompts, folder, seed=seed, rank=rank, size=size, progress=bar("sampling"))
-    ranks.barrier()
+        if ranks.is_main:  # by their files: others may be hours behind, longer than ranks wait for each other
+            samples.wait(bar("waiting for the batches of others"))
     return samples
 
 

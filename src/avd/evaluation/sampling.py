@@ -7,6 +7,7 @@ batch.
 
     clip-000000.safetensors    `video`, uint8 (F, H, W, 3); the metadata entry `fps`
     batch-000000.json          named by its first clip: what it was made from, and the seconds it took
+    placement.json             `tiling`: whether the clips were decoded in tiles
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +26,11 @@ from safetensors.numpy import save
 
 from avd.data import Video
 from avd.engine.randomness import generator_for
+from avd.engine.ranks import Ranks
 from avd.evaluation.suite import Clip, Prompt
-from avd.files import read_text, write_atomically
-from avd.sampling.placement import encoded_first
+from avd.files import read_json, read_text, write_atomically, write_json
+from avd.models.family import TextToVideo
+from avd.sampling.placement import PlacedModel, Placement, encoded_first
 from avd.sampling.samplers import SampledModel, Sampler
 from avd.types import CountProgress, UserError
 
@@ -35,6 +38,9 @@ _LARGEST_BATCH = 16
 _POSITIONS = 2**15
 """Latent positions, frames times height times width, that a batch holds at most: one clip of 81 frames of 480 x 832
 has four times as many. The miniature is far below."""
+_PLACEMENT_FILE = "placement.json"
+_POLL = 1.0
+"""Seconds between looks at what other processes have made."""
 
 
 def batch_size(model: SampledModel) -> int:
@@ -105,9 +111,19 @@ class Samples:
         for path in sorted(self.folder.glob("batch-*.json")):
             self._seconds(path)
 
+    def wait(self, progress: CountProgress) -> None:
+        """Return when all batches are there, whoever makes them; `progress` counts them."""
+        left = [start for start in self.starts() if not self.has_batch(start)]
+        while left:
+            progress(len(self.starts()) - len(left), len(self.starts()))
+            time.sleep(_POLL)
+            left = [start for start in left if not self.has_batch(start)]
+            if not left:
+                progress(len(self.starts()), len(self.starts()))
+
     def remove(self) -> None:
         """Remove the clips and their records, and the folder if nothing else is in it."""
-        files = [self.record_file(start) for start in self.starts()]
+        files = [self.folder / _PLACEMENT_FILE, *(self.record_file(start) for start in self.starts())]
         for path in files + [self.clip_file(i) for i in range(len(self.prompts))]:
             path.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
@@ -146,6 +162,8 @@ def sample_clips(
     key = _key(sampler.identity, seed, batch, prompts)
     samples = Samples(folder, tuple(prompts), batch, seed, sampler.steps, sampler.network_calls, key)
     samples.check_folder()
+    if rank == 0 and isinstance(sampler.model, PlacedModel):
+        write_json(folder / _PLACEMENT_FILE, {"tiling": sampler.model.placement.tiling})
     own = samples.starts()[rank::size]
     missing = [start for start in own if not samples.has_batch(start)]
     total = sum(len(samples.indices(start)) for start in own)
@@ -158,6 +176,26 @@ def sample_clips(
         done += len(samples.indices(start))
         progress(done, total)
     return samples
+
+
+def agree_on_tiling(placement: Placement, model: TextToVideo, folder: Path, ranks: Ranks) -> Placement:
+    """A placement that decodes alike in all processes, and as the clips that `folder` holds already.
+
+    Where tiling is not asked for it is what those clips were decoded with, or else tiles if any process lacks the
+    memory to do without. All ranks call it.
+    """
+    if placement.tiling is not None:
+        return placement
+    needed = ranks.any_rank(bool(placement.fit_to(model).tiling))
+
+    def decide() -> bool:
+        path = folder / _PLACEMENT_FILE
+        if not path.exists():
+            return needed
+        record = read_json(path, "the record of how clips were decoded", "remove the folder or name another")
+        return bool(record.get("tiling"))
+
+    return replace(placement, tiling=ranks.decide(decide))
 
 
 def _sample_batch(sampler: Sampler, samples: Samples, start: int) -> None:

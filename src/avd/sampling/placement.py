@@ -59,6 +59,8 @@ class Placement:
     compile: bool = False
     decoder: Path | None = None
     """A file with a tiny decoder, in place of the VAE's own."""
+    tiling_fitted: bool = False
+    """Whether `tiling` was chosen by the memory there was, and not asked for."""
 
     def check(self, model: TextToVideo) -> None:
         """Raise UserError for what the model, its device or the installed packages do not have."""
@@ -89,7 +91,7 @@ class Placement:
             offload = "blocks" if beside < denoising else "model" if beside < decoding else "none"
         if tiling is None:
             tiling = (beside if offload == "none" else free - _CONTEXT) < decoding
-        return replace(self, offload=offload, tiling=tiling)
+        return replace(self, offload=offload, tiling=tiling, tiling_fitted=self.tiling is None)
 
     def __str__(self) -> str:
         words = [f"offload {self.offload}", "tiled decoding" if self.tiling else "decoding in one piece"]
@@ -127,12 +129,14 @@ class PlacedModel:
 
     @property
     def identity(self) -> str:
-        """The model's, changed by what changes the clips more than rounding does."""
+        """The model's, changed by what changes the clips more than rounding does. Tiles that nobody asked for, whose
+        seams are faint, are left out: free memory changes from one process to the next."""
         p = self.placement
-        if p.weights is None and p.decoder is None and not p.tiling:
+        tiling = p.tiling and not p.tiling_fitted
+        if p.weights is None and p.decoder is None and not tiling:
             return self._model.identity
         decoder = None if p.decoder is None else hashlib.sha256(p.decoder.read_bytes()).hexdigest()
-        return identity_of("placed", (), self._model.identity, p.weights, decoder, p.tiling)
+        return identity_of("placed", (), self._model.identity, p.weights, decoder, tiling)
 
     @property
     def bytes_of_prompt(self) -> int:
