@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from avd.models.folders import AdapterFolder
+from avd.models.settings import Settings, write_settings
 from helpers.command import avd
 from helpers.families import fake_family, save_model
 from helpers.pages import as_on_page, console_blocks
@@ -134,6 +136,17 @@ def test_making_a_video_is_planned_from_configs(place: Path, tmp_path: Path, cap
     (plan,) = found["plans"]
     assert plan["fits"] and plan["options"] == {"offload": "none", "tiling": False, "weights": None}
     assert f"{plan['stages'][1]['flops'] / 1e12:,.1f} TFLOP" in out and "fits with no option" in out
+
+
+def test_a_lora_of_a_published_model_is_planned_without_its_files(tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    student.mkdir()
+    AdapterFolder(student, f"{WAN}@main").write()
+    of_published = planned(tmp_path / "published.json", "--generate", WAN)
+    for frames in (81, 41):
+        write_settings(student, Settings(frames=frames, student_timesteps=(1000, 757, 522, 255)))
+        plans = planned(tmp_path / f"{frames}.json", "--generate", student)["plans"]
+        assert (plans == of_published["plans"]) == (frames == 81)
 
 
 @pytest.mark.parametrize(

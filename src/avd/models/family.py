@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import avd.models
 from avd.models.folders import INDEX_FILE, AdapterFolder, ModelSource, hub_id_of, locate, read_object
+from avd.models.settings import read_settings
 from avd.types import Conditions, UserError
 
 if TYPE_CHECKING:  # asking which families there are loads no torch
@@ -143,8 +144,8 @@ class Family:
     pipelines: tuple[str, ...]
     """What `_class_name` may be in a folder's `model_index.json`."""
     load: Load
-    read_sizes: Callable[[str, ModelSource | None], Sizes]
-    """Sizes of a folder, from its configs alone, or of one of `hub_ids`."""
+    read_sizes: Callable[[str, ModelSource | None, Settings | None], Sizes]
+    """Sizes of a folder, from its configs alone, or of one of `hub_ids`: with other settings, if given."""
     read_settings: Callable[[str, ModelSource | None], Settings]
     """Likewise, how it is sampled."""
     read_parts: Callable[[str, ModelSource | None], OtherParts] | None = None
@@ -217,36 +218,46 @@ def find_facts(name: str) -> ModelFacts | None:
     found = _find_files(name)
     if found is None:
         return None
-    family, source = found
-    return ModelFacts(family.read_sizes(name, source), family.read_settings(name, source))
+    own = None
+    if found.source is None and found.adapter is not None:
+        own = read_settings(found.adapter.folder)
+    sizes = found.family.read_sizes(found.name, found.source, own)
+    return ModelFacts(sizes, own or found.family.read_settings(found.name, found.source))
 
 
 def read_parts(name: str) -> OtherParts:
     """What a model has beside its network, found as its facts are. Raises UserError if family or folder do not say."""
     found = _find_files(name)
     assert found is not None, "facts were read"
-    family, source = found
-    if family.read_parts is None:
-        raise UserError(f"{name} is of the family {family.name}, whose text encoder and VAE have no known size")
-    return family.read_parts(name, source)
+    if found.family.read_parts is None:
+        raise UserError(f"{name} is of the family {found.family.name}, whose text encoder and VAE have no known size")
+    return found.family.read_parts(found.name, found.source)
 
 
-def _find_files(name: str) -> tuple[Family, ModelSource | None] | None:
-    """The family of a model and its files, None for those of a known hub id, whose configs the family knows.
+@dataclass(frozen=True)
+class _Found:
+    """A model's family and its files: None for those of a known hub id, whose configs the family knows by `name`."""
 
-    None for another hub id.
-    """
+    family: Family
+    name: str
+    source: ModelSource | None
+    adapter: AdapterFolder | None
+
+
+def _find_files(name: str) -> _Found | None:
+    """The family and files of a model, or of the one that it is an adapter of; None for a hub id that is not known."""
     known = families()
-    if not Path(name).is_dir():
-        for family in known:
-            if hub_id_of(name) in family.hub_ids:
-                return family, None
     adapter = None if name in _shipped(known) else AdapterFolder.find(name)
-    folder = locate(name if adapter is None else adapter.base, _shipped(known), fetch=False)
+    base = name if adapter is None else adapter.base
+    if not Path(base).is_dir():
+        for family in known:
+            if hub_id_of(base) in family.hub_ids:
+                return _Found(family, base, None, adapter)
+    folder = locate(base, _shipped(known), fetch=False)
     if folder is None:
         return None
     source, family = _find_family(name, folder, known)
-    return family, ModelSource(name, folder, source.index, adapter=adapter)
+    return _Found(family, name, ModelSource(name, folder, source.index, adapter=adapter), adapter)
 
 
 def read_facts(name: str) -> ModelFacts:

@@ -23,7 +23,7 @@ def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) 
     return load(source, dtype, device)
 
 
-def _read_sizes(name: str, source: ModelSource | None) -> Sizes:
+def _read_sizes(name: str, source: ModelSource | None, settings: Settings | None) -> Sizes:
     from avd.models.fake_family.model import load
 
     assert source is not None

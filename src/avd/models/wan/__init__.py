@@ -21,10 +21,10 @@ def _load(source: ModelSource, dtype: torch.dtype, device: torch.device | None) 
     return load(source, dtype, device)
 
 
-def _read_sizes(name: str, source: ModelSource | None) -> Sizes:
+def _read_sizes(name: str, source: ModelSource | None, settings: Settings | None) -> Sizes:
     from avd.models.wan.sizes import known_sizes, sizes_of_folder
 
-    return known_sizes(hub_id_of(name)) if source is None else sizes_of_folder(source)
+    return known_sizes(hub_id_of(name), settings) if source is None else sizes_of_folder(source)
 
 
 def _read_settings(name: str, source: ModelSource | None) -> Settings:

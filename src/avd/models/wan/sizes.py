@@ -108,10 +108,10 @@ def make_sizes(transformer: Mapping[str, Any], latent_CFHW: tuple[int, int, int,
     return WanSizes(latent_CFHW, conditions, transformer["num_layers"], transformer)
 
 
-def known_sizes(hub_id: str) -> WanSizes:
-    """Sizes of a published model, which need not be there."""
+def known_sizes(hub_id: str, settings: Settings | None = None) -> WanSizes:
+    """Sizes of a published model, which need not be there: for clips of its own settings, or of others."""
     known = _known(hub_id)
-    return _at_settings(known.transformer, known.vae, known.settings, TEXT_TOKENS)
+    return _at_settings(known.transformer, known.vae, settings or known.settings, TEXT_TOKENS)
 
 
 def known_settings(hub_id: str) -> Settings:
