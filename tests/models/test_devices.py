@@ -46,7 +46,15 @@ def without(*keys: str) -> dict[str, str]:
     ],
 )
 def test_a_launch_is_read(environment: dict[str, str], launch: Launch) -> None:
-    assert read_launch(environment) == launch
+    assert read_launch(environment, connects=True) == launch
+
+
+@pytest.mark.parametrize("environment", [PAIR, STEP], ids=["torchrun", "srun"])
+def test_processes_that_never_connect_need_no_place_to_meet(environment: dict[str, str]) -> None:
+    alone = {key: value for key, value in environment.items() if not key.startswith("MASTER")}
+    assert read_launch(alone) == read_launch(environment, connects=True)
+    with pytest.raises(UserError, match="without MASTER_ADDR, MASTER_PORT"):
+        read_launch(alone, connects=True)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +81,7 @@ def test_a_launch_is_read(environment: dict[str, str], launch: Launch) -> None:
 )
 def test_half_a_launch_is_refused_in_one_line(environment: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match="torchrun") as caught:
-        read_launch(environment)
+        read_launch(environment, connects=True)
     assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 

@@ -132,7 +132,7 @@ def interpolator(
     from avd.models.devices import read_launch
     from avd.models.family import open_model
 
-    launch = read_launch(os.environ)
+    launch = read_launch(os.environ, connects=True)
     check_batch(resolved.batch, launch.size)
     folder = open_run(output, resolved, resolved.updates, resume=resume, owner=launch.rank == 0)
     video_model = open_model(resolved.model)

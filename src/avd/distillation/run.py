@@ -39,7 +39,7 @@ def distill_run(
     `encoding` counts clips of the world, `measuring` those of the monitors' references; `tell` shows a line. Raises
     UserError as `preflight`, which changes nothing, and Stopped if a monitor or a signal ends the run.
     """
-    launch = read_launch(os.environ)
+    launch = read_launch(os.environ, connects=True)
     resolved = preflight(recipe, output, resume=resume, launch=launch)
     model, folder = resolved.model, resolved.folder
     low_rates = explain_low_rates(recipe)

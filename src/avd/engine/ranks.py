@@ -221,7 +221,7 @@ def process_group(compute: ComputeRecipe) -> Iterator[Ranks]:
     numbers of ranks go with `compute`. Raises UserError for an environment that does not describe a launch, and for a
     GPU that is asked for and not there.
     """
-    launch = read_launch(os.environ)
+    launch = read_launch(os.environ, connects=True)
     rank, size = launch.rank, launch.size
     device = pick_device(compute.device, launch)
     if device.type == "cuda":

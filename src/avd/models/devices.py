@@ -15,6 +15,7 @@ import torch
 
 from avd.types import UserError
 
+_MEETING_PLACE = ("MASTER_ADDR", "MASTER_PORT")
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
@@ -29,26 +30,28 @@ class Launch:
     """Whether one GPU is visible because a scheduler, or the user, has chosen it for this process."""
 
 
-def read_launch(environment: Mapping[str, str]) -> Launch:
+def read_launch(environment: Mapping[str, str], *, connects: bool = False) -> Launch:
     """The launch that torchrun's variables describe, or without any those of a job step of SLURM; without either, a
     process of its own.
 
-    Raises UserError for a variable that is missing or makes no sense, and for a job step whose processes cannot meet.
+    `connects`: whether its processes are to talk to each other, for which they need a place to meet. Raises UserError
+    for a variable that is missing or makes no sense.
     """
     shown_one = any(len(environment.get(key, "").split(",")) == 1 and environment.get(key) for key in _VISIBLE)
     if _is_job_step(environment):
-        return _read_job_step(environment, bool(shown_one))
+        return _read_job_step(environment, bool(shown_one), connects)
     size = _integer(environment, "WORLD_SIZE", 1, smallest=1)
     rank = _integer(environment, "RANK", 0)
     if rank >= size:
         given = f"WORLD_SIZE is {size}" if environment.get("WORLD_SIZE") else "WORLD_SIZE is not set"
         raise UserError(f"RANK is {rank} and {given}: RANK counts from 0 to WORLD_SIZE - 1; {_START}")
     if size > 1:
-        needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        needed = ("RANK", "LOCAL_RANK", *(_MEETING_PLACE if connects else ()))
         missing = [key for key in needed if not environment.get(key)]
         if missing:
             raise UserError(f"WORLD_SIZE is {size} without {', '.join(missing)}: {_START}")
-        _integer(environment, "MASTER_PORT", 0, smallest=1, largest=65_535)
+        if connects:
+            _integer(environment, "MASTER_PORT", 0, smallest=1, largest=65_535)
     return Launch(rank, size, _integer(environment, "LOCAL_RANK", 0), bool(shown_one))
 
 
@@ -61,16 +64,17 @@ def _is_job_step(environment: Mapping[str, str]) -> bool:
     return _integer(environment, "SLURM_NTASKS", 1, smallest=1) > 1
 
 
-def _read_job_step(environment: Mapping[str, str], shown_one: bool) -> Launch:
+def _read_job_step(environment: Mapping[str, str], shown_one: bool, connects: bool) -> Launch:
     size = _integer(environment, "SLURM_NTASKS", 1, smallest=1)
-    needed = ("SLURM_PROCID", "SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT")
+    needed = ("SLURM_PROCID", "SLURM_LOCALID", *(_MEETING_PLACE if connects else ()))
     missing = [key for key in needed if not environment.get(key)]
     if missing:
         raise UserError(
             f"srun started {size} processes without {', '.join(missing)}: export MASTER_ADDR and MASTER_PORT before "
             "srun, or let srun start one torchrun per node"
         )
-    _integer(environment, "MASTER_PORT", 0, smallest=1, largest=65_535)
+    if connects:
+        _integer(environment, "MASTER_PORT", 0, smallest=1, largest=65_535)
     rank = _integer(environment, "SLURM_PROCID", 0)
     if rank >= size:
         raise UserError(f"SLURM_PROCID is {rank} and SLURM_NTASKS is {size}: {_START}")
