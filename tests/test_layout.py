@@ -28,6 +28,7 @@ CROSS_CUTTING = {
 }
 
 TOPICS = {
+    "data/test_earlier_versions.py": "caches of earlier versions of the format",
     "data/test_kill_preparation.py": "preparation, killed anywhere",
     "data/video/test_odd_files.py": "files as people have them",
     "data/video/test_windows.py": "clips cut from videos",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -272,60 +271,6 @@ def test_a_cache_without_all_of_its_captions_is_unfinished(cache_path: Path) -> 
     check_source(LatentCache(cache_path), 1e-3)
 
 
-def write_old(path: Path, version: int) -> tuple[Tensor, Tensor]:
-    """A cache by hand, as version 2, with one tensor of embeddings by the name of `prompts`, or 3 was. Returns latents
-    and embeddings."""
-    path.mkdir()
-    latents, embeddings = (torch.stack([make(i) for i in range(3)]).half() for make in (latent, embedding))
-    items = [{"caption": f"caption {i}", "file": f"{i}.mp4", "start": 0.0, "source_seconds": 1.0} for i in range(3)]
-    rows = torch.tensor([2, 0, 2], dtype=torch.int32)
-    name = "prompts" if version == 2 else "condition.embedding"
-    tensors = {"latents": latents, name: embeddings, "prompt_rows": rows}
-    save_file(tensors, path / SHARDS[0], {"items": json.dumps(items)})
-    digest = hashlib.sha256((path / SHARDS[0]).read_bytes()).hexdigest()
-    manifest = {
-        "format": "avd-latent-cache",
-        "version": version,
-        "identity": "fake-1",
-        "geometry": {"frames": 9, "height": 16, "width": 24, "fps": 8.0},
-        "dtype": "float16",
-        "shard_size": 3,
-        "count": 3,
-        "latent_shape": [4, 3, 2, 3],
-        **({"prompt_shape": [5, 6]} if version == 2 else {"condition_shapes": {"embedding": [5, 6]}}),
-        "shards": [{"file": SHARDS[0], "items": 3, "sha256": digest}],
-    }
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    return latents, embeddings
-
-
-@pytest.mark.parametrize("version", [2, 3])
-def test_a_cache_of_an_earlier_version_is_read(tmp_path: Path, version: int) -> None:
-    path = tmp_path / "old"
-    latents, embeddings = write_old(path, version)
-    before = contents(path)
-    cache = LatentCache(path)
-    cache.verify()
-    assert cache.condition_shapes == {"embedding": (5, 6)} and cache.geometry == GEOMETRY
-    prompts = cache.prompts([1, 0])
-    assert list(prompts.tensors) == ["embedding"]
-    assert torch.equal(prompts["embedding"], embeddings[[0, 2]].float())
-    assert torch.equal(cache.latents([2, 1]), latents[[2, 1]].float())
-    writer = open_writer(path)
-    assert writer.finished and writer.holds_prompts and contents(path) == before  # prepared again, it is left as it is
-
-
-def test_texts_are_added_to_a_cache_of_an_earlier_version(tmp_path: Path) -> None:
-    _, embeddings = write_old(tmp_path / "old", 3)
-    before = contents(tmp_path / "old")
-    assert LatentCache(tmp_path / "old").texts is None
-    encode_texts(tmp_path / "old", Numbered(), ["negative 7"])
-    cache = LatentCache(tmp_path / "old")
-    assert cache.texts is not None and "negative 7" in cache.texts and "caption 0" not in cache.texts
-    assert torch.equal(cache.prompts([1])["embedding"], embeddings[:1].float())
-    assert {name: data for name, data in contents(tmp_path / "old").items() if "texts" not in name} == before
-
-
 def test_an_unfinished_cache_of_version_2_is_not_continued(tmp_path: Path) -> None:
     fill(open_writer(tmp_path / "old"), 5)
     journal = tmp_path / "old" / "journal.jsonl"
@@ -359,21 +304,6 @@ def test_damaged_shards_are_named(cache_path: Path) -> None:
         LatentCache(cache_path)
     shard.write_bytes(good)
     LatentCache(cache_path).verify()
-
-
-def test_damaged_shards_of_an_earlier_version_are_named(tmp_path: Path) -> None:
-    latents, embeddings = write_old(tmp_path / "old", 3)
-    shard = tmp_path / "old" / SHARDS[0]
-    items = {"items": json.dumps([{"caption": "a", "file": f"{i}.mp4"} for i in range(3)])}
-    for tensors, message in (
-        ({}, r"holds no condition\.embedding"),
-        ({"condition.embedding": embeddings}, "holds no prompt_rows"),
-        ({"condition.embedding": embeddings[:, :4], "prompt_rows": torch.zeros(3)}, "does not fit the manifest"),
-        ({"condition.embedding": embeddings, "prompt_rows": torch.tensor([0, 1, 3])}, "lacks prompts"),
-    ):
-        save_file({"latents": latents, **{name: each.contiguous() for name, each in tensors.items()}}, shard, items)
-        with pytest.raises(UserError, match=f"{SHARDS[0]} {message}"):
-            LatentCache(tmp_path / "old")
 
 
 @pytest.mark.parametrize("name", [SHARDS[2], TEXT_FILES[1]])

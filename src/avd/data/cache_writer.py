@@ -32,8 +32,12 @@ from avd.data.cache import (
     read_skipped,
 )
 from avd.data.tensor_files import DTYPES, Dtype, ShardRecord, save_shard, stored
+from avd.data.video.checks import Checks
 from avd.files import LOCK_FILE, append_json_line, is_unfinished, read_json_lines, write_json, write_json_lines
 from avd.types import UserError
+
+_BEFORE = {"skip_start": 0.0, "spread": False, "checks": asdict(Checks())}
+"""How clips were cut by versions that could do no other, and whose manifests do not say it."""
 
 
 class CacheWriter:
@@ -152,7 +156,8 @@ class CacheWriter:
 
     def _open_finished(self) -> None:
         manifest = read_manifest(self.path)
-        _refuse_to_mix(self.path, self._header, manifest | {"version": VERSION})  # what can be read is left as it is
+        found = _BEFORE | manifest if holds_prompts(manifest) else manifest
+        _refuse_to_mix(self.path, self._header, found | {"version": VERSION})  # what can be read is left as it is
         # A crash between writing the manifest and removing the journal leaves both.
         (self.path / JOURNAL).unlink(missing_ok=True)
         self.skipped = read_skipped(self.path)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from avd.data.cache import MANIFEST, Geometry, Item, Skip, is_begun, manifest_header, source_seconds
+from avd.data.cache import MANIFEST, Geometry, Item, Skip, is_begun, manifest_header, read_manifest, source_seconds
 from avd.data.cache_writer import CacheWriter, check_begun, join_caches
 from avd.data.overlap import read_heldout, shared_prompts
 from avd.data.parts import (
@@ -29,6 +29,7 @@ from avd.data.parts import (
 from avd.data.plan import Captioned, Planned, plan
 from avd.data.tensor_files import Dtype
 from avd.data.texts import TextEncoder, encode_texts, join_texts
+from avd.data.video.checks import Checks, recommended
 from avd.data.video.reading import ReadOptions, RefusedWindow, VideoError
 from avd.data.video.workers import Job, Outcome, decoded
 from avd.files import FolderInUse
@@ -211,7 +212,8 @@ class _Job:
 
     def describe(self, output: Path, planned: Sequence[Planned], texts: Sequence[str], reports: Reports) -> Summary:
         """What a finished cache holds. Texts that it lacks, as one of an earlier version may, are added to it."""
-        writer = self._open(output, planned)
+        job = replace(self, reading=_asked_then(self.reading, read_manifest(output)))
+        writer = job._open(output, planned)
         captions = [] if writer.holds_prompts else [item.caption for item in writer.items]
         self._encode_texts(output, [*texts, *captions], reports.texts)
         return _summary(writer, self.reading.frames / self.reading.fps)
@@ -234,6 +236,12 @@ class _Job:
 
     def _encode_texts(self, folder: Path, texts: Sequence[str], progress: CountProgress | None = None) -> None:
         encode_texts(folder, self.encoder, texts, dtype=self.dtype, shard_size=max(1, len(texts)), progress=progress)
+
+
+def _asked_then(reading: ReadOptions, manifest: Mapping[str, Any]) -> ReadOptions:
+    """What the same options asked for when a cache was made: before there were checks, none were recommended."""
+    recommends = reading.checks == recommended(reading.fps, *reading.size)
+    return replace(reading, checks=Checks()) if recommends and "checks" not in manifest else reading
 
 
 def _shifted(progress: CountProgress, before: int, total: int) -> CountProgress:
