@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from avd import data
 from avd.data import LatentCache, read_captions, write_captions
 from avd.data.captions import CaptionedFile
+from avd.files import FolderLock
 from avd.models.wan.files import ModelFiles
 from avd.models.wan.model import VideoModel
 from helpers.command import avd, snapshot
@@ -72,6 +75,27 @@ def test_each_share_of_a_job_array_loads_one_encoder_after_the_other(
     assert snapshot(Path("array")) == snapshot(alone)
     assert avd(*command, "2/2") == 0  # run again, it finds all done and loads nothing
     assert loaded == ["vae", "text_encoder"] * 2 and snapshot(Path("array")) == snapshot(alone)
+
+
+def test_the_prompts_of_a_share_are_encoded_before_another_may_take_the_cache(
+    alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, other = data.prepare, FolderLock(Path("listed"), "the cache")
+
+    def taken(*arguments: Any, **options: Any) -> data.Summary | None:
+        summary = prepare(*arguments, **options)
+        other.acquire()
+        return summary
+
+    monkeypatch.setattr(data, "prepare", taken)
+    Path("prompts.txt").write_text("a red ball drifts left\na blue ball rises\n")
+    shutil.copytree(alone, "listed")
+    command = ("prepare", "clips", "--model", "tiny", "--output", "listed", "--prompts", "prompts.txt")
+    assert avd(*command, "--workers", 0, "--shard", "1/2") == 0
+    other.release()
+    held = data.EncodedTexts(Path("listed"))
+    assert held.prompts == ["a red ball drifts left", "a blue ball rises"] and not held.lacking(held.prompts)
+    assert LatentCache("listed").items == LatentCache(alone).items
 
 
 def test_batches_are_as_large_as_asked(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

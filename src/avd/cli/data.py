@@ -161,8 +161,7 @@ def prepare(
     share, encoder = _share(shard, launch), open_model(model)
     own = encoder.settings
     texts = list(dict.fromkeys(["", own.negative_prompt, negative_prompt or ""]))
-    if prompts is not None:
-        read_prompts(prompts)  # raises now, and not after the videos
+    listed = None if prompts is None else read_prompts(prompts)
     frames, height, width = (
         its_own if value is None else value
         for value, its_own in ((frames, own.frames), (height, own.height), (width, own.width))
@@ -192,6 +191,7 @@ def prepare(
             batch_size=batch or (1 if encoder.device.type == "cuda" else 4),
             dtype=dtype.value,
             texts=texts,
+            prompts=listed,
             heldout=heldout or (),
             share=share,
             reports=Reports(
@@ -202,8 +202,6 @@ def prepare(
                 waiting=bar("waiting for parts of others"),
             ),
         )
-        if summary is not None and prompts is not None:
-            prepare_texts(output, encoder, texts, prompts=prompts, progress=bar("encoding prompts"))
     _tell(summary, output)
 
 

@@ -95,17 +95,18 @@ def failing_aloud(cache: Path, share: Share) -> Iterator[None]:
 
 
 def wait_for(cache: Path, parts: Sequence[Part], share: Share, progress: CountProgress | None = None) -> None:
-    """Return when all of `parts`, those that `share` waits for, are complete.
+    """Return when those of all `parts` are complete that `share` waits for.
 
     `progress` is called with how many are, and of how many. Raises `UserError` if a process whose parts are missing has
     failed. A note that is there at first may be of an earlier try, and counts if it is not taken back within
     `_START`.
     """
     report = progress or (lambda done, total: None)
-    left = [part for part in parts if not part.is_complete]
+    awaited = [part for index in share.waits_for for part in parts[index :: share.count]]
+    left = [part for part in awaited if not part.is_complete]
     doubted, end = _failures(cache, share), time.monotonic() + _START
     while left:
-        report(len(parts) - len(left), len(parts))
+        report(len(awaited) - len(left), len(awaited))
         time.sleep(_POLL)
         failures = _failures(cache, share)
         left = [part for part in left if not part.is_complete]
@@ -116,7 +117,7 @@ def wait_for(cache: Path, parts: Sequence[Part], share: Share, progress: CountPr
                 "has failed: its last lines say why; put it right and run the same command again"
             )
         if not left:
-            report(len(parts), len(parts))
+            report(len(awaited), len(awaited))
 
 
 def _failures(cache: Path, share: Share) -> set[int]:

@@ -98,6 +98,7 @@ def prepare(
     part_size: int = PART_FILES,
     dtype: Dtype = "float16",
     texts: Sequence[str] = ("",),
+    prompts: Sequence[str] | None = None,
     heldout: Sequence[Path] = (),
     share: Share | None = None,
     reports: Reports | None = None,
@@ -107,7 +108,7 @@ def prepare(
     `captions` is a table (see `read_captions`); None takes `captions.jsonl` in the folder, or else the text beside each
     video. Each file gives the clips that `reading` asks for; they are read by `workers` processes; 0 is this one. Files
     and windows that cannot be used, or do not pass its checks, are skipped. Then the captions of the clips are encoded,
-    and `texts`, which a run needs besides: the null prompt and a negative one.
+    and `texts`, which a run needs besides: the null prompt and a negative one. `prompts` become the list of the cache.
 
     This process does its `share` of the parts of `part_size` files (see `avd.data.parts`); None is all of them. Returns
     None, and not what the cache holds, if others still have parts to do, or are to complete the cache.
@@ -130,15 +131,14 @@ def prepare(
         job.encode(parts[share.index :: share.count], reports)
     if not share.waits_for:
         return None
-    awaited = [part for index in share.waits_for for part in parts[index :: share.count]]
-    wait_for(output, awaited, share, reports.waiting)
+    wait_for(output, parts, share, reports.waiting)
     if not all(part.is_complete for part in parts):
         return None
     try:
         with locked(output, of=output):
             if not (output / MANIFEST).exists():
                 job.join(output, parts, texts, videos)
-            return job.describe(output, planned, texts, reports)
+            return job.describe(output, planned, texts, prompts, reports)
     except FolderInUse:
         if len(share.waits_for) == share.count:
             raise
@@ -210,12 +210,21 @@ class _Job:
         remove_notes(output)
         join_caches(output, writers)
 
-    def describe(self, output: Path, planned: Sequence[Planned], texts: Sequence[str], reports: Reports) -> Summary:
-        """What a finished cache holds. Texts that it lacks, as one of an earlier version may, are added to it."""
+    def describe(
+        self,
+        output: Path,
+        planned: Sequence[Planned],
+        texts: Sequence[str],
+        prompts: Sequence[str] | None,
+        reports: Reports,
+    ) -> Summary:
+        """What a finished cache holds. Texts that it lacks, as one of an earlier version may, are added to it, as are
+        `prompts`."""
         job = replace(self, reading=_asked_then(self.reading, read_manifest(output)))
         writer = job._open(output, planned)
         captions = [] if writer.holds_prompts else [item.caption for item in writer.items]
-        self._encode_texts(output, [*texts, *captions], reports.texts)
+        needed, report = [*texts, *captions], reports.texts
+        encode_texts(output, self.encoder, needed, dtype=self.dtype, prompts=prompts, progress=report)
         return _summary(writer, self.reading.frames / self.reading.fps)
 
     def _open(self, path: Path, planned: Sequence[Planned]) -> CacheWriter:
