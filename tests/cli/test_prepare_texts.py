@@ -48,6 +48,18 @@ def test_texts_are_added_to_a_cache_and_its_clips_stay(capsys: pytest.CaptureFix
     assert {path.name: path.read_bytes() for path in Path("cache").rglob("shard-*")} == before
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--shard 1/8", "--captions captions.jsonl", "--windows 1", "--no-cuts", "--fps 8", "--workers 2", "--heldout a"],
+)
+def test_options_of_videos_are_refused_where_there_are_none(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Even if it is the default that is given."""
+    shown = run(f"prepare --prompts prompts.txt --output new {option}", capsys, code=2)
+    name = option.split()[0].replace("--no-cuts", "--cuts")
+    assert f"{name} is an option of videos, and none are named: name their folder, or leave it out" in shown
+    assert not Path("new").exists()
+
+
 @pytest.mark.parametrize("command", ["prepare --prompts prompts.txt --output cache", "inspect cache"])
 def test_a_cache_whose_parts_are_half_joined_is_no_folder_of_prompts(
     command: str, capsys: pytest.CaptureFixture[str]

@@ -31,7 +31,12 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
+_OF_TEXTS = {"output", "videos", "prompts", "negative_prompt", "model", "dtype"}
+"""Parameters of `avd prepare` that mean something without videos."""
+
+
 def prepare(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the cache.")],
     videos: Annotated[
         Path | None,
@@ -157,6 +162,8 @@ def prepare(
     from avd.models.devices import read_launch
     from avd.models.family import open_model
 
+    if videos is None:
+        _refuse_options_of_videos(context)
     launch = read_launch(os.environ)
     share, encoder = _share(shard, launch), open_model(model)
     own = encoder.settings
@@ -203,6 +210,18 @@ def prepare(
             ),
         )
     _tell(summary, output)
+
+
+def _refuse_options_of_videos(context: typer.Context) -> None:
+    """Without videos they would be ignored."""
+    from avd.types import UserError
+
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE" and parameter.name not in _OF_TEXTS:
+            raise UserError(
+                f"{parameter.opts[0]} is an option of videos, and none are named: name their folder, or leave it out"
+            )
 
 
 def _share(shard: str | None, launch: Launch) -> Share:
