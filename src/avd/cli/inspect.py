@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +60,7 @@ def inspect(
     size = sum(entry.stat().st_size for entry in cache.rglob("*") if entry.is_file())
     fewest, most = report.words
     least, greatest = report.clips_per_file
-    examples = sorted(set(opened.captions), key=opened.captions.index)[:_EXAMPLES]
+    examples = first_different(opened.captions)
     _tell("cache", f"{cache}: {report.clips} clips, {report.seconds:,.0f} s of video, {size / 1e6:,.1f} MB")
     _tell("model", opened.identity)
     _tell("files", f"{report.files}, {least} to {greatest} clips of each, of {report.source_seconds:,.0f} s in all")
@@ -80,6 +82,11 @@ def inspect(
     _tell("motion", f"{report.still_share:.0%} of clips nearly still; temporal loss {report.temporal_loss:.2f}")
     if network is not None:
         _show_pixels(opened, network, sheet)
+
+
+def first_different(captions: Iterable[str]) -> list[str]:
+    """Captions for a look: the first different ones, in one pass however many there are."""
+    return list(islice(dict.fromkeys(captions), _EXAMPLES))
 
 
 def _show_prompts(texts: EncodedTexts, *, verify: bool) -> None:
