@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,15 @@ def test_pixels_of_a_plain_clip() -> None:
     assert report.contrast == pytest.approx(0.0, abs=1e-6)
     assert report.change == pytest.approx(2 / 3)
     assert report_on_pixels(red[:, :1]).change == 0.0
+
+
+def test_pixels_are_those_of_their_definitions_and_no_more_than_a_frame_is_held_in_floats() -> None:
+    videos = np.random.default_rng(0).integers(0, 256, (4, 9, 120, 160, 3), dtype=np.uint8)
+    tracemalloc.start()
+    report = report_on_pixels(videos)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    unit = videos / 255
+    assert report.brightness == pytest.approx(unit.mean(), rel=1e-12)
+    assert report.change == pytest.approx(np.abs(np.diff(unit, axis=1)).mean(), rel=1e-12)
+    assert most < videos.nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -38,6 +39,21 @@ def test_saturation_and_contrast_against_their_definitions() -> None:
     stats = measure_pixels(video)
     assert stats.saturation == pytest.approx(np.mean(saturation), rel=1e-5)
     assert stats.contrast == pytest.approx(np.mean(contrast), rel=1e-5)
+
+
+def test_memory_does_not_grow_with_the_frames() -> None:
+    """But for the thumbnails, a hundredth of the video here."""
+
+    def peak(frames: int) -> int:
+        video = np.zeros((frames, 240, 320, 3), np.uint8)
+        tracemalloc.start()
+        measure_pixels(video)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    few, many = peak(2), peak(10)
+    assert many - few < 240 * 320 * 3 * 4, "eight more frames cost less than one in floats"
 
 
 def test_a_black_video_has_nothing() -> None:

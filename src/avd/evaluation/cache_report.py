@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -91,14 +92,20 @@ def decode_some(cache: LatentCache, model: TextToVideo, count: int) -> tuple[np.
 
 
 def report_on_pixels(videos: np.ndarray) -> PixelReport:
-    """The means over uint8 videos (B, F, H, W, 3)."""
-    stats, pixels = [measure_pixels(video) for video in videos], videos.astype(np.float32) / 255
+    """The means over uint8 videos (B, F, H, W, 3), taken in floats a frame at a time: they may be large."""
+    stats = [measure_pixels(video) for video in videos]
     return PixelReport(
         saturation=float(np.mean([each.saturation for each in stats])),
-        brightness=float(pixels.mean()),
+        brightness=int(videos.sum(dtype=np.int64)) / (255 * videos.size),
         contrast=float(np.mean([each.contrast for each in stats])),
-        change=float(np.abs(np.diff(pixels, axis=1)).mean()) if videos.shape[1] > 1 else 0.0,
+        change=float(np.mean([_change(video) for video in videos])),
     )
+
+
+def _change(video: np.ndarray) -> float:
+    """`PixelReport.change` of a uint8 video (F, H, W, 3); 0 for a single frame."""
+    total = sum(int(np.abs(after.astype(np.int16) - before).sum(dtype=np.int64)) for before, after in pairwise(video))
+    return total / (255 * max(video[1:].size, 1))
 
 
 def evenly_spaced(count: int, sample: int) -> list[int]:

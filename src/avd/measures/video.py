@@ -36,10 +36,14 @@ class PixelStats:
 
 def measure_pixels(video: np.ndarray) -> PixelStats:
     """The statistics of a uint8 video (F, H, W, 3)."""
-    frames = [frame.astype(np.float32) / 255.0 for frame in video]  # one at a time: a video may be large
+    saturations, contrasts = [], []
+    for frame in video:  # one at a time in floats: a video may be large
+        unit = frame.astype(np.float32) / 255.0
+        saturations.append(float(saturation(unit).mean()))
+        contrasts.append(contrast(unit))
     return PixelStats(
-        float(np.mean([float(saturation(frame).mean()) for frame in frames])),
-        float(np.array([contrast(frame) for frame in frames], np.float32).mean()),
+        float(np.mean(saturations)),
+        float(np.array(contrasts, np.float32).mean()),
         motion(video),
     )
 
