@@ -196,10 +196,27 @@ class Onlooker:
 
     def roll_back(self, updates: int) -> None: ...
 
+    def complete(self) -> None: ...
+
     def state(self) -> dict[str, Any]:
         return {}
 
     def load(self, state: Mapping[str, Any]) -> None: ...
+
+
+def test_a_watch_completes_what_it_keeps_while_the_run_holds_its_folder(tmp_path: Path) -> None:
+    path, refused = tmp_path / "run", []
+
+    class Keeper(Onlooker):
+        def complete(self) -> None:
+            assert (path / "result.json").exists()
+            with pytest.raises(UserError) as caught:
+                RunFolder(path, resume=True, recipe_text="").lock()
+            refused.append(str(caught.value))
+
+    run(Toy(), RunFolder(path, resume=False, recipe_text=""), Schedule(1, 0), lambda *_: None, Keeper())
+    assert len(refused) == 1
+    RunFolder(path, resume=True, recipe_text="").lock()
 
 
 def test_training_resumes_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,24 +60,56 @@ with ranks.process_group(ComputeRecipe(device="cpu")) as joined:
 """
 
 
-def test_processes_that_srun_started_meet_and_refuse_to_share_a_gpu() -> None:
+def outputs_of_srun(script: str) -> list[list[str]]:
+    """Lines that each of two processes shows."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SRUN],
+            [sys.executable, "-c", script],
             env=os.environ | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    for rank, process in enumerate(processes):
-        met, refusal = process.communicate(timeout=120)[0].splitlines()
+    return [process.communicate(timeout=120)[0].splitlines() for process in processes]
+
+
+def test_processes_that_srun_started_meet_and_refuse_to_share_a_gpu() -> None:
+    for rank, (met, refusal) in enumerate(outputs_of_srun(SRUN)):
         assert met == f"{rank} 2 21.0 {rank == 1}"
         assert refusal.startswith("processes 0, 1 were given the same GPU: show each process its own")
+
+
+ATTENDED = """
+import time
+from datetime import timedelta
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from avd.config import ComputeRecipe
+from avd.engine.ranks import process_group
+from avd.types import UserError
+
+def fail():
+    time.sleep(5)
+    raise UserError("the disk is full")
+
+with process_group(ComputeRecipe(device="cpu")) as ranks:
+    ranks.barrier()
+    _set_pg_timeout(timedelta(seconds=3), dist.group.WORLD)
+    ranks.attend(lambda: print("worked"))
+    try:
+        ranks.attend(fail)
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_the_first_rank_may_work_alone_for_longer_than_ranks_wait_for_each_other() -> None:
+    assert outputs_of_srun(ATTENDED) == [["worked", "the disk is full"], ["the disk is full"]]
 
 
 def test_groups_of_ranks_wait_as_long_as_the_recipe_says() -> None:

@@ -63,5 +63,4 @@ def watched(
     schedule = Schedule(updates, every.checkpoint_every, every.keep_checkpoints, sample_every=every.sample_every)
     watch = RunWatch(task, monitor, folder, Trackers(trackers or {}, tell), tell)
     run(task, folder, schedule, lambda done, updates, metrics, left: None, watch, task.ranks)
-    watch.complete_best()
     return task

@@ -67,7 +67,6 @@ def distill_run(
         with open_trackers(recipe, folder.path, tell, ranks) as trackers:
             watch = RunWatch(task, monitor, folder, trackers, tell)
             run(task, folder, _schedule(recipe), progress, watch, ranks)
-            watch.complete_best()
     return output / "student"
 
 

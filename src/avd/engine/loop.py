@@ -136,6 +136,10 @@ class Watch(Protocol[MeasurementT]):
         """Make another checkpoint the newest; called after a decision to roll back, while none is being written."""
         ...
 
+    def complete(self) -> None:
+        """Called once the last update is done and the result written, while the run still holds its folder."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, JSON-able, under names that the task's own state does not have."""
         ...
@@ -168,6 +172,8 @@ def run(
             while not _train(task, folder, schedule, progress, watch, ranks, request):
                 pass
         task.export(folder.path)
+        if watch is not None:
+            watch.complete()
     finally:
         folder.release()
 

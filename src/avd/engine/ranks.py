@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from threading import Thread
 from typing import TypeVar
 
 import torch
@@ -33,6 +34,8 @@ from avd.models.devices import Launch, pick_device, read_launch
 from avd.types import UserError
 
 T = TypeVar("T")
+_SECONDS_BETWEEN_SIGNS = 1.0
+"""Time between signs of life from a rank that others wait for."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,32 @@ class Ranks:
             if self.is_main:
                 found.append(make())
         return self.broadcast(found)[0]
+
+    def attend(self, work: Callable[[], None]) -> None:
+        """Have the first rank do `work`, which asks no other rank for anything, and return on all when it is done.
+
+        The others hear from it all the while, so it may take longer than ranks wait for each other. An error is raised
+        on all.
+        """
+        errors: list[Exception] = []
+
+        def do() -> None:
+            try:
+                work()
+            except Exception as error:
+                errors.append(error)
+
+        thread = Thread(target=do, daemon=True)
+        if self.is_main:
+            thread.start()
+        working = True
+        while working:
+            if self.is_main:
+                thread.join(_SECONDS_BETWEEN_SIGNS)
+            working = self.any_rank(thread.is_alive())
+        with self.together():
+            for error in errors:
+                raise error
 
     def collect(self, tensor: Tensor) -> Tensor | None:
         """A tensor that may be sharded, complete, on the CPU of the first rank; None on the others. All must ask."""

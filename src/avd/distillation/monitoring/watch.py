@@ -117,15 +117,16 @@ class RunWatch:
         )
         return Decision(roll_back=True)
 
-    def complete_best(self) -> None:
-        """Write the folder of the best student, from its weights; once, when the run has ended."""
-        best, ranks = self._folder.path / BEST, self._task.ranks
-        if self._recipe.keep_best is None:
-            return
-        with ranks.together():
-            for path in list_checkpoints(best)[-1:] if ranks.is_main else ():
-                with SavedTensors(path) as tensors:
-                    self._task.export_saved(tensors, best)
+    def complete(self) -> None:
+        """Write the folder of the best student, from its weights."""
+        if self._recipe.keep_best is not None:
+            self._task.ranks.attend(self._write_best)
+
+    def _write_best(self) -> None:
+        best = self._folder.path / BEST
+        for path in list_checkpoints(best)[-1:]:
+            with SavedTensors(path) as tensors:
+                self._task.export_saved(tensors, best)
 
     def _keep_best(self, updates: int, measurement: MonitorResult) -> None:
         """Save the averaged student, as each rank has it: a folder that tools can load takes far longer to write."""
