@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from avd.distillation.saved_student import SETTINGS_OF_RUN, open_saved_student
 from avd.engine.checkpoint import SavedTensors, list_checkpoints
 from avd.export import format_named
 from avd.export.writing import write
+from avd.models.settings import Settings
 from avd.types import UserError
+from helpers.checkpoints import save_sharded
 from helpers.command import avd, snapshot
 
 RUN = (
@@ -91,6 +94,35 @@ def test_tensors_are_read_one_by_one(run: Path, tmp_path: Path, monkeypatch: pyt
 )
 def test_a_checkpoint_that_is_not_there_is_refused(run: Path, which: str, message: str) -> None:
     with pytest.raises(UserError, match=message), open_saved_student(run, which):
+        pass
+
+
+def copy_of_ranks(run: Path, copy: Path) -> Path:
+    """A run as three ranks would have left it: the folder of its newest checkpoint."""
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    with SavedTensors(list_checkpoints(run / "checkpoints")[-1]) as saved:
+        averages = {name: saved[name] for name in saved if name.startswith("average.")}
+    save_sharded(copy / "checkpoints", 2, averages, 3)
+    return list_checkpoints(copy / "checkpoints")[-1]
+
+
+def test_a_run_that_continues_may_remove_the_checkpoint_that_is_read(run: Path, tmp_path: Path) -> None:
+    checkpoint = copy_of_ranks(run, tmp_path / "run")
+    with open_saved_student(tmp_path / "run", "latest") as student:
+        shutil.rmtree(checkpoint)
+        write(format_named("diffusers"), tmp_path / "student", student)
+    assert snapshot(tmp_path / "student") == snapshot(run / "student")
+
+
+def test_a_checkpoint_that_a_run_has_just_removed_is_not_called_damaged(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = copy_of_ranks(run, tmp_path / "run")
+    monkeypatch.setattr(
+        "avd.distillation.saved_student.read_settings", lambda *where: shutil.rmtree(checkpoint) or Settings()
+    )
+    refusal = pytest.raises(UserError, match=r"step-0000002 is gone, as the run has saved newer ones since: try again")
+    with refusal, open_saved_student(tmp_path / "run", "latest"):
         pass
 
 

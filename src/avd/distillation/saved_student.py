@@ -48,9 +48,27 @@ def open_saved_student(run: Path, which: str) -> Iterator[Student]:
     model = load_model(recorded_model(run, recipe.model), transformer=recipe.transformer)
     folder = named_interpolator(recipe) or find_interpolator(model)
     interpolator = None if folder is None else FrameInterpolator.load(folder)
-    with SavedTensors(path) as tensors:
+    with _opened(path) as tensors:
         weights, adapter = saved_streams(recipe, tensors, model)
         yield Student(model, weights, adapter, asdict(settings), interpolator)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[SavedTensors]:
+    """A checkpoint with all its files open from the beginning: a run that continues may remove it meanwhile, and what
+    is open can still be read. Raises UserError if it is gone already."""
+    try:
+        tensors = SavedTensors(path)
+        tensors.check()
+    except UserError:
+        if path.exists():
+            raise
+        raise UserError(
+            f"checkpoint {path} is gone, as the run has saved newer ones since: try again, or raise "
+            "training.keep_checkpoints"
+        ) from None
+    with tensors:
+        yield tensors
 
 
 def origin_of(run: Path) -> Weights | None:
