@@ -132,7 +132,7 @@ def measure_training(sizes: WanSizes, recipe: Recipe, ranks: Ranks, cycles: int)
     fake_score.step = timed(fake_score.step, "fake-score update")  # type: ignore[method-assign]
     for n in range(cycles + 1):
         clock.read()
-        batch = Batch(latents, prompts, (prompts,), sizes.latent_CFHW)
+        batch = Batch(latents, prompts, (prompts,) * method.rollouts, sizes.latent_CFHW)
         step.run(batch, UpdateRandom(0, n, range(count), device), rollout)
         if n == 0:
             for costs in found.values():
