@@ -4,11 +4,9 @@ tensor more."""
 from __future__ import annotations
 
 import shutil
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +17,6 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from avd.config import Recipe, load_recipe
 from avd.distillation.roles import Network, Roles
@@ -32,6 +28,7 @@ from avd.methods.method import Method
 from avd.models.adapters import AdapterVelocity
 from avd.models.family import load_model
 from avd.models.wan.model import VideoModel
+from avd.planning.activations import LiveBytes
 from avd.types import Conditions, UserError
 from helpers.distill_run import distill, small_recipe
 from helpers.tiny import LATENT_SHAPE, tiny_data, tiny_model
@@ -39,36 +36,12 @@ from helpers.tiny import LATENT_SHAPE, tiny_data, tiny_model
 ADAPTERS = ("roles=adapters", "adapters.rank=4")
 
 
-class Allocated(TorchDispatchMode):
-    """Counts the bytes of plain tensors from when operations make them until they are freed."""
+class Allocated(LiveBytes):
+    """Counts real tensors only, not those of the meta device."""
 
-    def __init__(self, given: Iterable[Tensor] = ()) -> None:
-        """Those that are there already, `given`, are not counted."""
-        super().__init__()
-        self.now = self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in given}
-
-    def __torch_dispatch__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and not isinstance(leaf, DTensor) and not leaf.is_meta:
-                storage = leaf.untyped_storage()
-                if storage._cdata not in self._known:
-                    self._known.add(storage._cdata)
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-        return result
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage.device.type != "meta":
+            super()._count(storage)
 
 
 @contextmanager

@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avd import ui
-from avd.cli.placement import Attention, Compile, Decoder, Float8, Int8, Offload, Tiling, place, placement_of
+from avd.cli.placement import (
+    Attention,
+    Compile,
+    Decoder,
+    Float8,
+    Guidance,
+    HalfRate,
+    Int8,
+    NegativePrompt,
+    Offload,
+    Steps,
+    Tiling,
+    place,
+    placement_of,
+)
 
 if TYPE_CHECKING:
     from avd.engine.ranks import Ranks
@@ -33,17 +47,10 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.", min=0, max=2**63 - 1)] = 0,
     name: Annotated[str | None, typer.Option("--name", help="Name of the row; default: DIR_OR_MODEL's.")] = None,
-    half_rate: Annotated[
-        bool | None, typer.Option("--half-rate/--full-rate", help="High-noise steps at half frame rate.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of a many-step model.", min=1)] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale of a many-step model.")] = None,
-    negative_prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--negative-prompt", help="What guidance leads a many-step model away from; default: the model's own."
-        ),
-    ] = None,
+    half_rate: HalfRate = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    negative_prompt: NegativePrompt = None,
     samples: Annotated[
         Path | None,
         typer.Option("--samples", help="Keep the sampled clips here; default: beside the row until it is written."),

@@ -14,8 +14,12 @@ from avd.cli.placement import (
     Compile,
     Decoder,
     Float8,
+    Guidance,
+    HalfRate,
     Int8,
+    NegativePrompt,
     Offload,
+    Steps,
     Tiling,
     place,
     placement_of,
@@ -45,20 +49,13 @@ def generate(
         int, typer.Option("--seed", help="Seed of the first video; the others count up from it.", min=0, max=2**62)
     ] = 0,
     count: Annotated[int, typer.Option("--count", help="Videos per prompt.", min=1, max=100_000)] = 1,
-    half_rate: Annotated[
-        bool | None, typer.Option("--half-rate/--full-rate", help="High-noise steps at half frame rate.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of a many-step model.", min=1)] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale of a many-step model.")] = None,
+    half_rate: HalfRate = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     solver: Annotated[
         SolverName | None, typer.Option("--solver", help="Solver of a many-step model; default: the model's own.")
     ] = None,
-    negative_prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--negative-prompt", help="What guidance leads a many-step model away from; default: the model's own."
-        ),
-    ] = None,
+    negative_prompt: NegativePrompt = None,
     transformer: Annotated[
         Path | None,
         typer.Option("--transformer", help="Safetensors file with the transformer, in place of the model's own."),

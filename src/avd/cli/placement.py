@@ -1,4 +1,4 @@
-"""Options of the commands that sample a model: how its parts are computed, and where they wait."""
+"""Options of the commands that sample a model: how it is sampled, how its parts are computed, and where they wait."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ from avd.types import UserError
 if TYPE_CHECKING:
     from avd.models.family import TextToVideo
     from avd.sampling.placement import PlacedModel, Placement
+
+
+HalfRate = Annotated[bool | None, typer.Option("--half-rate/--full-rate", help="High-noise steps at half frame rate.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Steps of a many-step model.", min=1)]
+Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale of a many-step model.")]
+NegativePrompt = Annotated[
+    str | None,
+    typer.Option(
+        "--negative-prompt", help="What guidance leads a many-step model away from; default: the model's own."
+    ),
+]
 
 
 class Offloading(StrEnum):
