@@ -77,23 +77,18 @@ def plan(
     if generate is None and steps is not None:
         raise UserError("--steps goes with --generate: a recipe has its own")
     resolved = None if recipe is None else load_recipe(recipe, overrides)
-    size = _parse_memory(memory)
-    if not 0 < mfu <= 1:
-        raise UserError(f"--mfu is {mfu:g}: it must be above 0 and at most 1")
-    if peak_tflops is not None and not 0 < peak_tflops < float("inf"):
-        raise UserError(f"--peak-tflops is {peak_tflops:g}: it must be positive")
+    machine = _machine(gpus, memory, mfu, peak_tflops)
 
     from avd.distillation.preflight import resolve_workload
     from avd.files import check_can_make, write_json
     from avd.planning.fitting import find_remedy
     from avd.planning.monitors import plan_monitors
-    from avd.planning.plan import Machine, Planner
+    from avd.planning.plan import Planner
 
     if json is not None:
         if json.exists():
             raise UserError(f"output {json} exists already: name another file")
         check_can_make(json)
-    machine = Machine(gpus, size, mfu, peak_tflops)
     if resolved is None:
         assert generate is not None
         numbers = plan_generation(generate, steps, machine)
@@ -108,6 +103,19 @@ def plan(
     _show(made, monitors, preparation, remedy)
     if json is not None:
         write_json(json, _for_json(made, monitors, preparation, remedy))
+
+
+def _machine(gpus: int, memory: str, mfu: float, peak_tflops: float | None) -> Machine:
+    """Raises UserError for what no machine has."""
+    size = _parse_memory(memory)
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu is {mfu:g}: it must be above 0 and at most 1")
+    if peak_tflops is not None and not 0 < peak_tflops < float("inf"):
+        raise UserError(f"--peak-tflops is {peak_tflops:g}: it must be positive")
+
+    from avd.planning.plan import Machine
+
+    return Machine(gpus, size, mfu, peak_tflops)
 
 
 def _parse_memory(text: str) -> float:
