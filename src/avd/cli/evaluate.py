@@ -26,7 +26,7 @@ from avd.cli.placement import (
 
 if TYPE_CHECKING:
     from avd.engine.ranks import Ranks
-    from avd.evaluation.rows import Row
+    from avd.evaluation.rows import Overlap, Row
     from avd.evaluation.sampling import Samples
     from avd.evaluation.suite import Suite
     from avd.sampling.placement import PlacedModel, Placement
@@ -89,21 +89,33 @@ def evaluate(
     name, is_videos = name or Path(what).resolve().name, _is_videos(Path(what))
     with process_group(ComputeRecipe()) as ranks:
         ranks.barrier()  # no process may find the row that another has written
-        sampled = None
+        sampled, overlap = None, None
         if not is_videos:
             clips_folder = samples or json.with_name(f"{json.stem}-samples")
             recipe_of(what)  # raises where it cannot be read, before hours of sampling
+            overlap = _report_overlap(judging, what) if ranks.is_main else None
             placed = _open_model(what, ranks, placement, clips_folder)
             sampler = make_sampler(
                 placed, half_rate=half_rate, steps=steps, guidance=guidance, negative_prompt=negative_prompt
             )
             sampled = _sample(judging, what, sampler, clips_folder, seed, ranks)
         if ranks.is_main:
-            row = _judge(judging, what, sampled, name)
+            row = _judge(judging, what, sampled, name).model_copy(update={"overlap": overlap})
             write_results(json, Results(rows=[row]))
             if sampled is not None and samples is None:
                 sampled.remove()
             ui.out.print(terminal_table([row]))
+
+
+def _report_overlap(suite: Suite, model: str) -> Overlap | None:
+    """Say which prompts of the suite the model was trained on, before it is sampled; None if it is of no run."""
+    from avd.evaluation.trained_prompts import describe_overlap, find_overlap
+
+    overlap = find_overlap(model, [prompt.text for prompt in suite.prompts()])
+    if overlap is not None:
+        for line in describe_overlap(overlap, suite.name):
+            ui.say(line)
+    return overlap
 
 
 def _open_model(model: str, ranks: Ranks, placement: Placement, folder: Path) -> PlacedModel:

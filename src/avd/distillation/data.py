@@ -187,9 +187,9 @@ def check_same_data(folder: Path, recipe: Recipe, data: PreparedData | None) -> 
     """
     if not (folder / RECIPE_FILE).exists():
         return
-    if (folder / _FILE).exists():
-        before: Any = read_json(folder / _FILE, "the record of a run's data", "name another output folder")
-        now: Any = _record(data)
+    recorded = recorded_content(folder)
+    if recorded is not None:
+        before, now = recorded, _record(data)
         where = "content of its folders"
     else:
         saved = yaml.safe_load(read_text(folder / RECIPE_FILE))
@@ -201,6 +201,13 @@ def check_same_data(folder: Path, recipe: Recipe, data: PreparedData | None) -> 
                 f"run {folder} began with other data (data.{key}, by the {where}): resume with the same, or name "
                 "another output folder"
             )
+
+
+def recorded_content(folder: Path) -> dict[str, Any] | None:
+    """`PreparedData.content` of what the run in `folder` began with; None of a run of an earlier version."""
+    if not (folder / _FILE).exists():
+        return None
+    return read_json(folder / _FILE, "the record of a run's data", "name another output folder")
 
 
 def record_data(folder: Path, data: PreparedData | None) -> None:

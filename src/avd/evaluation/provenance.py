@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from avd import __version__
+from avd.distillation.saved_student import BEST
 from avd.engine.run_folder import RECIPE_FILE
 from avd.files import read_text
 from avd.types import UserError
@@ -32,11 +33,21 @@ def machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
+def run_of(name: str) -> Path | None:
+    """The folder of the run that a model's folder, or that of its best student, lies in, or that is named itself; None
+    if there is no such run."""
+    path = Path(name)
+    best = [path.parent.parent] if path.parent.name == BEST else []
+    folders = (path, path.parent, *best) if path.is_dir() else ()
+    return next((folder for folder in folders if (folder / RECIPE_FILE).exists()), None)
+
+
 def recipe_of(name: str) -> dict[str, Any] | None:
     """The recipe of the run whose folder holds the student, if there is one. Raises UserError if it is damaged."""
-    path = Path(name).parent / RECIPE_FILE
-    if not (Path(name).is_dir() and path.exists()):
+    run = run_of(name)
+    if run is None:
         return None
+    path = run / RECIPE_FILE
     try:
         recipe = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError):

@@ -30,6 +30,20 @@ _WORLD = "world"
 _DIVERSITY = "diversity"
 
 
+class Overlap(BaseModel):
+    """How many of a suite's prompts a model was trained on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompts: NonNegativeInt
+    """Different prompts of the suite."""
+    shared: NonNegativeInt
+    """Those that training data hold too, as far as they could be read."""
+    example: str | None
+    unread: list[str]
+    """Why some training data could not be compared, a line each."""
+
+
 class Row(BaseModel):
     """One line of a table of results."""
 
@@ -50,6 +64,8 @@ class Row(BaseModel):
     code_version: str
     machine: str
     """For example "x86_64, 2 cores"."""
+    overlap: Overlap | None = None
+    """With what the model's run was trained on; None where no run is known."""
 
     @model_validator(mode="before")
     @classmethod
