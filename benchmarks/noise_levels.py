@@ -35,7 +35,7 @@ def denoised_from(level: float, latents: Tensor, model: VideoModel, captions: Se
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     prompt, unconditional = model.encode_prompts(list(captions)), model.encode_prompts([""])
     return integrate(
-        lambda x, sigma: guided(network, x, sigma, prompt, unconditional, settings.guidance),
+        lambda x, sigma: guided(network, x, sigma, prompt, unconditional, settings.guidance).velocity,
         add_noise(latents, noise, torch.full((len(latents),), level)),
         sigmas,
     )

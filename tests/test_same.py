@@ -123,6 +123,16 @@ def test_a_renamed_metric_is_the_same_and_reported(tool: dict[str, Any], tmp_pat
         assert tool["compare_runs"](before, now).endswith("; of REF's metrics renamed: loss")
 
 
+def test_a_listed_new_metric_is_left_out_and_reported(tool: dict[str, Any], tmp_path: Path) -> None:
+    before, now = write_run(tmp_path / "before"), write_run(tmp_path / "now")
+    name = "distribution_matching_guidance_gradient_rms"
+    change_metrics(now, lambda line: {"update": line["update"], name: 0.1, **line})
+    assert tool["compare_runs"](before, now).endswith(f"; metrics that REF lacks: {name}")
+    change_metrics(now, lambda line: {**line, "other": 0.1})
+    with pytest.raises(tool["Different"], match=r"1 only now \['other'\]"):
+        tool["compare_runs"](before, now)
+
+
 @pytest.mark.parametrize(("ref", "found"), [("", "REF is missing"), ("no-such-commit", "no-such-commit is no commit")])
 def test_what_is_no_commit_is_refused_in_a_line(ref: str, found: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

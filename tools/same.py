@@ -34,6 +34,9 @@ RENAMED_METRICS: dict[str, str] = {"_pull": "_gradient_rms"}
 DROPPED_TENSORS = frozenset({"loss_means.mean", "loss_means.seen"})
 """Tensors that checkpoints of REF hold and now hold only where a recipe makes use of them."""
 
+ADDED_METRICS = frozenset(f"distribution_matching_{part}_gradient_rms" for part in ("unguided", "guidance"))
+"""Metrics that runs log now and did not at REF."""
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -132,7 +135,10 @@ def compare_runs(before: Path, now: Path) -> str:
     """
     metrics = [read_metrics(run / "metrics.jsonl") for run in (before, now)]
     renamed = sorted({key for line in metrics[0] for key in line if _renamed(key) != key})
-    _compare_metrics([{_renamed(key): value for key, value in line.items()} for line in metrics[0]], metrics[1])
+    old_lines = [{_renamed(key): value for key, value in line.items()} for line in metrics[0]]
+    added = ADDED_METRICS & {key for line in metrics[1] for key in line} - {key for line in old_lines for key in line}
+    new_lines = [{key: value for key, value in line.items() if key not in added} for line in metrics[1]]
+    _compare_metrics(old_lines, new_lines)
     checkpoints = [_checkpoints(run) for run in (before, now)]
     _compare_names("checkpoints", *checkpoints)
     dropped: set[str] = set()
@@ -152,6 +158,7 @@ def compare_runs(before: Path, now: Path) -> str:
         raise Different(f"cannot be compared: {counts}")
     compared = ", ".join(f"{count} {what}" for what, count in counts.items())
     compared += f"; of REF's metrics renamed: {', '.join(renamed)}" if renamed else ""
+    compared += f"; metrics that REF lacks: {', '.join(sorted(added))}" if added else ""
     return compared + (f"; of REF's tensors dropped: {', '.join(sorted(dropped))}" if dropped else "")
 
 

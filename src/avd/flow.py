@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +52,14 @@ def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     Some code counts from the conditional branch, cond + w (cond - uncond), which is `scale` = 1 + w here.
     """
     return uncond + scale * (cond - uncond)
+
+
+class GuidedVelocity(NamedTuple):
+    """What a guided network answers, and what it would have answered without guidance: its conditional branch."""
+
+    velocity: Tensor
+    unguided: Tensor
+    """The same tensor at scale 1."""
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:

@@ -120,10 +120,13 @@ class LossTerm:
     """What an objective returns: a named loss with a value per sample, metrics to log, and values to watch.
 
     `per_sample_B` carries the gradient; its mean is the term of the total loss, before the recipe's weight. `values`
-    are further numbers per sample, (B,) each, without gradient, by names of the term's own.
+    are further numbers per sample, (B,) each, without gradient, by names of the term's own. `gradient_parts` are what
+    its gradient is the sum of: by name as it is logged, the mean square (B,) of that part of D dL_b/dx, with L_b a
+    sample's loss, x what the term judges of it and D the number of its values.
     """
 
     name: str
     per_sample_B: Tensor
     metrics: Mapping[str, float] = field(default_factory=dict)
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    gradient_parts: Mapping[str, Tensor] = field(default_factory=dict)

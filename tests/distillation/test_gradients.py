@@ -54,6 +54,14 @@ def test_parts_of_a_batch_have_the_rms_of_the_full_one() -> None:
     assert parted.pop_metrics()["t_gradient_rms"] == pytest.approx(full.pop_metrics()["t_gradient_rms"])
 
 
+def test_parts_of_a_gradient_are_averaged_over_the_batch() -> None:
+    gradients = TermGradients()
+    gradients.add_part("t_half", torch.tensor([1.0, 4.0]), 3)
+    gradients.add_part("t_half", torch.tensor([4.0]), 3)
+    assert gradients.pop_metrics() == {"t_half_gradient_rms": pytest.approx(3**0.5)}
+    assert gradients.pop_metrics() == {}
+
+
 def test_what_carries_no_gradient_passes() -> None:
     x = torch.randn(2, 1, 1, 1, 1)
     assert TermGradients().on_video("t", x) is x
@@ -86,7 +94,31 @@ def test_a_cycle_tells_the_gradient_rms_of_every_term() -> None:
 def test_a_term_left_out_has_no_gradient_rms() -> None:
     cycle = make_cycle("objective.temporal.weight=0", "objective.regression.weight=0")
     metrics = cycle.run(make_batch(cycle.recipe), update_random())
-    assert {name for name in metrics if name.endswith("_gradient_rms")} == {"distribution_matching_gradient_rms"}
+    assert {name for name in metrics if name.endswith("_gradient_rms")} == {
+        "distribution_matching_gradient_rms",
+        "distribution_matching_unguided_gradient_rms",
+        "distribution_matching_guidance_gradient_rms",
+    }
+
+
+@pytest.mark.parametrize("changes", [(), ("compute.microbatch=1",)])
+def test_the_parts_of_distribution_matching_weigh_as_the_term_does(changes: tuple[str, ...]) -> None:
+    """Without guidance all of the gradient is the unguided part; with it, the two parts' triangle closes."""
+
+    def parts(*overrides: str) -> tuple[float, float, float]:
+        cycle = make_cycle(*overrides, *changes)
+        metrics = cycle.run(make_batch(cycle.recipe), update_random())
+        names = ("", "_unguided", "_guidance")
+        full, unguided, guidance = (metrics[f"distribution_matching{name}_gradient_rms"] for name in names)
+        return full, unguided, guidance
+
+    full, unguided, guidance = parts("objective.distribution_matching.guidance=1")
+    assert guidance == 0.0 and unguided == pytest.approx(full, rel=1e-4)
+    full, unguided, guidance = parts()
+    assert unguided > 0 and guidance > 0
+    assert abs(unguided - guidance) <= full <= unguided + guidance
+    doubled = parts("objective.distribution_matching.weight=2")
+    assert doubled == pytest.approx([2 * full, 2 * unguided, 2 * guidance], rel=1e-4)
 
 
 def test_a_truncated_term_gradient_rmss_no_more() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
-from avd.objectives.distribution_matching import distribution_matching
+from avd.flow import GuidedVelocity, guide
+from avd.objectives.distribution_matching import GuidedScore, distribution_matching
 from helpers.gaussian import GaussianVelocity
 
 SHAPE = (3, 2, 5, 2, 2)
@@ -22,6 +26,16 @@ class Affine(nn.Module):
     def forward(self, x: Tensor, sigma_B: Tensor) -> Tensor:
         self.calls += 1
         return self.scale * x + self.shift * sigma_B.view(-1, 1, 1, 1, 1)
+
+
+def unguided(network: Callable[[Tensor, Tensor], Tensor]) -> GuidedScore:
+    """A teacher without guidance."""
+
+    def answer(x: Tensor, sigma_B: Tensor) -> GuidedVelocity:
+        velocity = network(x, sigma_B)
+        return GuidedVelocity(velocity, velocity)
+
+    return answer
 
 
 def draw() -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +55,7 @@ def test_value_and_gradient_match_the_paper() -> None:
     x, eps, sigma = draw()
     x.requires_grad_()
     teacher, fake = Affine(0.7, 0.3), Affine(-0.2, 0.1)
-    term = distribution_matching(x, teacher=teacher, fake_score=fake, sigma_B=sigma, eps_BCFHW=eps)
+    term = distribution_matching(x, teacher=unguided(teacher), fake_score=fake, sigma_B=sigma, eps_BCFHW=eps)
     expected = torch.stack([reference_gradient(x[i], eps[i], sigma[i].item(), teacher, fake) for i in range(len(x))])
     torch.testing.assert_close(term.per_sample_B, 0.5 * expected.square().flatten(1).mean(1))
     term.per_sample_B.sum().backward()
@@ -52,7 +66,7 @@ def test_gradient_reaches_only_the_sample() -> None:
     x, eps, sigma = draw()
     x.requires_grad_()
     teacher, fake = Affine(0.7, 0.3), Affine(-0.2, 0.1)
-    term = distribution_matching(x, teacher=teacher, fake_score=fake, sigma_B=sigma, eps_BCFHW=eps)
+    term = distribution_matching(x, teacher=unguided(teacher), fake_score=fake, sigma_B=sigma, eps_BCFHW=eps)
     term.per_sample_B.mean().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
     assert all(p.grad is None for network in (teacher, fake) for p in network.parameters())
@@ -61,7 +75,7 @@ def test_gradient_reaches_only_the_sample() -> None:
 
 def test_a_sample_is_normalised_by_itself_alone() -> None:
     x, eps, sigma = draw()
-    networks = {"teacher": Affine(0.7, 0.3), "fake_score": Affine(-0.2, 0.1)}
+    networks = {"teacher": unguided(Affine(0.7, 0.3)), "fake_score": Affine(-0.2, 0.1)}
     term = distribution_matching(x, **networks, sigma_B=sigma, eps_BCFHW=eps)
     x[1:] *= 100
     other = distribution_matching(x, **networks, sigma_B=sigma, eps_BCFHW=eps)
@@ -72,7 +86,7 @@ def test_no_difference_of_scores_is_no_loss() -> None:
     x, eps, sigma = draw()
     x.requires_grad_()
     network = Affine(0.7, 0.3)
-    term = distribution_matching(x, teacher=network, fake_score=network, sigma_B=sigma, eps_BCFHW=eps)
+    term = distribution_matching(x, teacher=unguided(network), fake_score=network, sigma_B=sigma, eps_BCFHW=eps)
     term.per_sample_B.sum().backward()
     assert term.per_sample_B.abs().max() == 0 and x.grad is not None and x.grad.abs().max() == 0
 
@@ -81,9 +95,41 @@ def test_a_perfect_prediction_does_not_divide_by_zero() -> None:
     """At the teacher's own mean with no spread, the norm is 0."""
     x, eps, sigma = torch.zeros(SHAPE), torch.zeros(SHAPE), torch.full((3,), 0.5)
     term = distribution_matching(
-        x, teacher=GaussianVelocity(0, 1), fake_score=GaussianVelocity(0, 2), sigma_B=sigma, eps_BCFHW=eps
+        x, teacher=unguided(GaussianVelocity(0, 1)), fake_score=GaussianVelocity(0, 2), sigma_B=sigma, eps_BCFHW=eps
     )
     assert term.per_sample_B.isfinite().all()
+
+
+def mean_squares(gradient: Tensor) -> Tensor:
+    return gradient.square().flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])
+def test_the_gradient_is_the_unguided_one_and_guidance_s_part(scale: float) -> None:
+    """By DMD Eq. 7 with and without guidance, both normalised by the guided teacher's distance."""
+    x, eps, sigma = draw()
+    conditional, unconditional, fake = Affine(0.7, 0.3), Affine(0.1, -0.2), Affine(-0.2, 0.1)
+
+    def teacher(noisy: Tensor, sigma_B: Tensor) -> GuidedVelocity:
+        cond = conditional(noisy, sigma_B)
+        return GuidedVelocity(guide(cond, unconditional(noisy, sigma_B), scale), cond)
+
+    x.requires_grad_()
+    term = distribution_matching(x, teacher=teacher, fake_score=fake, sigma_B=sigma, eps_BCFHW=eps)
+    term.per_sample_B.sum().backward()
+    column = sigma.view(-1, 1, 1, 1, 1)
+    with torch.no_grad():
+        noisy = (1 - column) * x + column * eps
+        of_cond, of_uncond, of_fake = (noisy - column * net(noisy, sigma) for net in (conditional, unconditional, fake))
+        norm = (x - of_uncond - scale * (of_cond - of_uncond)).abs().mean((1, 2, 3, 4), keepdim=True)
+        without, guidance = (of_fake - of_cond) / norm, (scale - 1) * (of_uncond - of_cond) / norm
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad * x[0].numel(), without + guidance)
+    parts = term.gradient_parts
+    assert parts.keys() == {"distribution_matching_unguided", "distribution_matching_guidance"}
+    torch.testing.assert_close(parts["distribution_matching_unguided"], mean_squares(without))
+    torch.testing.assert_close(parts["distribution_matching_guidance"], mean_squares(guidance))
+    assert bool((parts["distribution_matching_guidance"] < 1e-12).all()) == (scale == 1)
 
 
 def test_gradient_is_the_difference_of_scores_for_gaussians() -> None:
@@ -94,7 +140,7 @@ def test_gradient_is_the_difference_of_scores_for_gaussians() -> None:
     x.requires_grad_()
     term = distribution_matching(
         x,
-        teacher=GaussianVelocity(*real),
+        teacher=unguided(GaussianVelocity(*real)),
         fake_score=GaussianVelocity(*fake),
         sigma_B=torch.full((3,), sigma),
         eps_BCFHW=eps,
@@ -120,7 +166,7 @@ def test_descent_moves_samples_to_the_teachers_distribution() -> None:
         x = offset + 0.5 * torch.randn(16, 2, 3, 2, 2, generator=g)
         term = distribution_matching(
             x,
-            teacher=GaussianVelocity(1.0, 0.5),
+            teacher=unguided(GaussianVelocity(1.0, 0.5)),
             fake_score=GaussianVelocity(offset.item(), 0.5),
             sigma_B=1 - 0.98 * torch.rand(16, generator=g),
             eps_BCFHW=torch.randn(x.shape, generator=g),

@@ -36,7 +36,7 @@ def test_guidance_is_the_usual_convention_for_every_sample(scale: float) -> None
     prompt, null = prompts()
     x, sigma = torch.randn(SHAPE), torch.tensor([0.3, 0.6, 1.0])
     network = PointMass()
-    found = guided(network, x, sigma, prompt, null, scale)
+    found = guided(network, x, sigma, prompt, null, scale).velocity
     cond, uncond = PointMass()(x, sigma, prompt), PointMass()(x, sigma, null.expand(3))
     torch.testing.assert_close(found, uncond + scale * (cond - uncond))
     assert network.batches == ([3] if scale == 1 else [6])

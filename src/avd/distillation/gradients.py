@@ -6,7 +6,8 @@ compared. With L_b a sample's own weighted loss, of D values and B samples,
     gradient_rms = root mean square over all B D values of  D dL_b/dx         (L = mean_b L_b, so D dL_b/dx = B D dL/dx)
 
 which depends neither on the size of the batch nor on that of the clip. For distribution matching alone it is the root
-mean square of its normalised gradient g.
+mean square of its normalised gradient g. Where a gradient is a sum of parts that only its term can tell apart
+(`LossTerm.gradient_parts`), the term measures them, and they are averaged here.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class TermGradients:
     def __init__(self) -> None:
         self._squares: dict[str, list[Tensor]] = defaultdict(list)
         self._values: dict[str, int] = defaultdict(int)
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)
 
     def on_video(self, name: str, x: Tensor) -> Tensor:
         """`x`, the student's clean video, for term `name` to be computed from. Gradients pass unchanged."""
@@ -38,14 +40,19 @@ class TermGradients:
         """The same for a term on the velocity: dL/dx = -dL/dv / sigma."""
         return self._watch(name, v, 1.0 / sigma_B.to(v.device))
 
+    def add_part(self, name: str, square_B: Tensor, count: int) -> None:
+        """Note the mean squares of a part of a term's gradient for some of a rank's `count` samples."""
+        self._parts[name].append(square_B.sum() / count)
+
     def pop_metrics(self, ranks: Ranks = SINGLE_PROCESS) -> dict[str, float]:
-        """`<term>_gradient_rms` of every term since the last call, over the samples of all ranks."""
+        """`<term>_gradient_rms` of every term and part since the last call, over the samples of all ranks."""
         squares = {
             f"{name}_gradient_rms": torch.stack(parts).sum().item() * self._values[name]
             for name, parts in self._squares.items()
         }
-        self._squares.clear()
-        self._values.clear()
+        squares |= {f"{name}_gradient_rms": torch.stack(parts).sum().item() for name, parts in self._parts.items()}
+        for gathered in (self._squares, self._values, self._parts):
+            gathered.clear()
         return {name: square**0.5 for name, square in ranks.mean_metrics(squares).items()}
 
     def _watch(self, name: str, x: Tensor, scale_B: Tensor) -> Tensor:

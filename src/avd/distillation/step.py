@@ -27,7 +27,7 @@ from avd.engine.loop import UpdateResult
 from avd.engine.randomness import UpdateRandom
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.stopping import Between, one_part
-from avd.flow import add_noise
+from avd.flow import GuidedVelocity, add_noise
 from avd.methods.method import Method
 from avd.objectives.source import DataSource, RolloutSource, Stages
 from avd.objectives.term import ActiveTerm, Sample, Setting
@@ -58,7 +58,7 @@ class _Bound:
     unconditional: Conditions
     frame_stride: int = 1
 
-    def teacher(self, x_BCFHW: Tensor, sigma_B: Tensor, guidance: float) -> Tensor:
+    def teacher(self, x_BCFHW: Tensor, sigma_B: Tensor, guidance: float) -> GuidedVelocity:
         teacher, stride = self.roles.teacher, self.frame_stride
         return guided(teacher, x_BCFHW, sigma_B, self.prompt, self.unconditional, guidance, frame_stride=stride)
 
@@ -231,8 +231,11 @@ class TrainingStep:
         return _Bound(self.roles, prompt, self.unconditional, frame_stride)
 
     def _backward(self, active: ActiveTerm, sample: Sample, rows: slice, count: int, found: UpdateResult) -> None:
-        """Backpropagate a part of a term into its source's leaf."""
-        _backpropagate(self.terms[active.name](sample), active.section.weight, rows, count, found)
+        """Backpropagate a part of a term into its source's leaf, and note the parts of its gradient."""
+        term, weight = self.terms[active.name](sample), active.section.weight
+        _backpropagate(term, weight, rows, count, found)
+        for part, square_B in term.gradient_parts.items():
+            self._gradients.add_part(part, weight**2 * square_B, count)
 
 
 def _backpropagate(term: LossTerm, weight: float, rows: slice, count: int, found: UpdateResult) -> None:

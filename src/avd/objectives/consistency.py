@@ -116,7 +116,7 @@ def _make(section: ConsistencyRecipe, setting: Setting) -> Stateless:
             x_BCFHW=sample.x_BCFHW,
             sigma_B=sample.sigma_B,
             below_B=section.law.sigmas(sample.index_B + section.skip),
-            teacher=lambda x, sigma: networks.teacher(x, sigma, section.standard_guidance),
+            teacher=lambda x, sigma: networks.teacher(x, sigma, section.standard_guidance).velocity,
             target=target,
             distance=section.distance,
         )

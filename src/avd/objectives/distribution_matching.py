@@ -7,6 +7,14 @@ AVD Eq. 4; DMD (arXiv 2311.18828), Eq. 7 and 8. For a sample x of the student, n
 
 In exact arithmetic g is the difference of the two scores times sigma^2 / (1 - sigma), per sample rescaled: the
 normalisation makes all noise levels weigh about the same.
+
+With the teacher's guidance, x0_real = x0_cond + (scale - 1) (x0_cond - x0_uncond), g is the sum of two parts. The two
+answers that the teacher gives anyway tell their sizes:
+
+    unguided = (x0_fake - x0_cond) / mean|x - x0_real|           what matches the two distributions
+    guidance = (x0_cond - x0_real) / mean|x - x0_real|           what moves every sample to where its prompt is plainer
+
+The second does not fade as the student comes to match the teacher. (Decoupled DMD, arXiv 2511.22677, takes them apart.)
 """
 
 from __future__ import annotations
@@ -17,7 +25,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from avd.flow import add_noise, x0_from_velocity
+from avd.flow import GuidedVelocity, add_noise, per_sample, x0_from_velocity
 from avd.objectives.fake_score import ScoreLevels, fake_score
 from avd.objectives.passes import Pass
 from avd.objectives.source import RolloutSource
@@ -26,29 +34,38 @@ from avd.section import MOST_WEIGHT
 from avd.types import LossTerm
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""Velocity of (x_BCFHW, sigma_B), with prompts and guidance already bound."""
+"""Velocity of (x_BCFHW, sigma_B), with prompts already bound."""
+GuidedScore = Callable[[Tensor, Tensor], GuidedVelocity]
+"""The same with guidance bound."""
 
 _SMALLEST_NORM = 1e-6
 
 
 def distribution_matching(
-    x_BCFHW: Tensor, *, teacher: Score, fake_score: Score, sigma_B: Tensor, eps_BCFHW: Tensor
+    x_BCFHW: Tensor, *, teacher: GuidedScore, fake_score: Score, sigma_B: Tensor, eps_BCFHW: Tensor
 ) -> LossTerm:
     """The loss of samples `x_BCFHW`; gradient reaches only them.
 
-    `teacher` is the guided velocity of the frozen teacher, `fake_score` that of the online score (no guidance); both
+    `teacher` gives the guided velocity of the frozen teacher, `fake_score` that of the online score (no guidance); both
     are called once, without gradient, on the samples noised with `eps_BCFHW` to `sigma_B` in (0, 1].
     """
     with torch.no_grad():
         x = x_BCFHW.float()
         noisy = add_noise(x, eps_BCFHW, sigma_B)
-        real = x0_from_velocity(noisy, teacher(noisy, sigma_B), sigma_B)
+        answer = teacher(noisy, sigma_B)
+        real = x0_from_velocity(noisy, answer.velocity, sigma_B)
+        unguided = x0_from_velocity(noisy, answer.unguided, sigma_B)
         fake = x0_from_velocity(noisy, fake_score(noisy, sigma_B), sigma_B)
         norm_B = (x - real).abs().flatten(1).mean(1).clamp_min(_SMALLEST_NORM)
-        gradient = (fake - real) / norm_B.view(-1, 1, 1, 1, 1)
+        gradient = (fake - real) / per_sample(norm_B, x)
         target = x - gradient
-    per_sample = 0.5 * (x_BCFHW.float() - target).square().flatten(1).mean(1)
-    return LossTerm("distribution_matching", per_sample, {"dm_norm": norm_B.mean().item()})
+        parts = {
+            "distribution_matching_unguided": fake - unguided,
+            "distribution_matching_guidance": unguided - real,
+        }
+        squares = {name: part.square().flatten(1).mean(1) / norm_B.square() for name, part in parts.items()}
+    loss_B = 0.5 * (x_BCFHW.float() - target).square().flatten(1).mean(1)
+    return LossTerm("distribution_matching", loss_B, {"dm_norm": norm_B.mean().item()}, gradient_parts=squares)
 
 
 class DistributionMatchingRecipe(GuidedSection):

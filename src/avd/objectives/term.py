@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 from torch import Tensor
 
+from avd.flow import GuidedVelocity
 from avd.objectives.passes import Pass
 from avd.objectives.source import Random, Source
 from avd.section import MOST_WEIGHT, Section
@@ -51,7 +52,7 @@ class Networks(Protocol):
     None of them is called with a gradient unless its caller enables one.
     """
 
-    def teacher(self, x_BCFHW: Tensor, sigma_B: Tensor, guidance: float) -> Tensor:
+    def teacher(self, x_BCFHW: Tensor, sigma_B: Tensor, guidance: float) -> GuidedVelocity:
         """The teacher's velocity, guided in the usual convention; at `guidance` 1 it is asked once, else twice."""
         ...
 

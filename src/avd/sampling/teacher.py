@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from avd.flow import TIMESTEPS, guide, integrate, many_step_sigmas
+from avd.flow import TIMESTEPS, GuidedVelocity, guide, integrate, many_step_sigmas
 from avd.types import Conditions, Velocity
 
 
@@ -31,19 +31,20 @@ def guided(
     scale: float,
     *,
     frame_stride: int = 1,
-) -> Tensor:
+) -> GuidedVelocity:
     """Classifier-free guidance with both branches in one batch (two network calls' worth of work; one at scale 1).
 
     `unconditional`, of one row, is what it leads away from: the negative prompt, or the null prompt.
     """
     if scale == 1.0:
-        return network(x, sigma, prompt, frame_stride=frame_stride)
+        velocity = network(x, sigma, prompt, frame_stride=frame_stride)
+        return GuidedVelocity(velocity, velocity)
     away = unconditional.expand(len(prompt))
     both = network(
         torch.cat([x, x]), torch.cat([sigma, sigma]), Conditions.cat([prompt, away]), frame_stride=frame_stride
     )
     cond, uncond = both.chunk(2)
-    return guide(cond, uncond, scale)
+    return GuidedVelocity(guide(cond, uncond, scale), cond)
 
 
 @torch.no_grad()
@@ -64,7 +65,7 @@ def sample_teacher(
     """
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        return guided(network, x, sigma, prompt, unconditional, guidance)
+        return guided(network, x, sigma, prompt, unconditional, guidance).velocity
 
     if solver is None:
         return integrate(velocity, noise, many_step_sigmas(steps, shift))
