@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 
 from avd.data import CaptionedFile, Video, write_captions, write_video
-from avd.evaluation.judging import check_model, judge, judge_samples
+from avd.evaluation.judging import check_model, judge, judge_samples, make_row, measure_share
+from avd.evaluation.records import RecordFolder
 from avd.evaluation.rows import Results, Row, read_results, write_results
 from avd.evaluation.sampling import Samples, sample_clips
-from avd.evaluation.suite import Clip, Shape, Suite
+from avd.evaluation.suite import Clip, ClipSuite, Shape
 from avd.evaluation.suites import make_suite, suite_class, suite_names
 from avd.models.settings import Settings
 from avd.report import markdown_table, terminal_table, write_report
@@ -34,15 +35,18 @@ pytestmark = pytest.mark.usefixtures("added_suites")
 each_suite = pytest.mark.parametrize("name", [*suite_names(), *ADDED])
 
 
-def small(name: str) -> Suite:
-    """The suite, or a skipped test where it cannot run."""
+def small(name: str) -> ClipSuite:
+    """The suite, or a skipped test where it cannot run, or does not judge clip by clip."""
     reason = suite_class(name)(**SMALL.get(name, {})).unavailable()
     if reason is not None:
         pytest.skip(reason)
-    return make_suite(name, SMALL.get(name, {}))
+    suite = make_suite(name, SMALL.get(name, {}))
+    if not isinstance(suite, ClipSuite):
+        pytest.skip("official code judges its videos, a folder at a time")
+    return suite
 
 
-def sampled(suite: Suite, folder: Path, painter: Painter | None = None) -> Samples:
+def sampled(suite: ClipSuite, folder: Path, painter: Painter | None = None) -> Samples:
     return sample_clips(painter or Painter(), suite.prompts(), folder, seed=0, batch=5)
 
 
@@ -116,6 +120,18 @@ def test_a_model_whose_clips_are_refused_is_named(name: str) -> None:
     assert suite.refusal(Shape.of_model(settings), suite.prompts()[0]) is not None
     with pytest.raises(UserError, match=f"some model makes clips that suite {name} cannot judge: 1 frames"):
         check_model(suite, settings, "some model")
+
+
+@each_suite
+def test_records_survive_json_and_scores_do_not_depend_on_where_they_were(name: str, tmp_path: Path) -> None:
+    suite = small(name)
+    samples = sampled(suite, tmp_path / "samples")
+    clips = list(samples.clips())
+    for rank in (1, 0):
+        measure_share(suite, clips, RecordFolder(tmp_path / "records", suite, rank), rank=rank, size=2)
+    records = RecordFolder(tmp_path / "records", suite).wait(clips, lambda done, total: None)
+    assert [(record.clip, record.prompt) for record in records] == [(clip.name, clip.prompt) for clip in clips]
+    assert make_row(suite, records, name="mine").scores == judge_samples(suite, samples, name="mine").scores
 
 
 @each_suite

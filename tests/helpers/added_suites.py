@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from avd.evaluation.suite import NumberFormat, Measure, Prompt, Scores, share
-from avd.types import UserError
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,11 @@ class Toy:
     def refusal(self, shape, prompt):
         return None if shape.frames > 1 else f"{shape}: a clip needs 2 frames"
 
-    def score(self, clips):
-        means = [float(clip.read().frames.mean()) / 255 for clip in clips]
-        if not means:
-            raise UserError("there are no clips to judge: give at least one")
+    def measure(self, video, prompt):
+        return {"brightness": float(video.frames.mean()) / 255}
+
+    def summarise(self, records):
+        means = [record.values["brightness"] for record in records]
         return Scores({"brightness": sum(means) / len(means), "clips": float(len(means))}, len(means))
 
 

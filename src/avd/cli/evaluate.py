@@ -26,9 +26,10 @@ from avd.cli.placement import (
 
 if TYPE_CHECKING:
     from avd.engine.ranks import Ranks
-    from avd.evaluation.rows import Overlap, Row
+    from avd.evaluation.records import RecordFolder
+    from avd.evaluation.rows import Overlap
     from avd.evaluation.sampling import Samples
-    from avd.evaluation.suite import Suite
+    from avd.evaluation.suite import Clip, ClipRecord, ClipSuite
     from avd.sampling.placement import PlacedModel, Placement
     from avd.sampling.samplers import Sampler
 
@@ -65,14 +66,19 @@ def evaluate(
 ) -> None:
     """Measure a model, or videos made elsewhere, and write the row as JSON.
 
-    Stopped and started again, it samples only what is missing. Started by torchrun, its processes share the sampling.
+    Stopped and started again, it samples and judges only what is missing. Started by torchrun, its processes share
+    both.
 
     Example: avd evaluate runs/avd/student --suite world --json runs/avd/row.json
     """
     from avd.config import ComputeRecipe
     from avd.engine.ranks import process_group
+    from avd.evaluation.folder import VideoFolder
+    from avd.evaluation.judging import Origin, make_row
     from avd.evaluation.provenance import recipe_of
+    from avd.evaluation.records import RecordFolder
     from avd.evaluation.rows import Results, write_results
+    from avd.evaluation.suite import ClipSuite
     from avd.evaluation.suites import make_suite
     from avd.files import check_can_make
     from avd.report import terminal_table
@@ -86,28 +92,35 @@ def evaluate(
         check_can_make(samples / "clips")
     placement = placement_of(offload, tiling, attention, fp8, int8, compiled, decoder)
     judging = make_suite(suite, _options({"clips": clips, "repeats": repeats, "level": level}, changes or []))
+    assert isinstance(judging, ClipSuite)
     name, is_videos = name or Path(what).resolve().name, _is_videos(Path(what))
     with process_group(ComputeRecipe()) as ranks:
         ranks.barrier()  # no process may find the row that another has written
-        sampled, overlap = None, None
-        if not is_videos:
+        overlap = None
+        if is_videos:
+            sampled, found, origin = None, list(VideoFolder(Path(what)).clips()), Origin()
+        else:
             clips_folder = samples or json.with_name(f"{json.stem}-samples")
-            recipe_of(what)  # raises where it cannot be read, before hours of sampling
+            recipe = recipe_of(what)  # raises where it cannot be read, before hours of sampling
             overlap = _report_overlap(judging, what) if ranks.is_main else None
             placed = _open_model(what, ranks, placement, clips_folder)
             sampler = make_sampler(
                 placed, half_rate=half_rate, steps=steps, guidance=guidance, negative_prompt=negative_prompt
             )
             sampled = _sample(judging, what, sampler, clips_folder, seed, ranks)
+            found, origin = list(sampled.clips()), Origin.of_samples(sampled, recipe)
+        records = RecordFolder(json.with_name(f"{json.stem}-records"), judging, ranks.rank)
+        measured = _measure(judging, found, records, ranks)
         if ranks.is_main:
-            row = _judge(judging, what, sampled, name).model_copy(update={"overlap": overlap})
+            row = make_row(judging, measured, name=name, origin=origin).model_copy(update={"overlap": overlap})
             write_results(json, Results(rows=[row]))
+            records.remove()
             if sampled is not None and samples is None:
                 sampled.remove()
             ui.out.print(terminal_table([row]))
 
 
-def _report_overlap(suite: Suite, model: str) -> Overlap | None:
+def _report_overlap(suite: ClipSuite, model: str) -> Overlap | None:
     """Say which prompts of the suite the model was trained on, before it is sampled; None if it is of no run."""
     from avd.evaluation.trained_prompts import describe_overlap, find_overlap
 
@@ -130,8 +143,8 @@ def _open_model(model: str, ranks: Ranks, placement: Placement, folder: Path) ->
     return place(opened, agree_on_tiling(placement, opened, folder, ranks))
 
 
-def _sample(suite: Suite, model: str, sampler: Sampler, folder: Path, seed: int, ranks: Ranks) -> Samples:
-    """The clips of all processes: on the first one, which judges them, once all are there."""
+def _sample(suite: ClipSuite, model: str, sampler: Sampler, folder: Path, seed: int, ranks: Ranks) -> Samples:
+    """The clips of all processes, once all are there."""
     from avd.evaluation.judging import check_model
     from avd.evaluation.sampling import sample_clips
 
@@ -139,24 +152,20 @@ def _sample(suite: Suite, model: str, sampler: Sampler, folder: Path, seed: int,
     with ui.bars() as bar:
         prompts, rank, size = suite.prompts(), ranks.rank, ranks.size
         samples = sample_clips(sampler, prompts, folder, seed=seed, rank=rank, size=size, progress=bar("sampling"))
-        if ranks.is_main:  # by their files: others may be hours behind, longer than ranks wait for each other
-            samples.wait(bar("waiting for the batches of others"))
+        # by their files: others may be hours behind, longer than ranks wait for each other
+        samples.wait(bar("waiting for the batches of others"))
     return samples
 
 
-def _judge(suite: Suite, what: str, samples: Samples | None, name: str) -> Row:
-    """The row of a model's samples, or with None of the folder of videos `what`."""
-    from avd.evaluation.folder import VideoFolder
-    from avd.evaluation.judging import judge, judge_samples
-    from avd.evaluation.provenance import recipe_of
+def _measure(suite: ClipSuite, clips: list[Clip], records: RecordFolder, ranks: Ranks) -> list[ClipRecord]:
+    """The records of all clips, of which each process makes a share, once all are there."""
+    from avd.evaluation.judging import measure_share
 
     with ui.bars() as bar:
-        judging = bar("judging")
-        if samples is not None:
-            count, recipe = len(samples), recipe_of(what)
-            return judge_samples(suite, samples, name=name, recipe=recipe, judged=lambda n: judging(n, count))
-        videos = VideoFolder(Path(what))
-        return judge(suite, videos.clips(), name=name, judged=lambda n: judging(n, len(videos)))
+        measure_share(suite, clips, records, rank=ranks.rank, size=ranks.size, progress=bar("judging"))
+        measured = records.wait(clips, bar("waiting for the records of others"))
+    ranks.barrier()  # nobody may look for clips or records that the first process has removed
+    return measured
 
 
 def _is_videos(folder: Path) -> bool:

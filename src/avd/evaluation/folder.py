@@ -32,4 +32,6 @@ class VideoFolder:
         """The clips, each decoded when it is read. Reading raises UserError for a damaged file."""
         for entry in self._entries:
             path = self._folder / entry.file
-            yield Clip(str(path), Prompt(entry.caption), partial(read_video, path))
+            status = path.stat()
+            identity = f"{path.resolve()}, {status.st_size} bytes of {status.st_mtime_ns}"
+            yield Clip(str(path), Prompt(entry.caption), partial(read_video, path), identity)

@@ -1,17 +1,18 @@
-"""Judging: a suite, a stream of clips, a row."""
+"""Judging: a suite, a stream of clips, their records, a row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from avd.evaluation.provenance import code_version, machine
+from avd.evaluation.records import RecordFolder
 from avd.evaluation.rows import Row
 from avd.evaluation.sampling import Samples
-from avd.evaluation.suite import Clip, Shape, Suite
+from avd.evaluation.suite import Clip, ClipRecord, ClipSuite, Shape
 from avd.models.settings import Settings
-from avd.types import UserError
+from avd.types import CountProgress, UserError
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,14 @@ class Origin:
     seconds_per_video: float | None = None
     recipe: dict[str, Any] | None = None
 
+    @staticmethod
+    def of_samples(samples: Samples, recipe: dict[str, Any] | None = None) -> Origin:
+        """How a model's clips were sampled; `recipe` is that of the model."""
+        return Origin(samples.seed, samples.steps, samples.network_calls, samples.seconds_per_video(), recipe)
+
 
 def judge(
-    suite: Suite,
+    suite: ClipSuite,
     clips: Iterable[Clip],
     *,
     name: str,
@@ -35,10 +41,53 @@ def judge(
 ) -> Row:
     """The row called `name` of clips, of which one at a time is in memory. `judged` gets the count so far.
 
-    Raises UserError for a clip that the suite refuses.
+    Raises UserError for a clip that cannot be read, one that the suite refuses, and where there is none.
     """
+    records = []
+    for clip in clips:
+        records.append(_measure(suite, clip))
+        judged(len(records))
+    return make_row(suite, records, name=name, origin=origin)
+
+
+def judge_samples(
+    suite: ClipSuite,
+    samples: Samples,
+    *,
+    name: str,
+    recipe: dict[str, Any] | None = None,
+    judged: Callable[[int], None] = lambda count: None,
+) -> Row:
+    """The row of clips that were sampled for the suite's prompts; `recipe` is that of the model."""
+    return judge(suite, samples.clips(), name=name, origin=Origin.of_samples(samples, recipe), judged=judged)
+
+
+def measure_share(
+    suite: ClipSuite,
+    clips: Sequence[Clip],
+    records: RecordFolder,
+    *,
+    rank: int = 0,
+    size: int = 1,
+    progress: CountProgress = lambda done, total: None,
+) -> None:
+    """Measure those clips of process `rank` of `size` that have no record yet; `progress` counts this process's clips.
+
+    Raises UserError as `judge` does for a clip.
+    """
+    own = clips[rank::size]
+    for done, clip in enumerate(own, 1):
+        if records.find(clip) is None:
+            records.add(clip, _measure(suite, clip))
+        progress(done, len(own))
+
+
+def make_row(suite: ClipSuite, records: Sequence[ClipRecord], *, name: str, origin: Origin | None = None) -> Row:
+    """The row called `name` of all clips' records. Raises UserError where there is none."""
+    if not records:
+        raise UserError("there are no clips to judge: give at least one")
     origin = origin or Origin()
-    scores = suite.score(_counted(clips, judged))
+    scores = suite.summarise(records)
     return Row(
         name=name,
         steps=origin.steps,
@@ -53,20 +102,7 @@ def judge(
     )
 
 
-def judge_samples(
-    suite: Suite,
-    samples: Samples,
-    *,
-    name: str,
-    recipe: dict[str, Any] | None = None,
-    judged: Callable[[int], None] = lambda count: None,
-) -> Row:
-    """The row of clips that were sampled for the suite's prompts; `recipe` is that of the model."""
-    origin = Origin(samples.seed, samples.steps, samples.network_calls, samples.seconds_per_video(), recipe)
-    return judge(suite, samples.clips(), name=name, origin=origin, judged=judged)
-
-
-def check_model(suite: Suite, settings: Settings, name: str) -> None:
+def check_model(suite: ClipSuite, settings: Settings, name: str) -> None:
     """Raise UserError, before anything is sampled, if the suite refuses clips like those that a model makes."""
     shape = Shape.of_model(settings)
     for prompt in suite.prompts():
@@ -75,7 +111,9 @@ def check_model(suite: Suite, settings: Settings, name: str) -> None:
             raise UserError(f"{name} makes clips that suite {suite.name} cannot judge: {reason}")
 
 
-def _counted(clips: Iterable[Clip], judged: Callable[[int], None]) -> Iterator[Clip]:
-    for count, clip in enumerate(clips, 1):
-        yield clip
-        judged(count)
+def _measure(suite: ClipSuite, clip: Clip) -> ClipRecord:
+    video = clip.read()
+    reason = suite.refusal(Shape.of_video(video), clip.prompt)
+    if reason is not None:
+        raise UserError(f"{clip.name}: {reason}")
+    return ClipRecord(clip.name, clip.prompt, suite.measure(video, clip.prompt))

@@ -74,7 +74,7 @@ class Samples:
             )
         for i, prompt in enumerate(self.prompts):
             path = self.clip_file(i)
-            yield Clip(str(path), prompt, partial(_read_clip, path))
+            yield Clip(str(path), prompt, partial(_read_clip, path), f"{self.key}, clip {i}")
 
     def seconds_per_video(self) -> float:
         """The denoising network and what stands between its calls, without text encoder and VAE; a clip's share of a

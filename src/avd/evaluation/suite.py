@@ -1,15 +1,16 @@
-"""The contract of an evaluation suite: which measures it has, which prompts it wants answered, how it scores clips.
+"""The contract of an evaluation suite: which measures it has, which prompts it wants answered, how it judges clips.
 
 A suite is one file in `evaluation/suites` whose `SUITE` is a frozen dataclass that fills `Suite`; its fields are the
-suite's options. Tables, pages and `results.json` follow from the measures it declares. Clips come as a stream from
-disk: a suite reads one, keeps numbers of it, and lets it go.
+suite's options. Tables, pages and `results.json` follow from the measures it declares. A `ClipSuite` judges clip by
+clip: it turns one clip into numbers, a `ClipRecord`, and many records into scores. So no two clips are in memory
+together, records are kept on disk as they are made (`records.py`), and processes share the clips.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # reports read what suites declare, and are made without torch
     from avd.data import Video
@@ -109,14 +110,26 @@ class Shape:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip to be scored. `name` is its file, or what else a message should call it.
+    """A clip to be judged. `name` is its file, or what else a message should call it.
 
-    `read` decodes it, again at each call; nothing is kept.
+    `read` decodes it, again at each call; nothing is kept. `identity` says which content it is, for records on disk to
+    be found again by; clips that are not kept on disk themselves have none.
     """
 
     name: str
     prompt: Prompt
     read: Callable[[], Video]
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """What a suite measured of one clip. `values` is what JSON can hold, without NaN, and at most some kilobytes."""
+
+    clip: str
+    """The clip's name."""
+    prompt: Prompt
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ class Scores:
 
 
 class Suite(Protocol):
-    """A way of judging clips."""
+    """What every suite declares, however its clips are judged."""
 
     name: ClassVar[str]
     """The name of the suite's module, and its key in `Row.scores`."""
@@ -139,6 +152,11 @@ class Suite(Protocol):
         """Why the suite cannot run here, in one line that says what to do; None if it can."""
         ...
 
+
+@runtime_checkable
+class ClipSuite(Suite, Protocol):
+    """A suite that judges clip by clip."""
+
     def prompts(self) -> Sequence[Prompt]:
         """What a model is asked for, always the same and in the same order."""
         ...
@@ -147,9 +165,10 @@ class Suite(Protocol):
         """Why the suite cannot judge a clip of this shape made for this prompt, in one line; None if it can."""
         ...
 
-    def score(self, clips: Iterable[Clip]) -> Scores:
-        """Judge clips, holding one at a time.
+    def measure(self, video: Video, prompt: Prompt) -> dict[str, Any]:
+        """The values of a clip's `ClipRecord`. The clip is one that the suite does not refuse."""
+        ...
 
-        Raises UserError, with the clip's name, for a clip that cannot be read or judged, and where there is none.
-        """
+    def summarise(self, records: Sequence[ClipRecord]) -> Scores:
+        """Scores of the records of one or more clips, in the order of the clips."""
         ...

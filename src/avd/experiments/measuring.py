@@ -9,7 +9,7 @@ from typing import Any
 from avd.evaluation.judging import judge_samples
 from avd.evaluation.rows import Row
 from avd.evaluation.sampling import Samples, sample_clips
-from avd.evaluation.suite import Suite
+from avd.evaluation.suite import ClipSuite
 from avd.experiments import Bars
 from avd.models.devices import read_launch
 from avd.sampling.samplers import Sampler
@@ -27,7 +27,7 @@ def check_one_process() -> None:
 
 
 def measure(
-    suite: Suite,
+    suite: ClipSuite,
     sampler: Sampler,
     folder: Path,
     *,

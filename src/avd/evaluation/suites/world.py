@@ -5,12 +5,14 @@ Captions that leave much open are asked for with several seeds, to measure diver
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from avd.evaluation.suite import Clip, Measure, NumberFormat, Prompt, Scores, Shape, Values, share
+from pydantic import TypeAdapter
+
+from avd.evaluation.suite import Clip, ClipRecord, Measure, NumberFormat, Prompt, Scores, Shape, Values, share
 from avd.types import UserError
 from avd.world import World, is_caption, read_promises, unknown_words
 from avd.world.oracle import OPEN_ATTRIBUTES, ClipScores, diversity, judge_clip, summarise
@@ -28,6 +30,7 @@ OPEN_CAPTIONS = (
 )
 OPEN = "open"
 """The part of the suite that those captions make up."""
+_CLIP_SCORES = TypeAdapter(ClipScores)
 
 
 def _diversity(attribute: str) -> Measure:
@@ -170,28 +173,24 @@ class WorldSuite:
             return f"caption {prompt.text!r} is not one that the world writes: judge clips that its captions describe"
         return None
 
-    def score(self, clips: Iterable[Clip]) -> Scores:
+    def measure(self, video: Video, prompt: Prompt) -> dict[str, Any]:
+        scores = judge_clip(video.frames, read_promises(prompt.text), self.level)
+        values: dict[str, Any] = _CLIP_SCORES.dump_python(scores, mode="json")
+        return values
+
+    def summarise(self, records: Sequence[ClipRecord]) -> Scores:
         heldout: list[ClipScores] = []
         by_caption: dict[str, list[ClipScores]] = {}
-        for clip in clips:
-            judged = self._judge(clip)
-            if clip.prompt.part == OPEN:
-                by_caption.setdefault(clip.prompt.text, []).append(judged)
+        for record in records:
+            judged = _CLIP_SCORES.validate_python(record.values)
+            if record.prompt.part == OPEN:
+                by_caption.setdefault(record.prompt.text, []).append(judged)
             else:
                 heldout.append(judged)
-        if not heldout:
-            raise UserError("there are no clips to judge: give at least one")
         values: Values = summarise(heldout, self.reference_speed())
         spread = diversity(by_caption) if by_caption else {}
         values |= {f"diversity_{attribute}": spread.get(attribute) for attribute in OPEN_ATTRIBUTES}
         return Scores({measure.key: values[measure.key] for measure in self.measures}, len(heldout))
-
-    def _judge(self, clip: Clip) -> ClipScores:
-        video = clip.read()
-        reason = self.refusal(Shape.of_video(video), clip.prompt)
-        if reason is not None:
-            raise UserError(f"{clip.name}: {reason}")
-        return judge_clip(video.frames, read_promises(clip.prompt.text), self.level)
 
     def _render(self, index: int) -> Video:
         from avd.data import Video  # loads torch, which reading the declared measures does not need

@@ -1,0 +1,98 @@
+"""Records of clips on disk, so that judging resumes clip by clip and processes share it.
+
+A folder of JSON-lines files, a new one for each process that adds to it: `rank-0-0.jsonl`, by its rank and the files of
+that rank before. A line holds a record and its key: a hash over all that the record depends on (the suite and its
+options, the version of avd, the clip's identity and prompt). Records of another key are passed over, and so are lines
+that a crash has damaged: their clips are measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from avd import __version__
+from avd.evaluation.suite import Clip, ClipRecord, ClipSuite, Prompt
+from avd.files import append_json_line
+from avd.types import CountProgress
+
+_POLL = 1.0
+"""Seconds between looks at what other processes have measured."""
+
+
+class RecordFolder:
+    """The records of a suite in `folder`, which is made when the first is added."""
+
+    def __init__(self, folder: Path, suite: ClipSuite, rank: int = 0) -> None:
+        self._folder = folder
+        self._about = [suite.name, _options(suite), __version__]
+        self._found: dict[str, ClipRecord] = {}
+        self._read: dict[Path, int] = {}
+        """How many bytes of each file have been read."""
+        self._refresh()
+        earlier = len(list(folder.glob(f"rank-{rank}-*.jsonl")))
+        self._own = folder / f"rank-{rank}-{earlier}.jsonl"
+
+    def find(self, clip: Clip) -> ClipRecord | None:
+        """The record of a clip, if it has been measured."""
+        return self._found.get(self._key(clip))
+
+    def add(self, clip: Clip, record: ClipRecord) -> None:
+        """Keep the record of a clip. Raises UserError where the system refuses."""
+        assert clip.identity, f"{clip.name} has no identity to be found again by"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        append_json_line(self._own, {"key": self._key(clip), **asdict(record)})
+
+    def wait(self, clips: Sequence[Clip], progress: CountProgress) -> list[ClipRecord]:
+        """The records of all clips, in their order, once they are there, whoever makes them."""
+        keys = [self._key(clip) for clip in clips]
+        while True:
+            self._refresh()
+            missing = sum(key not in self._found for key in keys)
+            progress(len(keys) - missing, len(keys))
+            if not missing:
+                return [self._found[key] for key in keys]
+            time.sleep(_POLL)
+
+    def remove(self) -> None:
+        """Remove the records, and the folder if nothing else is in it."""
+        for path in self._folder.glob("rank-*.jsonl"):
+            path.unlink()
+        if self._folder.exists() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    def _key(self, clip: Clip) -> str:
+        about = [*self._about, clip.identity, asdict(clip.prompt)]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _refresh(self) -> None:
+        """Read what has been added to the folder since the last look, up to the last complete line of each file."""
+        for path in sorted(self._folder.glob("rank-*.jsonl")):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                data = file.read()
+            complete = data[: data.rfind(b"\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(complete)
+            self._found |= _records(complete)
+
+
+def _options(suite: Any) -> dict[str, Any]:
+    """A suite is a dataclass of its options."""
+    return asdict(suite)
+
+
+def _records(data: bytes) -> dict[str, ClipRecord]:
+    """The records on lines of JSON, by key; what is no record is passed over."""
+    found = {}
+    for line in data.splitlines():
+        try:
+            fields = json.loads(line)
+            found[fields["key"]] = ClipRecord(fields["clip"], Prompt(**fields["prompt"]), fields["values"])
+        except (ValueError, TypeError, KeyError):
+            continue
+    return found

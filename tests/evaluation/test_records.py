@@ -1,0 +1,104 @@
+"""Records on disk: judging resumes clip by clip, in any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from avd.data import Video
+from avd.evaluation.judging import measure_share
+from avd.evaluation.records import RecordFolder
+from avd.evaluation.suite import Clip, ClipRecord, Measure, Prompt, Scores, Shape, share
+from avd.types import UserError
+
+
+@dataclass(frozen=True)
+class BrightSuite:
+    """Counts what it measures."""
+
+    scale: float = 1.0
+
+    name: ClassVar[str] = "bright"
+    measures: ClassVar[tuple[Measure, ...]] = (share("brightness", "Brightness", "", "Mean of all pixels."),)
+    measured: ClassVar[list[str]] = []
+
+    def unavailable(self) -> None:
+        return None
+
+    def prompts(self) -> Sequence[Prompt]:
+        return [Prompt(str(i)) for i in range(6)]
+
+    def refusal(self, shape: Shape, prompt: Prompt) -> str | None:
+        return "it is the fifth" if prompt.text == "refused" else None
+
+    def measure(self, video: Video, prompt: Prompt) -> dict[str, Any]:
+        self.measured.append(prompt.text)
+        return {"brightness": float(video.frames.mean()) / 255}
+
+    def summarise(self, records: Sequence[ClipRecord]) -> Scores:
+        return Scores({"brightness": records[0].values["brightness"]}, len(records))
+
+
+SUITE = BrightSuite()
+CLIPS = [
+    Clip(f"{i}.mp4", prompt, lambda i=i: Video(np.full((2, 4, 4, 3), i, dtype=np.uint8), 8.0), identity=f"content {i}")
+    for i, prompt in enumerate(SUITE.prompts())
+]
+
+
+def measured_by(suite: BrightSuite, folder: Path, clips: Sequence[Clip] = CLIPS, **share: int) -> list[str]:
+    """The prompts of the clips that were measured, not found."""
+    BrightSuite.measured.clear()
+    measure_share(suite, clips, RecordFolder(folder, suite, share.get("rank", 0)), **share)
+    return list(BrightSuite.measured)
+
+
+def found(folder: Path) -> list[ClipRecord]:
+    return RecordFolder(folder, SUITE).wait(CLIPS, lambda done, total: None)
+
+
+def test_judging_that_was_stopped_measures_only_what_is_left(tmp_path: Path) -> None:
+    stopping = [*CLIPS[:4], replace(CLIPS[4], prompt=Prompt("refused")), CLIPS[5]]
+    with pytest.raises(UserError, match=r"4\.mp4: it is the fifth"):
+        measured_by(SUITE, tmp_path, stopping)
+    assert measured_by(SUITE, tmp_path) == ["4", "5"]
+    assert measured_by(SUITE, tmp_path) == []
+    assert [record.values["brightness"] * 255 for record in found(tmp_path)] == pytest.approx(range(6))
+
+
+def test_processes_share_the_clips_and_another_number_of_them_resumes(tmp_path: Path) -> None:
+    assert measured_by(SUITE, tmp_path, rank=1, size=3) == ["1", "4"]
+    assert measured_by(SUITE, tmp_path, rank=0, size=2) == ["0", "2"]  # and finds the record of 4
+    assert measured_by(SUITE, tmp_path) == ["3", "5"]
+    assert [record.clip for record in found(tmp_path)] == [clip.name for clip in CLIPS]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:-9] + bytes(8) + b"\n"])
+def test_a_line_that_a_crash_has_damaged_is_measured_again(tmp_path: Path, damage: Any) -> None:
+    measured_by(SUITE, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    assert measured_by(SUITE, tmp_path) == ["5"]
+    assert len(found(tmp_path)) == 6
+
+
+def test_another_content_prompt_or_option_is_another_record(tmp_path: Path) -> None:
+    measured_by(SUITE, tmp_path)
+    assert measured_by(SUITE, tmp_path, [replace(CLIPS[0], identity="other"), CLIPS[1]]) == ["0"]
+    assert measured_by(SUITE, tmp_path, [replace(CLIPS[0], prompt=Prompt("0", repeat=1)), CLIPS[1]]) == ["0"]
+    assert len(measured_by(BrightSuite(scale=2.0), tmp_path)) == 6
+
+
+def test_records_wait_for_those_of_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured_by(SUITE, tmp_path, rank=0, size=2)
+    waiting, counts = RecordFolder(tmp_path, SUITE), []
+    monkeypatch.setattr("time.sleep", lambda seconds: measured_by(SUITE, tmp_path, rank=1, size=2))
+    assert len(waiting.wait(CLIPS, lambda done, total: counts.append(done))) == 6
+    assert counts == [3, 6]
+    waiting.remove()
+    assert not tmp_path.exists()
