@@ -21,6 +21,7 @@ EXCEPTIONS = {
     "Settings": "a record: the keys of `avd.json`",
     "Term": "a declaration: what an objective file states, most of it optional",
     "ClipScores": "a record: one field for each measure of the oracle",
+    "ClipMeasures": "a record: one field for each measure of a clip",
     "Track": "a record: one field for each thing that is measured of an object",
     "Thing": "a record: one field for each property of a drawn object",
 }

@@ -1,4 +1,4 @@
-"""Saturation, contrast and clipping against their definitions."""
+"""Saturation, colourfulness, contrast and clipping against their definitions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avd.measures.colour import clipped_share, contrast, saturation
+from avd.measures.colour import clipped_share, colourfulness, contrast, saturated_share, saturation
 
 CHANNEL = st.floats(0.0, 1.0, width=32)
 
@@ -42,3 +42,22 @@ def test_a_pixel_is_clipped_if_one_channel_is_at_an_end() -> None:
         video[0, 0, channel, channel] = level
     video[0, 1, 0], video[0, 1, 1] = 2, 253
     assert clipped_share(video) == pytest.approx(2 / 6)
+
+
+def test_a_colour_counts_as_saturated_above_95_percent() -> None:
+    assert saturated_share(np.array([[0.0, 0.95, 0.96], [1.0, 0.5, 0.94]])) == pytest.approx(2 / 6)
+
+
+def test_colourfulness_is_0_for_grey_and_known_for_an_even_colour() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (8, 9, 1), dtype=np.uint8).repeat(3, axis=-1)
+    assert colourfulness(grey) == 0.0
+    even = np.full((8, 9, 3), (200, 100, 50), np.uint8)  # rg = 100, yb = 100
+    assert colourfulness(even) == pytest.approx(0.3 * 2**0.5 * 100)
+
+
+def test_colourfulness_against_its_formula() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    r, g, b = np.moveaxis(frame.astype(float), -1, 0)
+    rg, yb = r - g, 0.5 * (r + g) - b
+    expected = np.sqrt(rg.var() + yb.var()) + 0.3 * np.sqrt(rg.mean() ** 2 + yb.mean() ** 2)
+    assert colourfulness(frame) == pytest.approx(expected)
