@@ -19,6 +19,7 @@ from avd.data import VideoError, read_video, video_bytes, write_video
 from avd.data.video.reading import ReadOptions, Window, read_windows
 from avd.data.video.sources import VideoSource
 from avd.types import UserError
+from avd.world import World
 from helpers.footage import numbers, shades
 from helpers.odd_videos import encode
 
@@ -66,6 +67,16 @@ def test_a_clip_with_detail_survives_a_round_trip(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", frames, 16)
     error = np.abs(read_video(tmp_path / "a.mp4").frames.astype(int) - frames)
     assert error.mean() < 2 and error.max() < 16
+
+
+def test_memory_does_not_get_into_the_bytes() -> None:
+    frames, random = World().clip(0, "heldout").video[:3], np.random.default_rng(0)
+    files = set()
+    for size in random.integers(1_000, 200_000, 40):
+        junk = [random.bytes(int(size))]  # so that the encoder's memory is not what it was
+        files.add(video_bytes(frames, 16))
+        del junk
+    assert len(files) == 1
 
 
 def test_the_same_frames_give_the_same_tagged_bytes() -> None:

@@ -17,9 +17,10 @@ from avd.types import UserError
 
 Container = Literal["mp4", "webm"]
 
-# More than one thread would let the number of CPU cores into the bytes.
+# More than one thread would let the number of CPU cores into the bytes. libx264's macroblock tree lets in what happens
+# to lie in memory, so that the same frames give one of several files.
 _CODECS: dict[Container, tuple[str, dict[str, str]]] = {
-    "mp4": ("libx264", {"crf": "12", "threads": "1"}),
+    "mp4": ("libx264", {"crf": "12", "threads": "1", "mbtree": "0"}),
     "webm": ("libvpx-vp9", {"crf": "18", "b": "0", "threads": "1", "deadline": "good", "cpu-used": "4"}),
 }
 
