@@ -84,15 +84,26 @@ def check_made_by(sampler: Sampler, videos: Sequence[Wanted]) -> None:
                 )
 
 
-def generate(sampler: Sampler, videos: Sequence[Wanted], model: str, *, made: Callable[[int, Wanted], None]) -> None:
-    """Make videos; `made` is called after each with their number so far. `model` is the name it goes by."""
+def generate(
+    sampler: Sampler,
+    videos: Sequence[Wanted],
+    model: str,
+    *,
+    made: Callable[[int, Wanted], None],
+    fps: float | None = None,
+) -> None:
+    """Make videos; `made` is called after each with their number so far. `model` is the name it goes by.
+
+    `fps` is the rate of the files; None is the model's own.
+    """
+    fps = sampler.model.settings.fps if fps is None else fps
     batches = [(video, [video.prompt]) for video in videos]
     about = {"model": model, "identity": sampler.identity, **sampler.description}
     for done, video in enumerate(encoded_first(sampler.model, batches, sampler.unconditional), start=1):
         latents = sampler([video.prompt], torch.Generator().manual_seed(video.seed))
         frames = sampler.model.decode_video(latents)[0]
         video.path.parent.mkdir(parents=True, exist_ok=True)
-        write_clip(video.path, frames, sampler.model.settings.fps, _comment(video, about))
+        write_clip(video.path, frames, fps, _comment(video, about))
         made(done, video)
 
 

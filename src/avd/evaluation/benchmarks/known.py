@@ -1,0 +1,65 @@
+"""What is known of each official benchmark: where its prompts are, and how its code finds the videos it judges.
+
+    vbench     {prompt}-{i}.mp4, all in one folder
+    vbench2    {Dimension}/{the first 180 characters of the prompt}-{i}.mp4
+
+The official code takes the suffix of the first name in a folder for all of them, and skips a video that it does not
+find. So one file that does not belong turns every score into NaN, and one that is missing changes a score unseen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from avd.types import UserError
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark whose videos are judged by official code."""
+
+    name: str
+    title: str
+    package: str
+    """The Python package, on PyPI and to import."""
+    info_file: str
+    """The JSON file with its prompts: a list of objects with `prompt_en` and `dimension`."""
+    samples: int
+    """Videos per prompt."""
+    more_samples: dict[str, int]
+    """Videos per prompt in dimensions where that is another number."""
+    folder_per_dimension: bool
+    name_length: int | None = None
+    """Characters of the prompt that a file's name has; None is all."""
+
+    @property
+    def info_places(self) -> tuple[str, ...]:
+        """Where the prompts are, below a checkout of VBench, a site-packages folder or the package itself."""
+        inner = f"{self.package}/{self.info_file}"
+        return self.info_file, inner, f"VBench-2.0/{inner}"
+
+
+FPS = 16.0
+"""Frames per second of the videos of every benchmark."""
+FLICKERING = "temporal_flickering"
+"""The dimension of VBench that official code may filter for videos that are still, which takes more samples."""
+
+VBENCH = Benchmark("vbench", "VBench", "vbench", "VBench_full_info.json", 5, {}, folder_per_dimension=False)
+VBENCH2 = Benchmark(
+    "vbench2",
+    "VBench-2.0",
+    "vbench2",
+    "VBench2_full_info.json",
+    3,
+    {"Diversity": 20},
+    folder_per_dimension=True,
+    name_length=180,
+)
+_BENCHMARKS = {benchmark.name: benchmark for benchmark in (VBENCH, VBENCH2)}
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark of a name. Raises UserError for one that is not known."""
+    if name not in _BENCHMARKS:
+        raise UserError(f"suite {name!r} is no benchmark with a folder of its own: name {' or '.join(_BENCHMARKS)}")
+    return _BENCHMARKS[name]
