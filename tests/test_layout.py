@@ -32,6 +32,7 @@ TOPICS = {
     "data/test_kill_preparation.py": "preparation, killed anywhere",
     "data/video/test_odd_files.py": "files as people have them",
     "data/video/test_windows.py": "clips cut from videos",
+    "distillation/monitoring/test_native.py": "a run that the native suite watches",
     "distillation/test_compute.py": "the ways in which networks are computed",
     "distillation/test_learnt.py": "what a run has learnt against what its student does",
     "distillation/test_ranks.py": "several processes against one",

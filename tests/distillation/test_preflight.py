@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,21 @@ def test_what_is_cheap_to_check_comes_first(model: Path, tmp_path: Path) -> None
     for i, (message, folder) in enumerate(zip(expected, folders, strict=True)):
         with pytest.raises(UserError, match=message):
             resolve(recipe_for(model, *changes[min(i, 2) :]), folder)
+
+
+def test_clips_that_the_native_monitors_cannot_measure_are_refused(tmp_path: Path) -> None:
+    """By a run and by a plan; not where nothing is measured, or only pixels are."""
+    model, native = tmp_path / "model", "monitors.suite=native"
+    tiny = tiny_model()
+    tiny.settings = replace(tiny.settings, fps=64)  # its dynamic degree compares frames 8 apart
+    tiny.save(model)
+    resolve_workload(recipe_for(model, native), 1)
+    tiny.settings = replace(tiny.settings, fps=72)
+    tiny.save(model)
+    for allowed in ((), (native, "monitors.every=0")):
+        resolve_workload(recipe_for(model, *allowed), 1)
+    line = r"monitors.suite is native, .* \(17 frames at 72 fps: .* at least 19\): set monitors.suite=pixels"
+    for refused in (lambda recipe: resolve(recipe, tmp_path / "run"), lambda recipe: resolve_workload(recipe, 1)):
+        with pytest.raises(UserError, match=line):
+            refused(recipe_for(model, native))
+    assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from avd.config import Recipe
-from avd.distillation.monitoring import measuring
+from avd.distillation.monitoring import suites
 from avd.distillation.task import DistillTask
 from avd.engine.ranks import Ranks, process_group
 from avd.types import Stopped
@@ -35,9 +35,9 @@ def measure_and_count(folder: Path, recipe: Recipe, ranks: Ranks) -> dict[str, A
         assert isinstance(network, nn.Module)
         network.register_forward_pre_hook(_noting(counts[name]))
     model.decode_video = _counted(model.decode_video, counts, "decoded")  # type: ignore[method-assign]
-    measuring.measure_pixels, original = (
-        _counted(measuring.measure_pixels, counts, "measured"),
-        measuring.measure_pixels,
+    suites.measure_pixels, original = (
+        _counted(suites.measure_pixels, counts, "measured"),
+        suites.measure_pixels,
     )
     try:
         monitor = monitor_of(task)
@@ -46,7 +46,7 @@ def measure_and_count(folder: Path, recipe: Recipe, ranks: Ranks) -> dict[str, A
         references = {name: counts[name] for name in ("decoded", "measured")}
         counts["metrics"] = monitor.measure().metrics
     finally:
-        measuring.measure_pixels = original
+        suites.measure_pixels = original
     return {**counts, "references": references}
 
 

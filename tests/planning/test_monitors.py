@@ -69,6 +69,17 @@ def test_forwards_and_times() -> None:
     assert explicit.references.forwards == 12 * 5 * 2
 
 
+def test_further_seeds_are_videos_too() -> None:
+    """Student and teacher make them, of no more prompts than there are; with the suite `pixels` there are none."""
+    native = ("monitors.clips=10", "monitors.suite=native", "monitors.diversity_seeds=3")
+    few = planned(4, "training.batch=8", *native, "monitors.diversity_prompts=3")
+    assert (few.clips, few.clips_per_rank) == (16, 4)
+    assert few.references.forwards == 16 * 25 * 2 and few.measurement.forwards == 16 * 4
+    assert planned(4, "training.batch=8", *native, "monitors.diversity_prompts=99").clips == 30
+    assert planned(4, "training.batch=8", *native, "monitors.diversity_prompts=0").clips == 10
+    assert planned(4, "training.batch=8", *native, "monitors.suite=pixels").clips == 10
+
+
 def test_the_share_is_of_the_time_of_the_run() -> None:
     recipe = ("training.batch=8", "monitors.every=1", "training.updates=7")
     plan = Planner(read_facts(WAN).sizes).plan(recipe_for("compute.device=auto", *recipe), Machine(8))

@@ -173,6 +173,9 @@ class LimitsRecipe(Section):
     """Contrast above real data's, as a share of it."""
     motion: float | None = Field(0.6, gt=0)
     """Motion, as a share of the teacher's, below which it is collapsing."""
+    diversity: float | None = Field(0.5, gt=0)
+    """How much the videos of one prompt differ, as a share of the teacher's, below which all seeds look alike. Only the
+    suite `native` measures it."""
     fake_score: float | None = Field(1.0, gt=0)
     """Rise of the fake score's loss above its lowest level, as a share of it."""
     low_weights: float | None = Field(0.5, gt=0, lt=1)
@@ -188,6 +191,14 @@ class MonitorsRecipe(Section):
     """Prompts, from the run's data, on which student and teacher are sampled."""
     teacher_steps: int | None = Field(None, ge=1, le=10_000)
     """Steps of the teacher's videos. None: as its model's settings say, but at most 25 for a large model."""
+    suite: Literal["pixels", "native"] = "pixels"
+    """What is measured of a video. pixels: saturation, contrast and motion; native: every measure that `avd evaluate
+    --suite native` has, and diversity."""
+    diversity_prompts: int = Field(8, ge=0, le=MOST_CLIPS)
+    """With the suite `native`, how many of the prompts have several videos, from other noise; 0 measures no
+    diversity."""
+    diversity_seeds: int = Field(2, ge=2, le=MOST_CLIPS)
+    """How many videos each of these has."""
     limits: LimitsRecipe = LimitsRecipe()
     action: Literal["warn", "stop", "roll_back"] = "warn"
     """What follows when a limit is crossed for `patience` measurements in a row, besides a warning."""
@@ -204,6 +215,11 @@ class MonitorsRecipe(Section):
         if self.action != "warn" and not self.every:
             raise ValueError(f"action {self.action} needs measurements: set every to at least 1")
         return self
+
+    def seeds_of(self, clips: int) -> tuple[int, int]:
+        """How many of `clips` prompts have several videos, and how many these have."""
+        prompts = min(self.diversity_prompts, clips) if self.suite == "native" else 0
+        return prompts, self.diversity_seeds if prompts else 1
 
 
 TrackerName = Literal["tensorboard", "wandb"]

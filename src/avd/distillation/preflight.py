@@ -10,8 +10,8 @@ comes first:
 2. this machine: the device, and packages for optimizers and trackers;
 3. the run folder: free, or the same run, and its newest checkpoint;
 4. the data: the headers of caches and of a folder of prompts, and whether a run that is resumed began with them;
-5. the model by its config files: that it is no student, that it fits the data, its frames and tokens, the attention
-   backend, the layers and the rank of adapters, the built-in world's level and shape;
+5. the model by its config files: that it is no student, that it fits the data, its frames and tokens, that monitors can
+   measure its clips, the attention backend, the layers and the rank of adapters, the built-in world's level and shape;
 6. the model's folder, which a hub id may have to be fetched for: the headers of all weights, whether the cache was made
    with them, and the interpolator;
 7. what else the networks begin as: the teacher, the starts of student and fake score.
@@ -45,6 +45,7 @@ from avd.engine.ranks import clips_per_rank
 from avd.engine.run_folder import RunFolder, check_same_recipe
 from avd.engine.sources import world_of
 from avd.engine.trackers import check_trackers
+from avd.measures.clip import clip_refusal
 from avd.methods.method import Method
 from avd.models.adapters import check_targets
 from avd.models.devices import Launch, pick_device
@@ -209,6 +210,7 @@ def _check_model(
             f"recipe {recipe.name} has half-rate stages and its clips have {sizes.frames()} latent frames, an even "
             "number: prepare clips of 8 n + 1 frames or set rollout.half_rate_stages=0"
         )
+    _check_monitors(recipe, facts.settings, data)
     if compute.context > 1:
         _check_context(recipe, sizes)
     if compute.attention is not None:
@@ -222,6 +224,19 @@ def _refuse_student(recipe: Recipe, settings: Settings) -> None:
         raise UserError(
             f"model {recipe.model} is a student, which knows the velocity only at its own "
             f"{len(settings.student_timesteps)} timesteps: name the model that it was distilled from"
+        )
+
+
+def _check_monitors(recipe: Recipe, settings: Settings, data: PreparedData | None) -> None:
+    """Whether the monitors' suite can measure the run's clips."""
+    if not recipe.monitors.every or recipe.monitors.suite != "native":
+        return
+    clip = settings if data is None or data.geometry is None else data.geometry
+    refusal = clip_refusal(clip.frames, clip.height, clip.width, clip.fps)
+    if refusal is not None:
+        raise UserError(
+            f"monitors.suite is native, which cannot measure the run's clips ({refusal}): set monitors.suite=pixels or "
+            "prepare other clips"
         )
 
 

@@ -32,6 +32,11 @@ class RunSampler:
         return self._rollout(network, noise, prompts, lambda stage: renoise(stage).to(device)).cpu()
 
     @property
+    def fps(self) -> float:
+        """Frames per second of the videos."""
+        return self._model.settings.fps
+
+    @property
     def default_teacher_steps(self) -> int:
         """Steps of the teacher where a recipe does not say."""
         return default_teacher_steps(self._teacher.settings, self._teacher.sizes)

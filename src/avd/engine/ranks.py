@@ -143,6 +143,16 @@ class Ranks:
         dist.all_gather(found, own)
         return [each.item() for each in found]
 
+    def gather(self, value: T) -> list[T]:
+        """What every rank has for `value`, in the order of the ranks, on all ranks. It travels as JSON."""
+        if self.size == 1:
+            return [value]
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [round(length) for length in self.list_numbers(len(data))]
+        found = [torch.empty(max(lengths), dtype=torch.uint8) for _ in lengths]
+        dist.all_gather(found, torch.nn.functional.pad(data, (0, max(lengths) - len(data))))
+        return [json.loads(each[:length].numpy().tobytes()) for each, length in zip(found, lengths, strict=True)]
+
     def broadcast(self, value: T, source: int = 0) -> T:
         """What rank `source` has for `value`, on all ranks. It travels as JSON: nothing is unpickled."""
         if self.size == 1:

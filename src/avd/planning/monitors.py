@@ -46,6 +46,7 @@ class MonitorPlan:
     """A rank that is one clip short repeats one, which is counted too."""
 
     clips: int
+    """Videos, further seeds of a prompt among them."""
     clips_per_rank: int
     """What every rank samples."""
     teacher_steps: int
@@ -66,7 +67,9 @@ def plan_monitors(plan: Plan, settings: Settings) -> MonitorPlan | None:
     if not monitors.every:
         return None
     shares = machine.gpus // recipe.compute.context
-    sampled = -(-monitors.clips // shares) * shares  # all ranks sample as many
+    prompts, seeds = monitors.seeds_of(monitors.clips)
+    videos = monitors.clips + prompts * (seeds - 1)
+    sampled = -(-videos // shares) * shares  # all ranks sample as many
     steps = monitors.teacher_steps or default_teacher_steps(settings, teacher)
     calls = steps * (1 if settings.guidance == 1.0 else 2)
     stages = make_stages(few_step_sigmas(recipe.rollout.timesteps), recipe.rollout.half_rate_stages)
@@ -81,7 +84,7 @@ def plan_monitors(plan: Plan, settings: Settings) -> MonitorPlan | None:
     measurements = -(-updates // monitors.every)  # the last update is always measured
     seconds = references.seconds + measurements * measurement.seconds
     return MonitorPlan(
-        clips=monitors.clips,
+        clips=videos,
         clips_per_rank=sampled // shares,
         teacher_steps=steps,
         references=references,

@@ -127,12 +127,17 @@ def test_grey_data_have_no_ratio_and_warn_of_nothing(tmp_path: Path, monkeypatch
     assert line["warnings"] == 0 and not any("warning" in text for text in messages)
 
 
+RIGHT = {"saturation_to_real": 1.0, "contrast_to_real": 1.0, "motion_to_teacher": 1.0}
+
+
 def test_score() -> None:
-    right = {"saturation_to_real": 1.0, "contrast_to_real": 1.0, "motion_to_teacher": 1.0}
-    assert score(right) == {"saturation": 0.0, "motion": 0.0, "score": 0.0}
-    assert score(right | {"saturation_to_real": 2.0}) == pytest.approx(score(right | {"saturation_to_real": 0.5}))
-    assert score(right | {"motion_to_teacher": 0.0})["score"] == math.inf
-    assert math.isnan(score(right | {"contrast_to_real": math.nan})["score"])
+    def scored(**changes: float) -> dict[str, float]:
+        return score(RIGHT | changes, tuple(RIGHT))
+
+    assert scored() == {"saturation": 0.0, "motion": 0.0, "score": 0.0}
+    assert scored(saturation_to_real=2.0) == pytest.approx(scored(saturation_to_real=0.5))
+    assert scored(motion_to_teacher=0.0)["score"] == math.inf
+    assert math.isnan(scored(contrast_to_real=math.nan)["score"])
 
 
 # -- watching changes nothing -------------------------------------------------------------------------------------
@@ -224,7 +229,7 @@ def test_the_best_student_is_the_one_that_was_measured(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Monitor, "measure", measure)
     monkeypatch.setattr(
-        "avd.distillation.monitoring.monitor.score", lambda _: {"score": 0.0, **score(RIGHT | next(metrics))}
+        "avd.distillation.monitoring.monitor.score", lambda _, scored: score(RIGHT | next(metrics), scored)
     )
     watched(tmp_path / "run", 3, "monitors.keep_best=saturation", task=task)
     best = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
@@ -232,9 +237,6 @@ def test_the_best_student_is_the_one_that_was_measured(tmp_path: Path, monkeypat
     student = load_model(str(tmp_path / "run" / "best" / "student")).transformer.state_dict()
     assert all(torch.equal(value, averages[1][key]) for key, value in student.items())
     assert not (tmp_path / "run" / "best-checkpoint").exists()
-
-
-RIGHT = {"saturation_to_real": 1.0, "contrast_to_real": 1.0, "motion_to_teacher": 1.0}
 
 
 def test_a_roll_back_resumes_from_the_best_with_other_noise(tmp_path: Path) -> None:
@@ -312,7 +314,7 @@ def test_without_a_best_there_is_nothing_to_roll_back_to(tmp_path: Path, monkeyp
     path = tmp_path / "run"
     watched(path, 1, *COLLAPSING)
     monkeypatch.setattr(
-        "avd.distillation.monitoring.monitor.score", lambda _: dict.fromkeys(("saturation", "score"), math.nan)
+        "avd.distillation.monitoring.monitor.score", lambda *_: dict.fromkeys(("saturation", "score"), math.nan)
     )
     with pytest.raises(Stopped, match="no best checkpoint to roll back to"):
         watched(path, 4, *COLLAPSING, "monitors.action=roll_back", "monitors.keep_best=saturation", resume=True)

@@ -45,6 +45,8 @@ def rules_of(limits: LimitsRecipe, timesteps: Sequence[float]) -> list[Rule]:
         rules.append(_excess("contrast", limits.contrast, "overcontrast"))
     if limits.motion is not None:
         rules.append(_collapse(limits.motion))
+    if limits.diversity is not None:
+        rules.append(_alike(limits.diversity))
     if limits.fake_score is not None:
         rules.append(_lag(limits.fake_score))
     if limits.low_weights is not None:
@@ -111,6 +113,19 @@ def _collapse(limit: float) -> Rule:
 
     fault = "temporal collapse"
     return Rule("motion_to_teacher", lambda ratio: ratio < limit, words, fault, f"recovered from {fault}")
+
+
+def _alike(limit: float) -> Rule:
+    def words(ratio: float) -> str:
+        return f"videos of one prompt differ by {100 * ratio:.0f} % of what the teacher's do"
+
+    return Rule(
+        "diversity_appearance_to_teacher",
+        lambda ratio: ratio < limit,
+        words,
+        "every seed gives much the same",
+        "seeds differ again",
+    )
 
 
 def _lag(limit: float) -> Rule:

@@ -3,7 +3,8 @@
 The videos are made from fixed prompts and fixed noise, so that from one measurement to the next only the student
 changes. Two references stand beside them, measured once and kept in the run's folder: the real clips that have these
 very captions, and what the many-step teacher makes of the same prompts from the same noise. A metric's ratio to a
-reference is the ratio of the means over the clips.
+reference is the ratio of the means over the clips. What is measured of a video is the suite's to say
+(`monitoring/suites.py`).
 
 Nothing here draws from a generator that training draws from, and nothing touches weights or gradients: a run gives the
 same student whether it is watched or not.
@@ -12,8 +13,8 @@ same student whether it is watched or not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,15 @@ from avd.data import LatentSource
 from avd.distillation.monitoring.alarms import Alarms, Event, rules_of
 from avd.distillation.monitoring.clips import MonitorClips
 from avd.distillation.monitoring.measuring import ClipMeter, VideoSampler
-from avd.distillation.monitoring.references import ReferenceFinder, References, mean_stats
+from avd.distillation.monitoring.references import ReferenceFinder, References
 from avd.distillation.monitoring.statistics import FakeScoreLevel, WeightStatistics
+from avd.distillation.monitoring.suites import PixelMonitorSuite, suite_of
 from avd.engine.loop import UpdateResult
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.stopping import Heed, raise_if_asked, stop_requests
-from avd.measures.video import PixelStats
 from avd.types import CountProgress
 
 _MEASURING = "while the monitors measured their references, of which those that are measured are kept"
-_SMALLEST = 1e-4
-"""References below this are as good as nothing, and a ratio to them means nothing: grey videos, videos at rest."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,12 @@ class Monitor:
         self, recipe: Recipe, source: LatentSource, sampler: VideoSampler, ranks: Ranks = SINGLE_PROCESS
     ) -> None:
         self.recipe, self._sampler, self._ranks = recipe.monitors, sampler, ranks
-        self._meter = ClipMeter(MonitorClips(recipe, source, ranks), sampler, ranks)
+        self._suite = suite_of(recipe.monitors, sampler.fps)
+        self._meter = ClipMeter(MonitorClips(recipe, source, ranks), sampler, self._suite, ranks)
         self.weights = WeightStatistics(recipe.rollout.timesteps, ranks)
         self.fake_score = FakeScoreLevel()
         self._alarms = Alarms(rules_of(self.recipe.limits, recipe.rollout.timesteps))
-        nothing = PixelStats(math.nan, math.nan, math.nan)
+        nothing = dict.fromkeys(self._suite.measures, math.nan)
         self._references = References(nothing, nothing)
         self._best: float | None = None
 
@@ -72,7 +72,7 @@ class Monitor:
         finder = ReferenceFinder(folder, self._meter, steps, self._ranks)
         references = finder.read()
         if references is None:
-            tell(f"monitors: sampling the teacher on {len(self._meter.clips)} prompts in {steps} steps, once")
+            tell(f"monitors: sampling the teacher on {_describe(self._meter.clips)} in {steps} steps, once")
             with stop_requests() as stop:
                 references = finder.measure(lambda: raise_if_asked(stop, self._ranks, _MEASURING), progress)
             self._sampler.rest()
@@ -88,12 +88,13 @@ class Monitor:
 
     def measure(self, heed: Heed = lambda: None) -> MonitorResult:
         """Measure the student as it is, and judge. Raises what `heed` does, with nothing judged."""
-        stats = mean_stats(self._meter.student(heed))
-        metrics: dict[str, float] = asdict(stats)
-        for name in asdict(stats):
-            metrics[f"{name}_to_real"] = _ratio(getattr(stats, name), getattr(self._references.real, name))
-            metrics[f"{name}_to_teacher"] = _ratio(getattr(stats, name), getattr(self._references.teacher, name))
-        distances = score(metrics)
+        found = self._suite.summarise(self._meter.student(heed), self._meter.clips.groups)
+        metrics = dict(found)
+        for name, value in found.items():
+            for kind, reference in (("real", self._references.real), ("teacher", self._references.teacher)):
+                if name in reference:
+                    metrics[f"{name}_to_{kind}"] = self._suite.ratio(name, value, reference[name])
+        distances = score(metrics, self._suite.scored)
         metrics |= {"score": distances["score"], **self.weights.pop_metrics(), **self.fake_score.pop_metrics()}
         events = self._alarms.judge(metrics)
         metrics["warnings"] = self._alarms.crossed
@@ -110,31 +111,44 @@ class Monitor:
             "weights": self.weights.state_dict(),
             "fake_score": self.fake_score.state_dict(),
             "alarms": self._alarms.state_dict(),
-            "best": {"by": self.recipe.keep_best, "value": self._best},
+            "best": {"by": self._best_by, "value": self._best},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.weights.load_state_dict(state["weights"])
         self.fake_score.load_state_dict(state["fake_score"])
         self._alarms.load_state_dict(state["alarms"])
-        if state["best"]["by"] == self.recipe.keep_best:  # it may have been changed since
+        if state["best"]["by"] == self._best_by:  # it may have been changed since
             self._best = state["best"]["value"]
 
+    @property
+    def _best_by(self) -> str | None:
+        """What the best student so far is the best by. Scores of different suites are different numbers."""
+        by = self.recipe.keep_best
+        return f"{self._suite.name} score" if by == "score" and self._suite.name != PixelMonitorSuite.name else by
 
-def score(metrics: Mapping[str, float]) -> dict[str, float]:
+
+def score(metrics: Mapping[str, float], scored: Sequence[str]) -> dict[str, float]:
     """How far the student is from its references, 0 at best: what `monitors.keep_best` keeps the least of.
 
         saturation = |ln(saturation / real data's)|      motion = |ln(motion / the teacher's)|
-        score      = saturation + motion + |ln(contrast / real data's)|
+        score      = sum of |ln ratio| over the ratios `scored` that were measured
 
     NaN where a ratio is not defined, infinite for a student without any motion or colour.
     """
-    saturation, contrast, motion = (
-        abs(math.log(ratio)) if ratio > 0 else math.nan if math.isnan(ratio) else math.inf
-        for ratio in (metrics["saturation_to_real"], metrics["contrast_to_real"], metrics["motion_to_teacher"])
-    )
-    return {"saturation": saturation, "motion": motion, "score": saturation + contrast + motion}
+    distances = {
+        name: abs(math.log(ratio)) if ratio > 0 else math.nan if math.isnan(ratio) else math.inf
+        for name in scored
+        if (ratio := metrics.get(name)) is not None
+    }
+    return {
+        "saturation": distances["saturation_to_real"],
+        "motion": distances["motion_to_teacher"],
+        "score": sum(distances.values()),
+    }
 
 
-def _ratio(value: float, reference: float) -> float:
-    return value / reference if reference >= _SMALLEST else math.nan
+def _describe(clips: MonitorClips) -> str:
+    """How many videos of how many prompts."""
+    prompts = f"{len(clips.indices)} prompts"
+    return prompts if not clips.groups else f"{prompts}, {len(clips.groups)} of them from {len(clips.groups[0])} seeds,"

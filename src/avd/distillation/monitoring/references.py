@@ -8,32 +8,30 @@ these are, the first rank reads and the others hear from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from avd.distillation.monitoring.clips import Round
 from avd.distillation.monitoring.measuring import ClipMeter, Measured
+from avd.distillation.monitoring.suites import MonitorRecord, PixelMonitorSuite
 from avd.engine.ranks import Ranks
 from avd.engine.stopping import Heed
 from avd.files import append_json_line, read_json_lines, read_text, write_json, write_json_lines
-from avd.measures.video import PixelStats
 from avd.types import CountProgress
 
 REFERENCES_FILE = "references.json"
 CLIPS_FILE = "references.jsonl"
-"""A line per clip and reference, until all are measured."""
+"""A line per video and reference, until all are measured."""
 
 
 @dataclass(frozen=True)
 class References:
-    """Means over the clips."""
+    """What the suite measures, by name."""
 
-    teacher: PixelStats
-    real: PixelStats
+    teacher: dict[str, float]
+    real: dict[str, float]
 
 
 class ReferenceFinder:
@@ -41,91 +39,90 @@ class ReferenceFinder:
 
     def __init__(self, folder: Path, meter: ClipMeter, steps: int, ranks: Ranks) -> None:
         self._path, self._clips_path = folder / REFERENCES_FILE, folder / CLIPS_FILE
-        self._meter, self._ranks, self._indices = meter, ranks, meter.clips.indices
+        self._meter, self._suite, self._ranks = meter, meter.suite, ranks
+        videos, indices = meter.clips.videos, meter.clips.indices
         self._steps = {"teacher": steps, "real": None}
-        self._key = {"clips": self._indices, "teacher_steps": steps}
+        self._key: dict[str, Any] = {"clips": indices, "teacher_steps": steps}
+        if self._suite.name != PixelMonitorSuite.name:
+            self._key |= {"suite": self._suite.name, "further_seeds": [list(each) for each in videos[len(indices) :]]}
+        counts = {"teacher": len(videos), "real": len(indices)}
+        self._heads = {(kind, i): self._head(kind, i) for kind, count in counts.items() for i in range(count)}
 
     def read(self) -> References | None:
         """What an earlier process of the run found, if it answers this recipe; the same on all ranks."""
-        found = self._ranks.decide(lambda: _read_references(self._path, self._key))
-        return None if found is None else _from_json(found)
+        found = self._ranks.decide(self._read)
+        return None if found is None else References(**found)
 
     def measure(self, heed: Heed, progress: CountProgress) -> References:
-        """Measure the clips that are missing, and keep the references. `progress` counts the clips of both.
+        """Measure the videos that are missing, and keep the references. `progress` counts the videos of both.
 
-        Raises what `heed` does; the clips measured before are kept.
+        Raises what `heed` does; the videos measured before are kept.
         """
-        lines, steps = self._ranks.decide(self._take_up), self._steps["teacher"]
+        clips, steps = self._meter.clips, self._steps["teacher"]
         assert steps is not None
-        measures: dict[str, Callable[[list[Round]], Measured]] = {
-            "teacher": lambda rounds: self._meter.teacher(rounds, steps, heed),
-            "real": lambda rounds: self._meter.real(rounds, heed),
+        ways: dict[str, tuple[list[Round], Callable[[list[Round]], Measured]]] = {
+            "teacher": (clips.rounds, lambda rounds: self._meter.teacher(rounds, steps, heed)),
+            "real": (clips.real_rounds, lambda rounds: self._meter.real(rounds, heed)),
         }
-        means, done = {}, 0
-        for kind, measure in measures.items():
-            stats = {line["clip"]: _stats(line) for line in lines if line["reference"] == kind}
-            rounds = [
-                turn for turn in self._meter.clips.rounds if any(self._indices[i] not in stats for i in turn.clips)
-            ]
-            done += len(self._indices) - sum(len(turn.clips) for turn in rounds)
-            for turn, found in measure(rounds):
-                new = {self._indices[i]: each for i, each in zip(turn.clips, found, strict=True)}
-                stats |= new
+        noted, summaries, done = self._ranks.decide(self._take_up), {}, 0
+        for kind, (rounds, measure) in ways.items():
+            records: dict[int, MonitorRecord] = {i: record for of, i, record in noted if of == kind}
+            left = [turn for turn in rounds if any(i not in records for i in turn.clips)]
+            done += sum(len(turn.clips) for turn in rounds) - sum(len(turn.clips) for turn in left)
+            for turn, found in measure(left):
+                new = dict(zip(turn.clips, found, strict=True))
+                records |= new
                 self._note(kind, new)
                 done += len(new)
-                progress(done, 2 * len(self._indices))
-            means[kind] = mean_stats([stats[i] for i in self._indices])
-        references = References(**means)
+                progress(done, len(self._heads))
+            groups = clips.groups if kind == "teacher" else []
+            summaries[kind] = self._suite.summarise([records[i] for i in sorted(records)], groups)
+        references = References(**summaries)
         with self._ranks.together():
             if self._ranks.is_main:
                 write_json(self._path, {**self._key, **asdict(references)})
                 self._clips_path.unlink(missing_ok=True)
         return references
 
-    def _take_up(self) -> list[dict[str, Any]]:
-        """Lines of clips that an earlier process measured for this recipe; others, and one cut short, are dropped."""
+    def _head(self, kind: str, position: int) -> dict[str, Any]:
+        """How a line begins: what tells its video from others of this recipe, and of one that was changed since."""
+        index, seed = self._meter.clips.videos[position]
+        head = {"reference": kind, "clip": index, "teacher_steps": self._steps[kind]}
+        return head if self._suite.name == PixelMonitorSuite.name else {**head, "suite": self._suite.name, "seed": seed}
+
+    def _take_up(self) -> list[tuple[str, int, MonitorRecord]]:
+        """Reference, position and record of the videos that an earlier process measured for this recipe.
+
+        Other lines, and one cut short, are dropped.
+        """
         if not self._clips_path.exists():
             return []
-        lines = [line for line in read_json_lines(self._clips_path) if self._fits(line)]
-        write_json_lines(self._clips_path, lines)
-        return lines
+        lines = [(line, self._record(line)) for line in read_json_lines(self._clips_path)]
+        write_json_lines(self._clips_path, [line for line, found in lines if found is not None])
+        return [found for _, found in lines if found is not None]
 
-    def _fits(self, line: Any) -> bool:
-        """A recipe's monitors may change between processes."""
+    def _record(self, line: Any) -> tuple[str, int, MonitorRecord] | None:
         try:
-            steps = self._steps[line["reference"]]
-            return line["clip"] in self._indices and line["teacher_steps"] == steps and bool(_stats(line))
-        except (KeyError, TypeError):
-            return False
+            record = self._suite.read(line)
+            head = {key: value for key, value in line.items() if key not in record}
+        except (KeyError, TypeError, AttributeError):
+            return None
+        places = (place for place, expected in self._heads.items() if head == expected)
+        return next(((*place, record) for place in places), None)
 
-    def _note(self, kind: str, found: Mapping[int, PixelStats]) -> None:
+    def _read(self) -> dict[str, dict[str, float]] | None:
+        try:
+            found = json.loads(read_text(self._path))
+            kinds = {kind: found.pop(kind) for kind in ("teacher", "real")}
+            if found != self._key or any(set(self._suite.measures) - means.keys() for means in kinds.values()):
+                return None
+            return {kind: {name: float(value) for name, value in means.items()} for kind, means in kinds.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def _note(self, kind: str, found: Mapping[int, MonitorRecord]) -> None:
         with self._ranks.together():
             if not self._ranks.is_main:
                 return
-            for clip, stats in found.items():
-                line = {"reference": kind, "clip": clip, "teacher_steps": self._steps[kind], **asdict(stats)}
-                append_json_line(self._clips_path, line, durable=True)
-
-
-def mean_stats(stats: Sequence[PixelStats]) -> PixelStats:
-    """Over clips."""
-    columns = zip(*(astuple(each) for each in stats), strict=True)
-    return PixelStats(*(float(np.mean(column)) for column in columns))
-
-
-def _stats(values: Mapping[str, Any]) -> PixelStats:
-    return PixelStats(**{field.name: float(values[field.name]) for field in fields(PixelStats)})
-
-
-def _read_references(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The means in the file, if it answers `key`."""
-    try:
-        found = json.loads(read_text(path))
-        fits = all(found[name] == value for name, value in key.items())
-        return {kind: asdict(_stats(found[kind])) for kind in ("teacher", "real")} if fits else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _from_json(means: Mapping[str, Any]) -> References:
-    return References(_stats(means["teacher"]), _stats(means["real"]))
+            for position, record in found.items():
+                append_json_line(self._clips_path, {**self._heads[kind, position], **record}, durable=True)
