@@ -50,5 +50,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"avd needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Set PYTHON=... to choose another.")'
 	@test -x $(VENV)/bin/pip || { echo "Making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing avd and what it needs into $(VENV) (several minutes the first time, most of it PyTorch)"
-	@$(VENV)/bin/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e '.[dev]'
+	@$(VENV)/bin/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e '.[dev,footage]'
 	@touch $@
