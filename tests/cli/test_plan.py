@@ -15,6 +15,7 @@ import pytest
 
 from avd.models.folders import AdapterFolder
 from avd.models.settings import Settings, write_settings
+from helpers.benchmarks import write_infos
 from helpers.command import avd
 from helpers.families import fake_family, save_model
 from helpers.pages import as_on_page, console_blocks
@@ -138,6 +139,26 @@ def test_making_a_video_is_planned_from_configs(place: Path, tmp_path: Path, cap
     assert f"{plan['stages'][1]['flops'] / 1e12:,.1f} TFLOP" in out and "fits with no option" in out
 
 
+@pytest.mark.parametrize(
+    ("suite", "videos", "more"), [("vbench", 20, [("--flickering-samples", 25, 40)]), ("vbench2", 26, [])]
+)
+def test_all_videos_of_a_benchmark_are_planned(
+    suite: str, videos: int, more: list[tuple[str, int, int]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By hand: 4 prompts of 5 samples, or one of 20 and two of 3; each GPU makes full videos."""
+    command = ["--generate", "wan-mini", "--suite", suite, "--suite-info", write_infos(tmp_path / "site-packages")]
+    for options, count in [((), videos), *(((name, value), count) for name, value, count in more)]:
+        path = tmp_path / f"{count}.json"
+        found = planned(path, *command, *options, "--gpus", 3)
+        out = capfd.readouterr().out
+        seconds = found["plans"][0]["seconds"]
+        hours = found["benchmark"]
+        assert (hours["name"], hours["videos"], hours["gpus"]) == (suite, count, 3)
+        assert hours["gpu_hours"] == pytest.approx(count * seconds / 3600)
+        assert hours["hours"] == pytest.approx(-(-count // 3) * seconds / 3600)
+        assert f"{count} videos" in out and "h of one GPU, " in out and "h on 3 GPUs" in out
+
+
 def test_a_lora_of_a_published_model_is_planned_without_its_files(tmp_path: Path) -> None:
     student = tmp_path / "student"
     student.mkdir()
@@ -154,7 +175,12 @@ def test_a_lora_of_a_published_model_is_planned_without_its_files(tmp_path: Path
     [
         ("", "name a recipe, or with --generate a model, and not both"),
         ("avd --generate wan-mini", "and not both"),
-        ("--generate wan-mini --gpus 2", "leave --gpus, --model and --set out"),
+        ("--generate wan-mini --gpus 2", "leave --model and --set out, and --gpus unless all videos of a --suite"),
+        ("--generate wan-mini --suite vbench", "--suite vbench needs --suite-info: name VBench_full_info.json"),
+        ("--generate wan-mini --suite world --suite-info x", "suite 'world' is no benchmark"),
+        ("--generate wan-mini --suite-info x", "add --suite vbench or --suite vbench2"),
+        ("avd --suite vbench --suite-info x", "--suite goes with --generate"),
+        ("--generate wan-mini --suite vbench --suite-info nowhere", "there is no nowhere"),
         ("avd --steps 3", "--steps goes with --generate"),
         ("--generate nobody/nothing", "the sizes of nobody/nothing are not known here"),
     ],

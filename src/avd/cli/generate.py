@@ -184,25 +184,17 @@ def _benchmark_folder(
     launch: Launch,
 ) -> BenchmarkFolder:
     """The folder of a benchmark's videos, checked before any model is opened."""
-    from avd.evaluation.benchmarks.known import find_benchmark
-    from avd.evaluation.benchmarks.layout import make_layout
+    from avd.evaluation.benchmarks.layout import read_layout
     from avd.evaluation.benchmarks.making import BenchmarkFolder, check_disk
     from avd.evaluation.benchmarks.manifest import plan_videos
-    from avd.evaluation.benchmarks.prompts import read_prompt_list, read_rewritten
+    from avd.evaluation.benchmarks.prompts import read_rewritten
 
-    benchmark = find_benchmark(suite)
-    if suite_info is None:
-        raise UserError(
-            f"--suite {suite} needs --suite-info: name {benchmark.info_file} of the package {benchmark.package}, or "
-            "the folder that holds it"
-        )
     if originals is not None and rewritten is None:
         raise UserError("--originals is given without --rewritten: name both, or neither")
-    listed = read_prompt_list(benchmark, suite_info)
-    texts = None if rewritten is None else read_rewritten(rewritten, listed, originals)
-    layout = make_layout(listed, flickering_samples=flickering_samples)
+    layout = read_layout(suite, suite_info, flickering_samples=flickering_samples)
+    texts = None if rewritten is None else read_rewritten(rewritten, layout.prompts, originals)
     folder = BenchmarkFolder(output, plan_videos(layout, seed, texts), rank=launch.rank, size=launch.size)
-    ui.say(f"{benchmark.title}: {layout.summary()}")
+    ui.say(f"{layout.prompts.benchmark.title}: {layout.summary()}")
     note = check_disk(layout, output)
     if note is not None:
         ui.say(note)

@@ -48,6 +48,20 @@ def plan(
             max=10_000,
         ),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite", help="With --generate: the hours that all videos of a benchmark take, vbench or vbench2."
+        ),
+    ] = None,
+    suite_info: Annotated[
+        Path | None,
+        typer.Option("--suite-info", help="With --suite: the benchmark's prompts, as for `avd generate`."),
+    ] = None,
+    flickering_samples: Annotated[
+        int | None,
+        typer.Option("--flickering-samples", help="With --suite: videos per prompt of VBench's temporal_flickering."),
+    ] = None,
     gpus: Annotated[int, typer.Option("--gpus", help="GPUs, one process each.", min=1, max=65_536)] = 1,
     memory: Annotated[str, typer.Option("--memory", help="Memory of each, in GB or GiB.")] = "80GB",
     model: Annotated[
@@ -65,21 +79,29 @@ def plan(
     """Say what a recipe takes in memory, arithmetic and time, whether it fits, and what would make it fit.
 
     Needs no weights, no GPU and no network. Examples: avd plan avd-wan2.1-1.3b --gpus 8 · avd plan --generate
-    runs/mine/student --memory 24GB
+    runs/mine/student --memory 24GB · avd plan --generate runs/mine/student --suite vbench --suite-info site-packages
     """
     from avd.config import load_recipe
 
     if (recipe is None) == (generate is None):
         raise UserError("name a recipe, or with --generate a model, and not both")
     overrides = list(changes or ()) + ([] if model is None else [f"model={model}"])
-    if generate is not None and (overrides or gpus != 1):
-        raise UserError("--generate is for one GPU and has no recipe: leave --gpus, --model and --set out")
+    if suite is None and (suite_info, flickering_samples) != (None, None):
+        raise UserError("options of a benchmark are given and none is named: add --suite vbench or --suite vbench2")
+    if suite is not None and generate is None:
+        raise UserError("--suite goes with --generate: name the model that makes the videos")
+    if generate is not None and (overrides or (gpus != 1 and suite is None)):
+        raise UserError(
+            "--generate has no recipe, and a video is made on one GPU: leave --model and --set out, and --gpus unless "
+            "all videos of a --suite are shared out"
+        )
     if generate is None and steps is not None:
         raise UserError("--steps goes with --generate: a recipe has its own")
     resolved = None if recipe is None else load_recipe(recipe, overrides)
     machine = _machine(gpus, memory, mfu, peak_tflops)
 
     from avd.distillation.preflight import resolve_workload
+    from avd.evaluation.benchmarks.layout import read_layout
     from avd.files import check_can_make, write_json
     from avd.planning.fitting import find_remedy
     from avd.planning.monitors import plan_monitors
@@ -91,7 +113,8 @@ def plan(
         check_can_make(json)
     if resolved is None:
         assert generate is not None
-        numbers = plan_generation(generate, steps, machine)
+        layout = None if suite is None else read_layout(suite, suite_info, flickering_samples=flickering_samples)
+        numbers = plan_generation(generate, steps, machine, layout)
         if json is not None:
             write_json(json, numbers)
         return

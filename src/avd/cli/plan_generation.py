@@ -1,4 +1,4 @@
-"""`avd plan --generate`: what making a video with a model takes on one GPU, and the cheapest ways that fit."""
+"""`avd plan --generate`: what making a video, or all of a benchmark's, with a model takes, and the cheapest ways."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from rich.table import Table
 from avd import ui
 
 if TYPE_CHECKING:
+    from avd.evaluation.benchmarks.layout import Layout
     from avd.planning.generation import GenerationPlan, GenerationPlanner
     from avd.planning.plan import Machine
 
 
-def plan_generation(model: str, steps: int | None, machine: Machine) -> dict[str, Any]:
-    """Show the plan and return its numbers. Raises UserError for a model whose sizes are not known here."""
+def plan_generation(model: str, steps: int | None, machine: Machine, layout: Layout | None) -> dict[str, Any]:
+    """Show the plan and return its numbers, those of all videos of `layout` too if there is one.
+
+    Raises UserError for a model whose sizes are not known here.
+    """
     from avd.models.family import read_facts, read_parts
     from avd.planning.generation import GenerationPlanner, Sampling
 
@@ -36,7 +40,25 @@ def plan_generation(model: str, steps: int | None, machine: Machine) -> dict[str
     kind = "" if machine.peak_tflops else ", an H100's in bfloat16"
     _say(f"products and convolutions at {machine.mfu:.0%} of {_peak(machine):g} TFLOP/s{kind}, and transfers from the")
     _say("host that do not hide behind them; without loading, and without what memory slows down in decoding")
-    return {"model": model, "memory": machine.memory, "plans": [plan.to_json() for plan in plans]}
+    numbers = {"model": model, "memory": machine.memory, "plans": [plan.to_json() for plan in plans]}
+    return numbers if layout is None else numbers | {"benchmark": _plan_benchmark(layout, first, machine.gpus)}
+
+
+def _plan_benchmark(layout: Layout, plan: GenerationPlan, gpus: int) -> dict[str, Any]:
+    """Show what all videos of a benchmark take, and return the numbers."""
+    benchmark, videos = layout.prompts.benchmark, len(layout.generations)
+    alone, shared = plan.hours(videos), plan.hours(videos, gpus)
+    _say(f"{benchmark.title}: {layout.summary()}")
+    on_gpus = f", {_hours(shared)} on {gpus} GPUs" if gpus > 1 else ""
+    _say(f"all of them: {_hours(alone)} of one GPU{on_gpus}, without the official code that judges them")
+    return {
+        "name": benchmark.name,
+        "info": layout.prompts.digest,
+        "videos": videos,
+        "gpus": gpus,
+        "gpu_hours": alone,
+        "hours": shared,
+    }
 
 
 def _described(planner: GenerationPlanner, *, is_own: bool) -> str:
@@ -51,6 +73,10 @@ def _peak(machine: Machine) -> float:
     from avd.planning.plan import H100_TFLOPS
 
     return machine.peak_tflops or H100_TFLOPS["bfloat16"]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours:.2g} h"
 
 
 def _options(plan: GenerationPlan) -> str:

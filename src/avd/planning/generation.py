@@ -98,6 +98,10 @@ class GenerationPlan:
         """Duration of a video, its prompt's encoding included."""
         return sum(stage.seconds for stage in self.stages)
 
+    def hours(self, videos: int, gpus: int = 1) -> float:
+        """Hours until `videos` are made on `gpus`, each of which makes its share of them."""
+        return math.ceil(videos / gpus) * self.seconds / 3600
+
     def to_json(self) -> dict[str, Any]:
         """Bytes, operations and seconds as numbers, with the options they are for."""
         placement = self.placement

@@ -10,9 +10,10 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
-from avd.evaluation.benchmarks.known import FLICKERING, Benchmark
-from avd.evaluation.benchmarks.prompts import PromptList
+from avd.evaluation.benchmarks.known import FLICKERING, Benchmark, find_benchmark
+from avd.evaluation.benchmarks.prompts import PromptList, read_prompt_list
 from avd.types import UserError
 
 _LONGEST_NAME = 255 - len(".writing")
@@ -100,6 +101,20 @@ def make_layout(prompts: PromptList, *, flickering_samples: int | None = None) -
     generations = tuple(Generation(prompt, index, tuple(files)) for (prompt, index), files in names.items() if files)
     _check_names(prompts, generations)
     return Layout(prompts, samples, generations)
+
+
+def read_layout(suite: str, info: Path | None, *, flickering_samples: int | None = None) -> Layout:
+    """The layout of the benchmark called `suite`, with the prompts at `info`, as `read_prompt_list` finds them.
+
+    Raises UserError for a benchmark that is not known, where `info` is None, and as `make_layout` does.
+    """
+    benchmark = find_benchmark(suite)
+    if info is None:
+        raise UserError(
+            f"--suite {suite} needs --suite-info: name {benchmark.info_file} of the package {benchmark.package}, or "
+            "the folder that holds it"
+        )
+    return make_layout(read_prompt_list(benchmark, info), flickering_samples=flickering_samples)
 
 
 def _file_name(benchmark: Benchmark, prompt: str, dimension: str, index: int) -> str:
