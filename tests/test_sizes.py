@@ -20,6 +20,7 @@ EXCEPTIONS = {
     "CacheReport": "a record: one field for each line that `avd inspect` prints",
     "Settings": "a record: the keys of `avd.json`",
     "Term": "a declaration: what an objective file states, most of it optional",
+    "Measure": "a declaration: what a suite says of one value, most of it optional",
     "ClipScores": "a record: one field for each measure of the oracle",
     "ClipMeasures": "a record: one field for each measure of a clip",
     "Track": "a record: one field for each thing that is measured of an object",

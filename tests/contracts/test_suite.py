@@ -28,7 +28,8 @@ from helpers.painter import WORLD, Painter
 
 __all__ = ["added_suites"]
 
-SMALL: dict[str, dict[str, Any]] = {"world": {"clips": 4, "repeats": 2}}
+PROMPTS = Path(__file__).parents[1] / "helpers" / "prompts.txt"
+SMALL: dict[str, dict[str, Any]] = {"world": {"clips": 4, "repeats": 2}, "native": {"prompts_file": str(PROMPTS)}}
 """Options that make a suite quick."""
 
 pytestmark = pytest.mark.usefixtures("added_suites")
@@ -111,7 +112,7 @@ def test_clips_are_held_one_at_a_time(name: str, tmp_path: Path) -> None:
 @each_suite
 def test_the_clips_it_asks_for_are_not_refused(name: str) -> None:
     suite = small(name)
-    check_model(suite, Settings(frames=17, height=48, width=48, fps=8), "painter")
+    check_model(suite, suite.prompts(), Settings(frames=17, height=48, width=48, fps=8), "painter")
 
 
 @each_suite
@@ -119,7 +120,7 @@ def test_a_model_whose_clips_are_refused_is_named(name: str) -> None:
     suite, settings = small(name), Settings(frames=1, height=48, width=48, fps=8)
     assert suite.refusal(Shape.of_model(settings), suite.prompts()[0]) is not None
     with pytest.raises(UserError, match=f"some model makes clips that suite {name} cannot judge: 1 frames"):
-        check_model(suite, settings, "some model")
+        check_model(suite, suite.prompts(), settings, "some model")
 
 
 @each_suite

@@ -13,7 +13,7 @@ import pytest
 from avd.data import Video
 from avd.evaluation.judging import measure_share
 from avd.evaluation.records import RecordFolder
-from avd.evaluation.suite import Clip, ClipRecord, Measure, Prompt, Scores, Shape, share
+from avd.evaluation.suite import Clip, ClipRecord, Measure, Prompt, Scores, Shape, Values, share
 from avd.types import UserError
 
 
@@ -39,6 +39,9 @@ class BrightSuite:
     def measure(self, video: Video, prompt: Prompt) -> dict[str, Any]:
         self.measured.append(prompt.text)
         return {"brightness": float(video.frames.mean()) / 255}
+
+    def prompt_values(self, records: Sequence[ClipRecord]) -> Values:
+        return {}
 
     def summarise(self, records: Sequence[ClipRecord]) -> Scores:
         return Scores({"brightness": records[0].values["brightness"]}, len(records))

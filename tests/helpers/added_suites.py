@@ -45,6 +45,9 @@ class Toy:
     def measure(self, video, prompt):
         return {"brightness": float(video.frames.mean()) / 255}
 
+    def prompt_values(self, records):
+        return {}
+
     def summarise(self, records):
         means = [record.values["brightness"] for record in records]
         return Scores({"brightness": sum(means) / len(means), "clips": float(len(means))}, len(means))

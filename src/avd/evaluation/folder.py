@@ -1,37 +1,103 @@
-"""Videos made elsewhere: a folder of MP4 files with a captions file."""
+"""Videos made elsewhere: any folder of video files.
+
+What a file shows, and which of several answers to its prompt it is (its repeat), is read from the first of these:
+
+    captions.jsonl      the caption of each file that it names; repeats are counted in the order of its lines
+    the file itself     what `avd generate` wrote into it; the repeat is i in `{prompt}-{i}.mp4`, and where files are
+                        named otherwise, repeats are counted in the order of the seeds
+    the file's name     `{prompt}-{i}.mp4`, as VBench has it; any other name is its own prompt
+
+Names are compared on their first 180 characters, to which VBench-2.0 cuts them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from avd.data import read_captions, read_video
 from avd.data.captions import CAPTIONS_FILE
-from avd.evaluation.suite import Clip, Prompt
+from avd.data.video.sources import VIDEO_SUFFIXES
+from avd.evaluation.suite import Clip, Prompt, number_repeats
+from avd.sampling.generation import read_description
 from avd.types import UserError
 
+_NUMBERED = re.compile(r"(?P<prompt>.+)-(?P<repeat>\d{1,9})", re.DOTALL)
+_NAME_LENGTH = 180
 
-class VideoFolder:
-    """The files that `captions.jsonl` names, in its order.
 
-    Raises UserError for a captions file that is broken, or that names a file which is not there.
+def holds_videos(folder: Path) -> bool:
+    """Whether a folder is one of videos: it has captions, or video files anywhere below."""
+    return (folder / CAPTIONS_FILE).exists() or any(True for _ in _video_files(folder))
+
+
+def list_clips(folder: Path) -> list[Clip]:
+    """The clips of a folder: those that `captions.jsonl` names, in its order, or all below it, by name.
+
+    Each is decoded when it is read; reading raises UserError for a damaged file. Raises UserError for a captions file
+    that is broken or names a file which is not there, a file that is no video, and two files of one prompt and repeat.
     """
+    if (folder / CAPTIONS_FILE).exists():
+        files = _captioned(folder)
+    else:
+        files = _described(folder, sorted(_video_files(folder)))
+    taken: dict[Prompt, Path] = {}
+    for file in files:
+        other = taken.setdefault(file.prompt, file.path)
+        if other != file.path:
+            raise UserError(
+                f"{file.path} and {other} are both repeat {file.prompt.repeat} of one prompt: keep one of them, or say "
+                f"with {CAPTIONS_FILE} what they show"
+            )
+    return [_clip(file) for file in files]
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._entries = folder, read_captions(folder / CAPTIONS_FILE)
-        for entry in self._entries:
-            path = folder / entry.file
-            if not path.exists():
-                raise UserError(f"{path}: no such file, and {CAPTIONS_FILE} names it: add it, or remove the line")
 
-    def __len__(self) -> int:
-        return len(self._entries)
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    prompt: Prompt
 
-    def clips(self) -> Iterator[Clip]:
-        """The clips, each decoded when it is read. Reading raises UserError for a damaged file."""
-        for entry in self._entries:
-            path = self._folder / entry.file
-            status = path.stat()
-            identity = f"{path.resolve()}, {status.st_size} bytes of {status.st_mtime_ns}"
-            yield Clip(str(path), Prompt(entry.caption), partial(read_video, path), identity)
+
+def _video_files(folder: Path) -> Iterable[Path]:
+    return (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+
+
+def _captioned(folder: Path) -> list[_File]:
+    entries = read_captions(folder / CAPTIONS_FILE)
+    paths = [folder / entry.file for entry in entries]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file, and {CAPTIONS_FILE} names it: add it, or remove the line")
+    return list(map(_File, paths, number_repeats(entry.caption for entry in entries)))
+
+
+def _described(folder: Path, paths: Sequence[Path]) -> list[_File]:
+    """Files by what they say of themselves, else by their names; the folder they are in is the prompt's part."""
+    prompts: dict[Path, Prompt] = {}
+    seeded: list[tuple[str, str, int, Path]] = []
+    for path in paths:
+        part = path.parent.relative_to(folder).as_posix().removeprefix(".")
+        about, numbered = read_description(path), _NUMBERED.fullmatch(path.stem)
+        if about is None or not {"prompt", "seed"} <= about.keys():
+            text, repeat = (numbered["prompt"], int(numbered["repeat"])) if numbered else (path.stem, 0)
+            prompts[path] = Prompt(text, repeat, part)
+        elif numbered and numbered["prompt"] == about["prompt"][:_NAME_LENGTH]:
+            prompts[path] = Prompt(about["prompt"], int(numbered["repeat"]), part)
+        else:
+            seeded.append((part, about["prompt"], about["seed"], path))
+    for part, group in groupby(sorted(seeded), key=itemgetter(0)):
+        files = list(group)
+        for prompt, (_, _, _, path) in zip(number_repeats(text for _, text, _, _ in files), files, strict=True):
+            prompts[path] = replace(prompt, part=part)
+    return [_File(path, prompts[path]) for path in paths]
+
+
+def _clip(file: _File) -> Clip:
+    status = file.path.stat()
+    identity = f"{file.path.resolve()}, {status.st_size} bytes of {status.st_mtime_ns}"
+    return Clip(str(file.path), file.prompt, partial(read_video, file.path), identity)

@@ -10,7 +10,7 @@ from avd.evaluation.provenance import code_version, machine
 from avd.evaluation.records import RecordFolder
 from avd.evaluation.rows import Row
 from avd.evaluation.sampling import Samples
-from avd.evaluation.suite import Clip, ClipRecord, ClipSuite, Shape
+from avd.evaluation.suite import Clip, ClipRecord, ClipSuite, Prompt, Shape
 from avd.models.settings import Settings
 from avd.types import CountProgress, UserError
 
@@ -102,10 +102,10 @@ def make_row(suite: ClipSuite, records: Sequence[ClipRecord], *, name: str, orig
     )
 
 
-def check_model(suite: ClipSuite, settings: Settings, name: str) -> None:
+def check_model(suite: ClipSuite, prompts: Iterable[Prompt], settings: Settings, name: str) -> None:
     """Raise UserError, before anything is sampled, if the suite refuses clips like those that a model makes."""
     shape = Shape.of_model(settings)
-    for prompt in suite.prompts():
+    for prompt in prompts:
         reason = suite.refusal(shape, prompt)
         if reason is not None:
             raise UserError(f"{name} makes clips that suite {suite.name} cannot judge: {reason}")
@@ -113,7 +113,8 @@ def check_model(suite: ClipSuite, settings: Settings, name: str) -> None:
 
 def _measure(suite: ClipSuite, clip: Clip) -> ClipRecord:
     video = clip.read()
-    reason = suite.refusal(Shape.of_video(video), clip.prompt)
+    shape = Shape.of_video(video)
+    reason = suite.refusal(shape, clip.prompt)
     if reason is not None:
         raise UserError(f"{clip.name}: {reason}")
-    return ClipRecord(clip.name, clip.prompt, suite.measure(video, clip.prompt))
+    return ClipRecord(clip.name, clip.prompt, shape, suite.measure(video, clip.prompt))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from avd import __version__
-from avd.evaluation.suite import Clip, ClipRecord, ClipSuite, Prompt
+from avd.evaluation.suite import Clip, ClipRecord, ClipSuite, Prompt, Shape
 from avd.files import append_json_line
 from avd.types import CountProgress
 
@@ -92,7 +92,8 @@ def _records(data: bytes) -> dict[str, ClipRecord]:
     for line in data.splitlines():
         try:
             fields = json.loads(line)
-            found[fields["key"]] = ClipRecord(fields["clip"], Prompt(**fields["prompt"]), fields["values"])
+            prompt, shape = Prompt(**fields["prompt"]), Shape(**fields["shape"])
+            found[fields["key"]] = ClipRecord(fields["clip"], prompt, shape, fields["values"])
         except (ValueError, TypeError, KeyError):
             continue
     return found

@@ -8,8 +8,9 @@ together, records are kept on disk as they are made (`records.py`), and processe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # reports read what suites declare, and are made without torch
@@ -48,6 +49,18 @@ class NumberFormat:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """How far a value may lie from a reference's: a change from `low` to `high`, where None is open.
+
+    If `relative`, the change is in shares of the reference's value, else in the measure's own unit.
+    """
+
+    low: float | None
+    high: float | None
+    relative: bool = True
+
+
+@dataclass(frozen=True)
 class Measure:
     """What a value means. It is from `least` to `most`, before scaling; None is open."""
 
@@ -62,15 +75,36 @@ class Measure:
     most: float | None = None
     detail: bool = False
     """Shown on pages, which have room, and left out of tables."""
+    limit: Limit | None = None
+    """How far it may lie from a reference's; None where there is no verdict."""
 
     def allows(self, value: float) -> bool:
         """Whether `value` lies in the measure's range."""
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
+    @property
+    def change_format(self) -> NumberFormat:
+        """How a change of it is shown: relative ones in per cent, those of per cents in points."""
+        if self.limit is not None and self.limit.relative:
+            return NumberFormat(digits=1, scale=100.0, unit=" %", signed=True)
+        unit = " points" if self.format.unit == " %" else self.format.unit
+        return replace(self.format, signed=True, unit=unit)
 
-def share(key: str, title: str, goal: str, help: str) -> Measure:
+    def limit_text(self) -> str:
+        """For example "-10.0 % to +10.0 %"; empty without a limit."""
+        if self.limit is None:
+            return ""
+        low, high = (None if end is None else self.change_format.text(end) for end in (self.limit.low, self.limit.high))
+        if low is None or high is None:
+            return f"at most {high}" if low is None else f"at least {low}"
+        return f"{low} to {high}"
+
+
+def share(key: str, title: str, goal: str, help: str, limit: Limit | None = None) -> Measure:
     """A measure in [0, 1], shown in per cent."""
-    return Measure(key, title, goal, help, NumberFormat(digits=1, scale=100.0, unit=" %"), least=0.0, most=1.0)
+    return Measure(
+        key, title, goal, help, NumberFormat(digits=1, scale=100.0, unit=" %"), least=0.0, most=1.0, limit=limit
+    )
 
 
 @dataclass(frozen=True)
@@ -83,6 +117,16 @@ class Prompt:
     text: str
     repeat: int = 0
     part: str = ""
+
+
+def number_repeats(texts: Iterable[str]) -> list[Prompt]:
+    """A prompt for each text; one that stands several times has repeats 0, 1 and so on, in this order."""
+    counts: Counter[str] = Counter()
+    prompts = []
+    for text in texts:
+        prompts.append(Prompt(text, counts[text]))
+        counts[text] += 1
+    return prompts
 
 
 @dataclass(frozen=True)
@@ -124,12 +168,27 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """What a suite measured of one clip. `values` is what JSON can hold, without NaN, and at most some kilobytes."""
+    """What a suite measured of one clip."""
 
     clip: str
     """The clip's name."""
     prompt: Prompt
+    shape: Shape
     values: dict[str, Any]
+    """What JSON can hold, without NaN, and at most some kilobytes. What stands under the key of a declared measure is
+    that measure's value of this clip alone; all else is the suite's own affair."""
+
+
+PromptKey = tuple[str, str]
+"""A prompt's part of the suite, and its text."""
+
+
+def group_by_prompt(records: Iterable[ClipRecord]) -> dict[PromptKey, list[ClipRecord]]:
+    """The records of each prompt, prompts as they first appear."""
+    grouped: dict[PromptKey, list[ClipRecord]] = {}
+    for record in records:
+        grouped.setdefault((record.prompt.part, record.prompt.text), []).append(record)
+    return grouped
 
 
 @dataclass(frozen=True)
@@ -158,7 +217,7 @@ class ClipSuite(Suite, Protocol):
     """A suite that judges clip by clip."""
 
     def prompts(self) -> Sequence[Prompt]:
-        """What a model is asked for, always the same and in the same order."""
+        """What a model is asked for, always the same and in the same order; empty if the user must say."""
         ...
 
     def refusal(self, shape: Shape, prompt: Prompt) -> str | None:
@@ -167,6 +226,10 @@ class ClipSuite(Suite, Protocol):
 
     def measure(self, video: Video, prompt: Prompt) -> dict[str, Any]:
         """The values of a clip's `ClipRecord`. The clip is one that the suite does not refuse."""
+        ...
+
+    def prompt_values(self, records: Sequence[ClipRecord]) -> Values:
+        """Values of the measures that compare the clips of one prompt, whose records are given; empty without any."""
         ...
 
     def summarise(self, records: Sequence[ClipRecord]) -> Scores:

@@ -72,7 +72,7 @@ def run_comparison(
         _check_run(recipe, _run_folder(output, recipe), recipes)
     teacher = open_model(first.model, transformer=first.transformer)
     suite = WorldSuite.of(world_of(teacher.settings, first.data.world_level, first.model), clips, repeats)
-    check_model(suite, teacher.settings, first.model)
+    check_model(suite, suite.prompts(), teacher.settings, first.model)
     truth = judge(suite, suite.rendered(), name="rendered clips")
     shown = [(truth.name, [clip.read().frames for clip in islice(suite.rendered(), _SHOWN)])]
     for recipe in recipes:
@@ -161,7 +161,7 @@ def _measured(suite: WorldSuite, contender: _Contender, bars: Bars) -> Row:
     """The row in the contender's file, measured now if it is not there."""
     file, name, seed = contender.file, contender.name, contender.seed
     if not file.exists():
-        check_model(suite, contender.sampler.model.settings, name)
+        check_model(suite, suite.prompts(), contender.sampler.model.settings, name)
         folder = file.with_name(f"{file.stem}-samples")
         title, recipe = f"{name}, seed {seed}", contender.recipe
         row, samples = measure(

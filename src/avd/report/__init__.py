@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from avd.evaluation.rows import Results, Row, read_results, write_results
+from avd.report.clip_values import write_clip_values
+from avd.report.comparison import comparison_table
 from avd.report.page import write_report
 from avd.report.sheet import contact_sheet
 from avd.report.table import markdown_table, terminal_table
@@ -10,10 +12,12 @@ from avd.report.table import markdown_table, terminal_table
 __all__ = [
     "Results",
     "Row",
+    "comparison_table",
     "contact_sheet",
     "markdown_table",
     "read_results",
     "terminal_table",
+    "write_clip_values",
     "write_report",
     "write_results",
 ]

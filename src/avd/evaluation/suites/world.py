@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import TypeAdapter
 
-from avd.evaluation.suite import Clip, ClipRecord, Measure, NumberFormat, Prompt, Scores, Shape, Values, share
+from avd.evaluation.suite import (
+    Clip,
+    ClipRecord,
+    Measure,
+    NumberFormat,
+    Prompt,
+    Scores,
+    Shape,
+    Values,
+    number_repeats,
+    share,
+)
 from avd.types import UserError
 from avd.world import World, is_caption, read_promises, unknown_words
 from avd.world.oracle import OPEN_ATTRIBUTES, ClipScores, diversity, judge_clip, summarise
@@ -142,13 +153,11 @@ class WorldSuite:
         return None
 
     def prompts(self) -> Sequence[Prompt]:
-        heldout = [Prompt(self.world.describe(i, "heldout")[1].text) for i in range(self.clips)]
-        return heldout + [Prompt(text, i, OPEN) for text in OPEN_CAPTIONS for i in range(self.repeats)]
+        return self._heldout() + [Prompt(text, i, OPEN) for text in OPEN_CAPTIONS for i in range(self.repeats)]
 
     def rendered(self) -> Iterator[Clip]:
         """The clips that the world itself draws for its held-out captions: the truth."""
-        for i in range(self.clips):
-            prompt = Prompt(self.world.describe(i, "heldout")[1].text)
+        for i, prompt in enumerate(self._heldout()):
             yield Clip(f"held-out clip {i}", prompt, partial(self._render, i))
 
     def reference_speed(self) -> float:
@@ -176,7 +185,15 @@ class WorldSuite:
     def measure(self, video: Video, prompt: Prompt) -> dict[str, Any]:
         scores = judge_clip(video.frames, read_promises(prompt.text), self.level)
         values: dict[str, Any] = _CLIP_SCORES.dump_python(scores, mode="json")
-        return values
+        shares = {"dynamic_degree": scores.dynamic, "instance_preservation": scores.instance_preserved}
+        return values | {key: float(holds) for key, holds in shares.items()}
+
+    def prompt_values(self, records: Sequence[ClipRecord]) -> Values:
+        judged = [_CLIP_SCORES.validate_python(record.values) for record in records]
+        if len(records) < 2 or records[0].prompt.part != OPEN:
+            return {}
+        spread = diversity({records[0].prompt.text: judged})
+        return {f"diversity_{attribute}": value for attribute, value in spread.items()}
 
     def summarise(self, records: Sequence[ClipRecord]) -> Scores:
         heldout: list[ClipScores] = []
@@ -191,6 +208,9 @@ class WorldSuite:
         spread = diversity(by_caption) if by_caption else {}
         values |= {f"diversity_{attribute}": spread.get(attribute) for attribute in OPEN_ATTRIBUTES}
         return Scores({measure.key: values[measure.key] for measure in self.measures}, len(heldout))
+
+    def _heldout(self) -> list[Prompt]:
+        return number_repeats(self.world.describe(i, "heldout")[1].text for i in range(self.clips))
 
     def _render(self, index: int) -> Video:
         from avd.data import Video  # loads torch, which reading the declared measures does not need

@@ -1,0 +1,1 @@
+"""What `avd evaluate` does with what it is given."""

@@ -1,0 +1,189 @@
+"""Judging clip by clip: a model's samples or a folder of videos, and a reference, in all processes of a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avd import ui
+from avd.cli.placement import place
+from avd.types import UserError
+
+if TYPE_CHECKING:
+    from avd.engine.ranks import Ranks
+    from avd.evaluation.comparison import JudgedSet
+    from avd.evaluation.judging import Origin
+    from avd.evaluation.records import RecordFolder
+    from avd.evaluation.rows import Overlap, Row
+    from avd.evaluation.sampling import Samples
+    from avd.evaluation.suite import Clip, ClipSuite, Prompt
+    from avd.sampling.placement import PlacedModel, Placement
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is judged: the clips of a folder, or with None a model's answers to prompts, sampled into `folder`."""
+
+    what: str
+    name: str
+    clips: Sequence[Clip] | None
+    prompts: Sequence[Prompt]
+    """What the clips are of, or will be."""
+    folder: Path
+    sampling: dict[str, Any]
+    """What `make_sampler` takes."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row, and the clips that it is of."""
+
+    row: Row
+    clips: Sequence[Clip]
+    values: JudgedSet
+    samples: Samples | None
+
+
+def find_sides(
+    suite: ClipSuite, what: str, name: str | None, reference: str | None, folder: Path, sampling: dict[str, Any]
+) -> list[Side]:
+    """What is judged and, if it is named, the reference; models are sampled into `folder` and one beside it.
+
+    A model answers the suite's prompts, or, of a suite without, those of a folder that it is compared with. A reference
+    that is a model answers the same prompts as what it is compared with. Raises UserError where there are none, and for
+    a folder of neither.
+    """
+    named = [what] if reference is None else [what, reference]
+    clips = [_find_videos(each) for each in named]
+    own = [clip.prompt for clip in clips[0]] if clips[0] is not None else suite.prompts()
+    if not own and clips[-1] is not None:
+        own = [clip.prompt for clip in clips[-1]]
+    if not own:
+        raise UserError(f"suite {suite.name} has no prompts of its own: name a file with --prompts")
+    names = [name or Path(what).resolve().name, *(Path(each).resolve().name for each in named[1:])]
+    if len(set(names)) < len(names):
+        names[1] = f"{names[1]} (reference)"
+    folders = [folder, folder.with_name(f"{folder.name}-reference")]
+    sides = []
+    for i, found in enumerate(clips):
+        prompts = own if found is None else [clip.prompt for clip in found]
+        sides.append(Side(named[i], names[i], found, prompts, folders[i], {} if i else sampling))
+    return sides
+
+
+def _find_videos(what: str) -> list[Clip] | None:
+    """The clips of a folder of videos; None for a model."""
+    from avd.evaluation.folder import holds_videos, list_clips
+
+    folder = Path(what)
+    if not folder.is_dir() or (folder / "model_index.json").exists():
+        return None
+    if not holds_videos(folder):
+        raise UserError(f"{folder} is neither a folder of videos (it holds none) nor a model (no model_index.json)")
+    return list_clips(folder)
+
+
+@dataclass(frozen=True)
+class ClipJudge:
+    """Judges with `suite`, sampling models with `seed`. All processes call it alike, and share the work."""
+
+    suite: ClipSuite
+    ranks: Ranks
+    records: RecordFolder
+    placement: Placement
+    seed: int
+
+    def judge(self, side: Side) -> Judged:
+        """The row of one side.
+
+        Raises UserError for a clip that cannot be read or that the suite refuses; of a model, before it is sampled.
+        """
+        from avd.evaluation.judging import Origin
+        from avd.evaluation.provenance import recipe_of
+
+        if side.clips is not None:
+            return self._judge(side, side.clips, Origin(), None)
+        recipe = recipe_of(side.what)  # raises where it cannot be read, before hours of sampling
+        overlap = self._report_overlap(side) if self.ranks.is_main else None
+        samples = self._sample(side)
+        judged = self._judge(side, list(samples.clips()), Origin.of_samples(samples, recipe), samples)
+        return replace(judged, row=judged.row.model_copy(update={"overlap": overlap}))
+
+    def _judge(self, side: Side, clips: Sequence[Clip], origin: Origin, samples: Samples | None) -> Judged:
+        from avd.evaluation.comparison import JudgedSet
+        from avd.evaluation.judging import make_row, measure_share
+
+        rank, size = self.ranks.rank, self.ranks.size
+        with ui.bars() as bar:
+            progress = bar(f"judging {side.name}")
+            measure_share(self.suite, clips, self.records, rank=rank, size=size, progress=progress)
+            measured = self.records.wait(clips, bar("waiting for the records of others"))
+        self.ranks.barrier()  # nobody may look for clips or records that the first process has removed
+        row = make_row(self.suite, measured, name=side.name, origin=origin)
+        return Judged(row, clips, JudgedSet.of(self.suite, side.name, measured), samples)
+
+    def _report_overlap(self, side: Side) -> Overlap | None:
+        """Say which prompts the model was trained on, before it is sampled; None if it is of no run."""
+        from avd.evaluation.trained_prompts import describe_overlap, find_overlap
+
+        overlap = find_overlap(side.what, [prompt.text for prompt in side.prompts])
+        if overlap is not None:
+            for line in describe_overlap(overlap, self.suite.name):
+                ui.say(line)
+        return overlap
+
+    def _sample(self, side: Side) -> Samples:
+        """The clips of all processes, once all are there. The model is let go with this call."""
+        from avd.evaluation.judging import check_model
+        from avd.evaluation.sampling import sample_clips
+        from avd.sampling.choose import make_sampler
+
+        sampler = make_sampler(self._open_model(side), **side.sampling)
+        check_model(self.suite, side.prompts, sampler.model.settings, side.what)
+        with ui.bars() as bar:
+            samples = sample_clips(
+                sampler,
+                side.prompts,
+                side.folder,
+                seed=self.seed,
+                rank=self.ranks.rank,
+                size=self.ranks.size,
+                progress=bar(f"sampling {side.name}"),
+            )
+            # by their files: others may be hours behind, longer than ranks wait for each other
+            samples.wait(bar("waiting for the batches of others"))
+        return samples
+
+    def _open_model(self, side: Side) -> PlacedModel:
+        """The model on this process's device, in bfloat16 on a GPU."""
+        import torch
+
+        from avd.evaluation.sampling import agree_on_tiling
+        from avd.models.family import load_model
+
+        dtype = torch.bfloat16 if self.ranks.device.type == "cuda" else torch.float32
+        opened = load_model(side.what, dtype=dtype, device=self.ranks.device)
+        return place(opened, agree_on_tiling(self.placement, opened, side.folder, self.ranks))
+
+
+def write_judged(suite: ClipSuite, judged: Sequence[Judged], json: Path, csv: Path | None, *, unpaired: bool) -> None:
+    """Write the row of what was judged, and the values of all clips to `csv`; show them beside the reference's.
+
+    `unpaired` is that of `compare_sets`. Raises UserError as it does.
+    """
+    from avd.evaluation.comparison import compare_sets
+    from avd.evaluation.rows import Results, write_results
+    from avd.report import comparison_table, terminal_table, write_clip_values
+
+    rows, meta, compared = [each.row for each in judged], {}, None
+    if len(judged) > 1:
+        compared = compare_sets(suite, judged[0].values, judged[1].values, unpaired=unpaired)
+        meta["comparison"] = compared.as_json()
+    if csv is not None:
+        write_clip_values(csv, suite.measures, [each.values for each in judged])
+    write_results(json, Results(rows=rows[:1], meta=meta))
+    ui.out.print(terminal_table(rows))
+    if compared is not None:
+        ui.out.print(comparison_table(compared))
