@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,11 +40,19 @@ def before_rename_to(name: str) -> None:
 
 def in_a_fork(work: Callable[[], int]) -> int:
     """How a child that does `work` ended: its exit code, or minus the signal that killed it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(work())
-        except BaseException:
-            traceback.print_exc()
-            os._exit(70)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return in_forks([work])[0]
+
+
+def in_forks(works: Sequence[Callable[[], int]]) -> list[int]:
+    """How children that work at the same time ended, as `in_a_fork`."""
+    children = []
+    for work in works:
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(work())
+            except BaseException:
+                traceback.print_exc()
+                os._exit(70)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
