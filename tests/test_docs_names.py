@@ -37,6 +37,7 @@ EXAMPLES = {
     "docs/adding-a-model.md": {"models/ltx/__init__.py", "pooled", "embedding_2"},
     "docs/adr/0001-record-decisions.md": {"docs/adr/NNNN-title.md"},
     "docs/training-the-miniature.md": {"runs/wan-mini"},
+    "docs/vbench.md": {"official_eval_results.json", "official_full_info.json"},
 }
 """Names that a page makes up, for the reader's own files and for files to come."""
 
@@ -51,6 +52,8 @@ FOREIGN = {
     "assert": "Python",
     "sg": "a symbol of the maths",
     "WANDB_PROJECT": "Weights & Biases",
+    "VBENCH_CACHE_DIR": "VBench",
+    "VBENCH2_CACHE_DIR": "VBench-2.0",
     "sampling": "a room",
     "interpolation": "a room of its day, in ADR 2",
 }

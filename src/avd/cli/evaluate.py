@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from avd.cli.judging.clips import ClipJudge, find_sides, write_judged
+from avd.cli.judging.official import find_folders, refuse_options, write_official
 from avd.cli.placement import (
     Attention,
     Compile,
@@ -54,6 +55,17 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.", min=0, max=2**63 - 1)] = 0,
     name: Annotated[str | None, typer.Option("--name", help="Name of the row; default: DIR_OR_MODEL's.")] = None,
+    vbench_python: Annotated[
+        Path | None, typer.Option("--vbench-python", help="VBench: the Python that has the official package.")
+    ] = None,
+    suite_info: Annotated[
+        Path | None,
+        typer.Option("--suite-info", help="VBench: its list of prompts, or a checkout; default: the package's."),
+    ] = None,
+    dimensions: Annotated[
+        list[str] | None,
+        typer.Option("--dimensions", metavar="NAME,...", help="VBench: these dimensions alone; there is no total."),
+    ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="File for the values of each clip.")] = None,
     half_rate: HalfRate = None,
     steps: Steps = None,
@@ -83,32 +95,38 @@ def evaluate(
     Stopped and started again, it samples and judges only what is missing. Started by torchrun, its processes share
     both.
 
+    VBench and VBench-2.0 judge a folder that `avd generate --suite` made, by their official code and on all GPUs that
+    are seen, without torchrun; a reference's row is written too.
+
     Examples: avd evaluate runs/avd/student --suite world --json runs/avd/row.json
 
     avd evaluate student-videos --suite native --reference teacher-videos --json row.json
     """
     from avd.config import ComputeRecipe
     from avd.engine.ranks import process_group
+    from avd.evaluation.benchmarks.scoring import OfficialSuite
     from avd.evaluation.comparison import are_paired
     from avd.evaluation.records import RecordFolder
     from avd.evaluation.suite import ClipSuite
     from avd.evaluation.suites import make_suite
-    from avd.files import check_can_make
     from avd.types import UserError
 
-    for path in (json, csv):
-        if path is not None and path.exists():
-            raise UserError(f"output {path} exists already: name another file")
-    for path in (json, csv, samples and samples / "clips", records and records / "records"):
-        if path is not None:
-            check_can_make(path)
+    _check_outputs((json, csv), (samples, records))
     if unpaired and reference is None:
         raise UserError("--unpaired is for a comparison: name what to compare with by --reference")
     placement = placement_of(offload, tiling, attention, fp8, int8, compiled, decoder)
     options = {"prompts_file": prompts and str(prompts), "clips": clips, "repeats": repeats, "level": level}
     judging = make_suite(suite, _options(options, changes or []))
-    assert isinstance(judging, ClipSuite)
     sampling = {"half_rate": half_rate, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
+    official = {"vbench_python": vbench_python, "suite_info": suite_info, "dimensions": dimensions or None}
+    if isinstance(judging, OfficialSuite):
+        by_clip = {"csv": csv, "samples": samples, "records": records, "unpaired": unpaired or None}
+        refuse_options(judging, {**by_clip, **sampling})
+        folders = find_folders(what, name, reference)
+        write_official(judging, folders, json, python=vbench_python, info=suite_info, dimensions=dimensions)
+        return
+    refuse_options(judging, official)
+    assert isinstance(judging, ClipSuite)
     sides = find_sides(judging, what, name, reference, samples or json.with_name(f"{json.stem}-samples"), sampling)
     if reference is not None:
         own, theirs = sides
@@ -128,6 +146,19 @@ def evaluate(
                         each.samples.remove()
 
 
+def _check_outputs(files: Sequence[Path | None], folders: Sequence[Path | None]) -> None:
+    """Raise UserError, before anything is measured, for a file that is there or what cannot be made."""
+    from avd.files import check_can_make
+    from avd.types import UserError
+
+    for path in files:
+        if path is not None and path.exists():
+            raise UserError(f"output {path} exists already: name another file")
+    for path in [*files, *(folder and folder / "files" for folder in folders)]:
+        if path is not None:
+            check_can_make(path)
+
+
 def _options(given: Mapping[str, object], changes: list[str]) -> dict[str, object]:
     """Options of the suite: those with an option of the command line of their own, then those of `--set`."""
     from avd.types import UserError
@@ -143,12 +174,20 @@ def _options(given: Mapping[str, object], changes: list[str]) -> dict[str, objec
 
 def table(
     files: Annotated[list[Path], typer.Argument(help="JSON files with rows, as `avd evaluate` and `avd demo` write.")],
+    mixed_protocols: Annotated[
+        bool,
+        typer.Option("--mixed-protocols", help="Take rows of a benchmark that were judged by different protocols."),
+    ] = False,
 ) -> None:
     """Print rows as one Markdown table; rows of one name and several seeds become mean and spread.
+
+    Rows of VBench that differ in prompts, samples, size, length or official code are refused; with --mixed-protocols a
+    column says in what they differ.
 
     Example: avd table runs/*/row.json > docs/results-table.md
     """
     from avd.evaluation.rows import read_results
     from avd.report import markdown_table
 
-    typer.echo(markdown_table([row for file in files for row in read_results(file).rows]))
+    rows = [row for file in files for row in read_results(file).rows]
+    typer.echo(markdown_table(rows, mixed_protocols=mixed_protocols))

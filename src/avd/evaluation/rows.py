@@ -66,6 +66,8 @@ class Row(BaseModel):
     """For example "x86_64, 2 cores"."""
     overlap: Overlap | None = None
     """With what the model's run was trained on; None where no run is known."""
+    protocol: dict[str, Any] | None = None
+    """How an official benchmark's numbers came about, by `evaluation/protocols.py`; None of other suites."""
 
     @model_validator(mode="before")
     @classmethod

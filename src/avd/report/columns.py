@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from avd.evaluation.protocols import check_protocols
 from avd.evaluation.rows import Row
 from avd.evaluation.suite import Measure, NumberFormat
 from avd.evaluation.suites import declared_measures
@@ -54,11 +55,14 @@ class Column:
         return self.measure.format.text(self.value(row))
 
 
-def columns_of(rows: Sequence[Row], *, details: bool = False) -> list[Column]:
+def columns_of(rows: Sequence[Row], *, details: bool = False, mixed_protocols: bool = False) -> list[Column]:
     """The columns that some row has a value for, in declared order, suites as they first appear.
 
-    With `details`, those too that are left out of tables.
+    With `details`, those too that are left out of tables. Raises UserError for rows of one suite that were judged by
+    different protocols, unless they may be mixed.
     """
+    if not mixed_protocols:
+        check_protocols(rows)
     suites = list(dict.fromkeys(suite for row in rows for suite in row.scores))
     columns = [Column(measure, None, measure.title) for measure in _COMMON]
     for suite in suites:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from avd.evaluation.protocols import check_protocols, partial_notes, protocol_texts
 from avd.evaluation.rows import Row
 from avd.evaluation.suite import ABSENT
 from avd.report.columns import columns_of
@@ -16,9 +17,10 @@ from avd.types import UserError
 def terminal_table(rows: Sequence[Row]) -> Table:
     """A rich table that fits 80 characters: one line per measure, one column per row of results.
 
-    The last column says where a good value lies.
+    The last column says where a good value lies. Raises UserError for rows of different protocols.
     """
-    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    notes = "\n".join(partial_notes(rows)) or None
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, caption=notes, caption_justify="left")
     table.add_column(no_wrap=True)
     for row in rows:
         table.add_column(row.name, justify="right", vertical="bottom")
@@ -28,13 +30,14 @@ def terminal_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[Row], *, mixed_protocols: bool = False) -> str:
     """A Markdown table with one line per name, in order of first appearance, and a sentence on how to read it.
 
-    Rows of one name and different seeds become mean ± sample standard deviation.
+    Rows of one name and different seeds become mean ± sample standard deviation. With `mixed_protocols` rows may differ
+    in protocol, and a column says in what.
 
     Raises `UserError` when two rows share both name and seed: they are not independent, and counting both would make
-    the spread look smaller than it is.
+    the spread look smaller than it is. So do rows of different protocols, unless they may be mixed.
     """
     groups: dict[str, dict[int, Row]] = {}
     for row in rows:
@@ -43,14 +46,19 @@ def markdown_table(rows: Sequence[Row]) -> str:
             raise UserError(f'two rows are named "{row.name}" with seed {row.seed}; keep one of them')
         seeds[row.seed] = row
 
-    columns = columns_of(rows)
-    heads = ["", *(column.heading for column in columns), "Videos", "Seeds"]
+    for seeds in groups.values():
+        check_protocols(list(seeds.values()))  # a mean is of one protocol, whatever stands beside it
+    columns = columns_of(rows, mixed_protocols=mixed_protocols)
+    protocols = dict(zip((row.name for row in rows), protocol_texts(rows), strict=True)) if mixed_protocols else {}
+    heads = ["", *(column.heading for column in columns), "Videos", "Seeds", *["Protocol"] * mixed_protocols]
     lines = [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
     for name, seeds in groups.items():
         cells = [column.measure.format.spread_text(_present(map(column.value, seeds.values()))) for column in columns]
         videos = sum(row.videos for row in seeds.values())
-        lines.append(_line([name, *cells, str(videos), str(len(seeds))]))
+        protocol = [protocols[name] or ABSENT] if mixed_protocols else []
+        lines.append(_line([name, *cells, str(videos), str(len(seeds)), *protocol]))
     lines += ["", f"mean ± sample standard deviation over seeds, where there are several; {ABSENT} does not apply."]
+    lines += [text for note in partial_notes(rows) for text in ("", note)]
     return "\n".join(lines) + "\n"
 
 

@@ -36,11 +36,8 @@ class Event:
     text: str
 
 
-def rules_of(limits: LimitsRecipe, timesteps: Sequence[float], *, several_seeds: bool) -> list[Rule]:
-    """The rules that are not switched off; docs/monitors.md says what the metrics are.
-
-    `several_seeds`: whether any prompt has several videos, whose differences are measured.
-    """
+def rules_of(limits: LimitsRecipe, timesteps: Sequence[float]) -> list[Rule]:
+    """The rules that are not switched off; docs/monitors.md says what the metrics are."""
     rules = []
     if limits.saturation is not None:
         rules.append(_excess("saturation", limits.saturation, "oversaturation"))
@@ -48,7 +45,7 @@ def rules_of(limits: LimitsRecipe, timesteps: Sequence[float], *, several_seeds:
         rules.append(_excess("contrast", limits.contrast, "overcontrast"))
     if limits.motion is not None:
         rules.append(_collapse(limits.motion))
-    if limits.diversity is not None and several_seeds:
+    if limits.diversity is not None:
         rules.append(_alike(limits.diversity))
     if limits.fake_score is not None:
         rules.append(_lag(limits.fake_score))

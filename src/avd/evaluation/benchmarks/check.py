@@ -17,6 +17,7 @@ import av
 
 from avd.evaluation.benchmarks.layout import Layout
 from avd.evaluation.benchmarks.manifest import Manifest
+from avd.evaluation.suite import Shape
 from avd.files import append_json_line, is_unfinished, read_json_lines
 from avd.types import CountProgress, UserError
 
@@ -27,26 +28,13 @@ _REMEDY = "make it again"
 
 
 @dataclass(frozen=True)
-class _Decoded:
-    """What a file holds."""
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-
-    def __str__(self) -> str:
-        return f"{self.frames} frames of {self.height} x {self.width} at {self.fps:g} fps"
-
-
-@dataclass(frozen=True)
 class _Passed:
     """A file that was decoded, as it was then."""
 
     file: str
     size: int
     changed: int
-    decoded: _Decoded
+    decoded: Shape
 
 
 def check_folder(
@@ -55,11 +43,11 @@ def check_folder(
     progress: CountProgress = lambda done, total: None,
     *,
     dimensions: Collection[str] = (),
-) -> None:
+) -> Shape:
     """Check that `folder` holds the videos of a layout and nothing else, each decodable and all of one shape.
 
-    The shape is that of the folder's manifest, or without one that of the first video. With `dimensions`, only their
-    videos must be there. `progress` counts videos.
+    Returns the shape: that of the folder's manifest, or without one that of the first video. With `dimensions`, only
+    their videos must be there. `progress` counts videos.
 
     Raises UserError, in one line, for a file that does not belong, a missing one, one that is cut short or broken, and
     one of another shape.
@@ -79,13 +67,15 @@ def check_folder(
     shape = None
     if manifest is not None:
         making = manifest.making
-        shape = _Decoded(making.frames, making.height, making.width, making.fps)
+        shape = Shape(making.frames, making.height, making.width, making.fps)
     for done, (name, decoded) in enumerate(_decode_all(folder, list(needed)), start=1):
         shape, first = shape or decoded, first or name
         if decoded != shape:
             wanted = f"the manifest says {shape}" if manifest is not None else f"{first!r} has {shape}"
             raise UserError(f"{folder / name} has {decoded}, and {wanted}: {_REMEDY}")
         progress(done, len(needed))
+    assert shape is not None, "a layout has videos"
+    return shape
 
 
 def _check_strays(folder: Path, names: Collection[str], title: str) -> None:
@@ -99,7 +89,7 @@ def _check_strays(folder: Path, names: Collection[str], title: str) -> None:
         raise UserError(f"{path} is no video of {title}, and would spoil every score: remove it")
 
 
-def _decode_all(folder: Path, names: list[str]) -> Iterator[tuple[str, _Decoded]]:
+def _decode_all(folder: Path, names: list[str]) -> Iterator[tuple[str, Shape]]:
     """What each file holds, in order. Names of one file, and files that have passed before, are not decoded again."""
     record = folder.absolute().with_name(f"{folder.absolute().name}.checked.jsonl")
     known = {passed.file: passed for passed in _read_record(record)}
@@ -127,7 +117,7 @@ def _decode_all(folder: Path, names: list[str]) -> Iterator[tuple[str, _Decoded]
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(path: Path) -> _Decoded:
+def _decode(path: Path) -> Shape:
     """Decode every frame, and keep none. Raises UserError for what is no MP4, broken, or cut short."""
     if not _is_complete(path):
         raise UserError(f"{path} is no MP4 file, or one that is cut short: {_REMEDY}")
@@ -144,7 +134,7 @@ def _decode(path: Path) -> _Decoded:
                 frames += 1
             if not frames or frames < stream.frames:
                 raise UserError(f"{path} is broken, and has {frames} of {stream.frames} frames: {_REMEDY}")
-            return _Decoded(frames, stream.height, stream.width, float(stream.average_rate or 0))
+            return Shape(frames, stream.height, stream.width, float(stream.average_rate or 0))
     except av.FFmpegError as error:
         raise UserError(f"{path} is broken at frame {frames} ({error.strerror}): {_REMEDY}") from error
 
@@ -173,6 +163,6 @@ def _read_record(record: Path) -> Iterator[_Passed]:
         return
     for value in read_json_lines(record):
         try:
-            yield _Passed(value["file"], value["size"], value["changed"], _Decoded(**value["decoded"]))
+            yield _Passed(value["file"], value["size"], value["changed"], Shape(**value["decoded"]))
         except (KeyError, TypeError):
             return
