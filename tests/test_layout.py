@@ -40,6 +40,7 @@ TOPICS = {
     "distillation/test_step_gradient.py": "the student's gradient against autograd's",
     "measures/test_damage.py": "every measure on damaged clips",
     "measures/test_dynamic_degree_calibration.py": "dynamic degree on rendered clips",
+    "evaluation/benchmarks/test_real_vbench.py": "the official package itself",
     "models/wan/test_teachers.py": "published teachers against stock diffusers",
     "report/test_pictures.py": "sheet and page",
     "sampling/test_light.py": "sampling loads no training code",
