@@ -76,8 +76,18 @@ def test_temporal_collapse_is_caught(
     assert motion[-1] < 0.6
 
 
+def test_seeds_that_are_all_alike_are_caught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that a regression at pure noise can learn is the mean of all clips, whatever the noise."""
+    alone = ("rollout.timesteps=[1000]", "monitors.every=8", "monitors.suite=native", "monitors.limits.motion=null")
+    fast = ("student.optimizer.learning_rate=1e-3", "student.optimizer.warmup=0", "student.ema=0.5")
+    assert distil("plain-regression", tmp_path / "run", 8, *alone, *fast) == 0
+    assert "of what the teacher's do: every seed gives much the same" in capsys.readouterr().err
+    (line,) = measurements(tmp_path / "run")
+    assert line["diversity_appearance_to_teacher"] < 0.3
+
+
 def test_a_healthy_run_does_not_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert distil("avd", tmp_path / "run", 12, "fake_score.updates=3") == 0
+    assert distil("avd", tmp_path / "run", 12, "fake_score.updates=3", "monitors.suite=native") == 0
     assert "warning" not in capsys.readouterr().err and warnings(tmp_path / "run") == []
     assert [line["update"] + 1 for line in measurements(tmp_path / "run")] == [4, 8, 12]
 

@@ -16,7 +16,7 @@ TIMESTEPS = (1000, 522)
 
 
 def alarms(**limits: float | None) -> Alarms:
-    return Alarms(rules_of(LimitsRecipe(**limits), TIMESTEPS))
+    return Alarms(rules_of(LimitsRecipe(**limits), TIMESTEPS, several_seeds=True))
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def test_a_student_that_gives_every_seed_the_same_video_is_caught(
     watched(tmp_path / "allowed", 1, *NATIVE, *quiet, "monitors.limits.diversity=null", messages=messages)
     watched(tmp_path / "pixels", 1, *quiet, messages=messages)
     assert sum("warning" in text for text in messages) == 1
+    watched(tmp_path / "alike", 2, *quiet, resume=True)  # by pixels, which know of no such warning
+    assert [line["warnings"] for line in lines(tmp_path / "alike" / "metrics.jsonl")] == [1, 0]
 
 
 def test_watching_changes_no_student(tmp_path: Path) -> None:

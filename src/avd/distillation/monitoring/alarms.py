@@ -36,8 +36,11 @@ class Event:
     text: str
 
 
-def rules_of(limits: LimitsRecipe, timesteps: Sequence[float]) -> list[Rule]:
-    """The rules that are not switched off; docs/monitors.md says what the metrics are."""
+def rules_of(limits: LimitsRecipe, timesteps: Sequence[float], *, several_seeds: bool) -> list[Rule]:
+    """The rules that are not switched off; docs/monitors.md says what the metrics are.
+
+    `several_seeds`: whether any prompt has several videos, whose differences are measured.
+    """
     rules = []
     if limits.saturation is not None:
         rules.append(_excess("saturation", limits.saturation, "oversaturation"))
@@ -45,7 +48,7 @@ def rules_of(limits: LimitsRecipe, timesteps: Sequence[float]) -> list[Rule]:
         rules.append(_excess("contrast", limits.contrast, "overcontrast"))
     if limits.motion is not None:
         rules.append(_collapse(limits.motion))
-    if limits.diversity is not None:
+    if limits.diversity is not None and several_seeds:
         rules.append(_alike(limits.diversity))
     if limits.fake_score is not None:
         rules.append(_lag(limits.fake_score))

@@ -53,10 +53,12 @@ class Monitor:
     ) -> None:
         self.recipe, self._sampler, self._ranks = recipe.monitors, sampler, ranks
         self._suite = suite_of(recipe.monitors, sampler.fps)
-        self._meter = ClipMeter(MonitorClips(recipe, source, ranks), sampler, self._suite, ranks)
+        clips = MonitorClips(recipe, source, ranks)
+        self._meter = ClipMeter(clips, sampler, self._suite, ranks)
         self.weights = WeightStatistics(recipe.rollout.timesteps, ranks)
         self.fake_score = FakeScoreLevel()
-        self._alarms = Alarms(rules_of(self.recipe.limits, recipe.rollout.timesteps))
+        rules = rules_of(self.recipe.limits, recipe.rollout.timesteps, several_seeds=bool(clips.groups))
+        self._alarms = Alarms(rules)
         nothing = dict.fromkeys(self._suite.measures, math.nan)
         self._references = References(nothing, nothing)
         self._best: float | None = None
