@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,21 @@ def test_judging_that_was_stopped_measures_only_what_is_left(tmp_path: Path) -> 
     assert measured_by(SUITE, tmp_path) == ["4", "5"]
     assert measured_by(SUITE, tmp_path) == []
     assert [record.values["brightness"] * 255 for record in found(tmp_path)] == pytest.approx(range(6))
+
+
+def test_one_clip_at_a_time_is_in_memory_whatever_their_number(tmp_path: Path) -> None:
+    made, most = [], 0
+
+    def read() -> Video:
+        nonlocal most
+        video = Video(np.zeros((2, 4, 4, 3), dtype=np.uint8), 8.0)
+        made.append(weakref.ref(video.frames))
+        most = max(most, sum(frames() is not None for frames in made))
+        return video
+
+    clips = [Clip(f"{i}.mp4", Prompt(str(i)), read, identity=f"content {i}") for i in range(50)]
+    measure_share(SUITE, clips, RecordFolder(tmp_path, SUITE))
+    assert (len(made), most) == (50, 1)
 
 
 def test_processes_share_the_clips_and_another_number_of_them_resumes(tmp_path: Path) -> None:
