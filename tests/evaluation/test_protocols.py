@@ -73,9 +73,10 @@ def test_rows_of_other_suites_have_no_protocol_to_differ_in(row: MakeRow, make_r
     assert "| AVD, 4 steps |" in markdown_table([row("teacher"), make_row(), make_row(name="DMD")])
 
 
-def test_mixed_rows_have_a_column_of_what_differs(row: MakeRow) -> None:
-    rows = [row("teacher"), row("rewritten", prompts="f" * 64, frames=49)]
-    head, _, teacher, rewritten, *_ = markdown_table(rows, mixed_protocols=True).splitlines()
+def test_mixed_rows_have_a_column_of_what_differs(row: MakeRow, make_row: MakeRow) -> None:
+    rows = [row("teacher"), row("rewritten", prompts="f" * 64, frames=49), make_row()]
+    head, _, teacher, rewritten, world, *_ = markdown_table(rows, mixed_protocols=True).splitlines()
+    assert world.endswith("| 16 | 1 | – |")
     assert head.endswith("| Videos | Seeds | Protocol |")
     assert teacher.endswith("| prompts original, frames 81 |")
     assert rewritten.endswith("| prompts ffffffffffff…, frames 49 |")

@@ -79,10 +79,10 @@ class {entry}:
     def obey(self, order):
         if "meet" in order:
             self.meet(order["meet"])
-        if order.get("kill_parent"):
+        if "kill_parent" in order:
             held = open(os.path.join(HERE, "alive"), "w")
             fcntl.flock(held, fcntl.LOCK_EX)
-            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(os.getppid(), getattr(signal, order["kill_parent"]))
             time.sleep(60)
             open(os.path.join(HERE, "survived"), "w").close()
         if "raise" in order:

@@ -27,6 +27,7 @@ from avd.cli.placement import (
 
 
 def evaluate(
+    context: typer.Context,
     what: Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="A folder of videos, or a model.")],
     json: Annotated[Path, typer.Option("--json", help="File for the row.")],
     suite: Annotated[str, typer.Option("--suite", help="What to measure with.")] = "world",
@@ -118,14 +119,11 @@ def evaluate(
     options = {"prompts_file": prompts and str(prompts), "clips": clips, "repeats": repeats, "level": level}
     judging = make_suite(suite, _options(options, changes or []))
     sampling = {"half_rate": half_rate, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
-    official = {"vbench_python": vbench_python, "suite_info": suite_info, "dimensions": dimensions or None}
+    refuse_options(context, judging)
     if isinstance(judging, OfficialSuite):
-        by_clip = {"csv": csv, "samples": samples, "records": records, "unpaired": unpaired or None}
-        refuse_options(judging, {**by_clip, **sampling})
         folders = find_folders(what, name, reference)
         write_official(judging, folders, json, python=vbench_python, info=suite_info, dimensions=dimensions)
         return
-    refuse_options(judging, official)
     assert isinstance(judging, ClipSuite)
     sides = find_sides(judging, what, name, reference, samples or json.with_name(f"{json.stem}-samples"), sampling)
     if reference is not None:

@@ -42,9 +42,12 @@ def check_same_protocol(named: Sequence[tuple[str, dict[str, Any] | None]]) -> N
 
 
 def protocol_texts(rows: Sequence[Row]) -> list[str]:
-    """For each row, those parts of its protocol in which rows differ; empty where none does."""
-    keys = _differing([row.protocol for row in rows])
-    return [", ".join(f"{key} {_text(row.protocol, key)}" for key in keys) for row in rows]
+    """For each row, those parts of its protocol in which rows of its suite differ; empty where none does."""
+    texts = []
+    for row in rows:
+        others = [each.protocol for each in rows if each.scores.keys() & row.scores.keys()]
+        texts.append(", ".join(f"{key} {_text(row.protocol, key)}" for key in _differing(others)))
+    return texts
 
 
 def partial_notes(rows: Sequence[Row]) -> list[str]:

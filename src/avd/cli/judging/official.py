@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from avd import ui
 from avd.types import UserError
 
@@ -15,11 +17,20 @@ if TYPE_CHECKING:
     from avd.evaluation.suite import Suite
 
 
-def refuse_options(suite: Suite, options: Mapping[str, object]) -> None:
-    """Raise UserError for the first of these options, by parameter, that is given: the suite would not heed it."""
-    for name, value in options.items():
-        if value is not None:
-            raise UserError(f"--{name.replace('_', '-')} means nothing to suite {suite.name}: leave it out")
+_OFFICIAL = {"vbench_python", "suite_info", "dimensions"}
+_ANY = {"what", "json", "suite", "changes", "name", "reference"}
+
+
+def refuse_options(context: typer.Context, suite: Suite) -> None:
+    """Raise UserError for the first option of the command line that the suite would not heed."""
+    from avd.evaluation.benchmarks.scoring import OfficialSuite
+
+    is_official = isinstance(suite, OfficialSuite)
+    for parameter in context.command.params:
+        name, source = str(parameter.name), context.get_parameter_source(str(parameter.name))
+        heeded = name in _ANY or (name in _OFFICIAL) == is_official
+        if not heeded and source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"{parameter.opts[0]} means nothing to suite {suite.name}: leave it out")
 
 
 def find_folders(what: str, name: str | None, reference: str | None) -> dict[str, Path]:

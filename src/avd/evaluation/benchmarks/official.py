@@ -148,8 +148,8 @@ def open_folders(
     be judged.
     """
     for folder in named.values():
-        if not folder.is_dir():
-            raise UserError(f"{folder} is no folder of videos: make one with `avd generate --suite {suite.name}`")
+        if not folder.is_dir() or (folder / "model_index.json").exists():
+            raise UserError(f"{folder} is no folder of videos: make one with `avd generate MODEL --suite {suite.name}`")
     package = find_package(suite.scoring, python)
     prompts = read_prompt_list(suite.scoring.benchmark, info or package.folder)
     return {name: OfficialFolder(suite, package, prompts, folder, dimensions) for name, folder in named.items()}

@@ -95,7 +95,17 @@ class OfficialRun:
             raise UserError("; ".join(failures) + others)
         return results
 
-    def find(self, job: DimensionJob) -> OfficialResult | None:
+    def _judge(self, job: DimensionJob) -> OfficialResult:
+        folder = self._cache / job.dimension.key
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder, str(folder))
+        lock.acquire()
+        try:
+            return self._find(job) or self._run(job, folder)
+        finally:
+            lock.release()
+
+    def _find(self, job: DimensionJob) -> OfficialResult | None:
         """The result that is kept for a job, if there is one."""
         path, official = self._cache / job.dimension.key / _KEY_FILE, self._official_file(job)
         if not (path.exists() and official.exists()):
@@ -103,16 +113,6 @@ class OfficialRun:
         if read_json(path, "the result", "remove it").get("key") != self._key(job):
             return None
         return read_official(official, job.dimension, job.videos)
-
-    def _judge(self, job: DimensionJob) -> OfficialResult:
-        folder = self._cache / job.dimension.key
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(folder, str(folder))
-        lock.acquire()
-        try:
-            return self.find(job) or self._run(job, folder)
-        finally:
-            lock.release()
 
     def _run(self, job: DimensionJob, folder: Path) -> OfficialResult:
         (folder / _KEY_FILE).unlink(missing_ok=True)

@@ -51,8 +51,8 @@ def read_official(path: Path, dimension: Dimension, videos: Sequence[Sequence[st
         )
     if not dimension.allows(score):
         raise UserError(
-            f"{path}: the official score of {dimension.name} is {score}, which is out of its range: earlier versions "
-            "counted to 100; install the newest"
+            f"{path}: the official score of {dimension.name} is {score}, which is out of its range (earlier versions "
+            "of the official code counted to 100)"
         )
     results = [_result_of(item, path, dimension) for item in items]
     _compare([name for name, _ in results], path, dimension, videos)

@@ -54,9 +54,14 @@ class Dimension:
         """The score on the scale of totals."""
         return (score - self.least) / (self.most - self.least)
 
+    @property
+    def lowest(self) -> float:
+        """The lowest score that there can be; the highest is 1."""
+        return -1.0 if self.signed else 0.0
+
     def allows(self, score: float) -> bool:
         """Whether the official code can have meant `score`."""
-        return (-1.0 if self.signed else 0.0) <= score <= 1.0
+        return self.lowest <= score <= 1.0
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,7 @@ class Scoring:
         for category in self.categories:
             yield Measure(category.key, category.title, "high", category.help, _PER_CENT)
         for each in self.dimensions:
-            least = -1.0 if each.signed else 0.0
-            yield Measure(each.key, each.title, "high", each.help, _PER_CENT, least=least, most=1.0)
+            yield Measure(each.key, each.title, "high", each.help, _PER_CENT, least=each.lowest, most=1.0)
 
     def choose(self, names: Collection[str]) -> tuple[Dimension, ...]:
         """The dimensions of these names, in the benchmark's order; all without names.
