@@ -31,10 +31,6 @@ EXCEPTIONS = {
     "signature": "likewise",
     "appearance_distance": "likewise",
     "motion_distance": "likewise",
-    "files_of": "the files of a benchmark's dimension; the official code that judges them is being added",
-    "folder_of": "their folder: likewise",
-    "protocol": "what rows of a benchmark share: likewise",
-    "check_folder": "the check of its videos: likewise",
     "x_BCFHW": "the noisy latents that a term was called with; terms that need them are being added",
 }
 """Public definitions that nobody in the package uses, and why."""

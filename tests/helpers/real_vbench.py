@@ -21,18 +21,24 @@ _MINUTES = 5
 
 
 @pytest.fixture(scope="session")
-def vbench_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python that has the official package. Skips where pip cannot install it."""
+def vbench_packages() -> Path:
+    """A folder like site-packages with the official package. Skips where pip cannot install it."""
     installed = Path(sys.prefix) / "official" / "-".join(each.replace("==", "-") for each in _REQUIREMENTS)
     if not installed.exists():
         _install(installed)
+    return installed
+
+
+@pytest.fixture(scope="session")
+def vbench_python(vbench_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that has the official package."""
     folder = tmp_path_factory.mktemp("vbench")
     (folder / "torchvision").mkdir()
     (folder / "torchvision" / "__init__.py").write_text("")
     names = "".join(f"class {name}:\n    BICUBIC = BILINEAR = None\n" for name in _TRANSFORMS)
     (folder / "torchvision" / "transforms.py").write_text(names)
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{installed}:{folder}" exec "{sys.executable}" "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{vbench_packages}:{folder}" exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     return python
 

@@ -117,6 +117,14 @@ def test_a_file_that_is_another_video_is_not_skipped(about: tuple[str, int] | No
         select_missing([video], skip_existing=True)
 
 
+def test_a_broken_file_is_not_skipped(tmp_path: Path) -> None:
+    (video,) = list_videos(["a"], 0, 1, tmp_path / "clip.mp4")
+    generate(Describing(), [video], "m", made=nothing)
+    video.path.write_text("no video")
+    with pytest.raises(UserError, match=r"clip\.mp4 is no video: remove it, or name another file"):
+        select_missing([video], skip_existing=True)
+
+
 def test_a_file_of_another_model_or_way_of_sampling_is_not_skipped(tmp_path: Path) -> None:
     model = tiny_model()
     videos = list_videos(["a", "b"], 0, 1, tmp_path / "clip.gif")

@@ -50,18 +50,21 @@ def list_videos(prompts: Sequence[str], seed: int, count: int, output: Path) -> 
 def select_missing(videos: Sequence[Wanted], *, skip_existing: bool) -> list[Wanted]:
     """Those whose file is not there.
 
-    Raises UserError for a file that is there, or with `skip_existing` for one that says it is another video.
+    Raises UserError for a file that is there, or with `skip_existing` for one that is broken or another video.
     """
-    missing = []
+    missing, remedy = [], "remove it, or name another file"
     for video in videos:
         if not video.path.exists():
             missing.append(video)
         elif not skip_existing:
             raise UserError(f"output {video.path} exists already: name another file, or keep it with --skip-existing")
         else:
-            about = read_description(video.path)
+            try:
+                about = read_description(video.path)
+            except UserError as error:
+                raise UserError(f"output {video.path} is no video: {remedy}") from error
             if about is None or (about.get("prompt"), about.get("seed")) != (video.prompt, video.seed):
-                raise UserError(f"output {video.path} is not the video of this prompt and seed: name another file")
+                raise UserError(f"output {video.path} is not the video of this prompt and seed: {remedy}")
     return missing
 
 
@@ -112,8 +115,9 @@ def read_description(path: Path) -> dict[str, Any] | None:
 
     Raises UserError for what is no video.
     """
+    comment = read_comment(path)
     try:
-        about = json.loads(read_comment(path) or "")
+        about = json.loads(comment or "")
     except ValueError:
         return None
     return about if isinstance(about, dict) and "avd" in about else None

@@ -154,10 +154,10 @@ def beside(name: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut, r"-1\.mp4 is no MP4 file, or one that is cut short: make it again"),
-        (cut_half, r"-1\.mp4 is no MP4 file, or one that is cut short: make it again"),
-        (empty, r"-1\.mp4 is no MP4 file, or one that is cut short: make it again"),
-        (hole, r"-1\.mp4 is broken.*: make it again"),
+        (cut, r"-1\.mp4 is no MP4 file, or one that is cut short: remove it, and run"),
+        (cut_half, r"-1\.mp4 is no MP4 file, or one that is cut short: remove it, and run"),
+        (empty, r"-1\.mp4 is no MP4 file, or one that is cut short: remove it, and run"),
+        (hole, r"-1\.mp4 is broken.*: remove it, and run"),
         (other_format, r"-1\.mp4 is no MP4 file"),
         (longer, r"-1\.mp4 has 6 frames of 16 x 16 at 16 fps, and the manifest says 5 frames of 16 x 16 at 16 fps"),
         (larger, r"-1\.mp4 has 5 frames of 32 x 32 at 16 fps, and the manifest says 5 frames of 16 x 16"),

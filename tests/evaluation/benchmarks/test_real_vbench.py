@@ -1,4 +1,5 @@
-"""temporal_flickering, the one dimension without weights, by PyPI's `vbench`: through our path, and equal to ours."""
+"""PyPI's `vbench`: its list of prompts, and temporal_flickering, the one dimension without weights, judged through our
+path and equal to ours."""
 
 from __future__ import annotations
 
@@ -9,12 +10,16 @@ import cv2
 import numpy as np
 import pytest
 
+from avd.evaluation.benchmarks.known import VBENCH
+from avd.evaluation.benchmarks.layout import make_layout
+from avd.evaluation.benchmarks.manifest import plan_videos
+from avd.evaluation.benchmarks.prompts import read_prompt_list
 from avd.evaluation.rows import read_results
 from avd.measures.change import temporal_flickering
 from helpers.command import avd
-from helpers.real_vbench import vbench_python
+from helpers.real_vbench import vbench_packages, vbench_python
 
-__all__ = ["vbench_python"]
+__all__ = ["vbench_packages", "vbench_python"]
 
 PROMPTS = ("In a still frame, a stop sign", "a toilet, frozen in time")
 
@@ -26,6 +31,16 @@ def decoded(path: Path) -> np.ndarray:
         frames.append(read[1])
     video.release()
     return np.stack(frames)
+
+
+def test_the_official_list_is_laid_out_as_published(vbench_packages: Path) -> None:
+    prompts = read_prompt_list(VBENCH, vbench_packages)
+    layout = make_layout(prompts)
+    assert layout.summary() == "946 entries, 944 prompts, 4,720 videos"
+    assert layout.colliding() == [("A fantasy landscape", "a fantasy landscape")]
+    assert len(layout.samples) == 16 and len(layout.files_of("temporal_flickering")) == 75 * 5
+    assert len(make_layout(prompts, flickering_samples=25).files) == 6220
+    assert len({video.seed for video in plan_videos(layout, 0).videos}) == 4720
 
 
 def test_temporal_flickering_by_the_official_package_is_ours(vbench_python: Path, tmp_path: Path) -> None:

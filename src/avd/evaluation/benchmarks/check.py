@@ -24,7 +24,7 @@ from avd.types import CountProgress, UserError
 _MOST_THREADS = 8
 """Files that are decoded at a time; FFmpeg lets other threads run meanwhile."""
 
-_REMEDY = "make it again"
+_REMEDY = "remove it, and run its `avd generate` again"
 
 
 @dataclass(frozen=True)

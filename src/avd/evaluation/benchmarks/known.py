@@ -20,6 +20,7 @@ class Benchmark:
 
     name: str
     title: str
+    """Its published name, and that of its folder in the official repository."""
     package: str
     """The Python package, on PyPI and to import."""
     info_file: str
@@ -34,9 +35,9 @@ class Benchmark:
 
     @property
     def info_places(self) -> tuple[str, ...]:
-        """Where the prompts are, below a checkout of VBench, a site-packages folder or the package itself."""
+        """Where the prompts are, below the package, a site-packages folder or a checkout."""
         inner = f"{self.package}/{self.info_file}"
-        return self.info_file, inner, f"VBench-2.0/{inner}"
+        return self.info_file, inner, f"{self.title}/{inner}"
 
 
 FPS = 16.0

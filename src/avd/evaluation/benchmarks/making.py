@@ -95,8 +95,8 @@ class BenchmarkFolder:
         if self._folder.suffix.lower() in _VIDEO_SUFFIXES or self._folder.is_file():
             raise UserError(f"output {self._folder} is a file: a benchmark's videos need a folder")
         check_can_make(manifest_file(self._folder))
+        there = _files_in(self._folder)  # before the manifest, which other processes write before any video
         found = Manifest.read(self._folder)
-        there = _files_in(self._folder)
         if found is None and there:
             raise UserError(
                 f"output {self._folder} holds {there[0]!r} and has no {manifest_file(self._folder).name} beside it: "
