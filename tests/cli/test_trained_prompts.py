@@ -102,6 +102,6 @@ def test_the_command_says_it_first_and_the_row_keeps_it(place: Path, capfd: pyte
     assert (row.overlap.prompts, row.overlap.shared) == (len(judged), len(judged & trained))
     error = " ".join(capfd.readouterr().err.split())
     line = f"trained on {len(judged & trained)} of the {len(judged)} different prompts of suite world, such as: "
-    assert error.index(line) < error.index("sampling: ")
+    assert error.index(line) < error.index("sampling student: ")
     assert avd("evaluate", "tiny", "--json", "tiny.json", *options) == 0
     assert read_results(Path("tiny.json")).rows[0].overlap is None

@@ -68,6 +68,9 @@ def evaluate(
         typer.Option("--dimensions", metavar="NAME,...", help="VBench: these dimensions alone; there is no total."),
     ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="File for the values of each clip.")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", help="HTML file with plots, verdicts and the worst clips.")
+    ] = None,
     half_rate: HalfRate = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -112,7 +115,7 @@ def evaluate(
     from avd.evaluation.suites import make_suite
     from avd.types import UserError
 
-    _check_outputs((json, csv), (samples, records))
+    _check_outputs((json, csv, page), (samples, records))
     if unpaired and reference is None:
         raise UserError("--unpaired is for a comparison: name what to compare with by --reference")
     placement = placement_of(offload, tiling, attention, fp8, int8, compiled, decoder)
@@ -135,7 +138,7 @@ def evaluate(
         judge = ClipJudge(judging, ranks, folder, placement, seed)
         judged = [judge.judge(side) for side in sides]
         if ranks.is_main:
-            write_judged(judging, judged, json, csv, unpaired=unpaired)
+            write_judged(judging, judged, json, csv, page, unpaired=unpaired)
             if records is None:
                 folder.remove()
             if samples is None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from avd.evaluation.rows import Results, Row, read_results, write_results
 from avd.report.clip_values import write_clip_values
 from avd.report.comparison import comparison_table
+from avd.report.comparison_page import ComparisonPage, ShownSet
 from avd.report.page import write_report
 from avd.report.sheet import contact_sheet
 from avd.report.table import markdown_table, terminal_table
 
 __all__ = [
+    "ComparisonPage",
     "Results",
     "Row",
+    "ShownSet",
     "comparison_table",
     "contact_sheet",
     "markdown_table",

@@ -29,19 +29,24 @@ def write_report(
     measures and no column of videos, and a prompt that a row did not answer leaves a blank.
     """
     names = [row.name for row in results.rows if any(row.name in by_name for _, by_name in videos)]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("avd.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    html = environment.get_template("report.html").render(
+    html = render_page(
+        "report.html",
+        results.rows,
         title=title,
         names=names,
         prompts=[(prompt, [_data_uri(by_name.get(name)) for name in names]) for prompt, by_name in videos],
-        rows=results.rows,
         columns=columns_of(results.rows, details=True),
-        recipes=_recipes(results.rows),
         meta=_yaml(results.meta) if results.meta else None,
     )
     write_atomically(path, html.encode())
+
+
+def render_page(template: str, rows: Sequence[Row], **content: Any) -> str:
+    """A page of the package's templates, all of which end with where the `rows` come from."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("avd.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(template).render({"rows": rows, "recipes": _recipes(rows), "meta": None} | content)
 
 
 def _data_uri(mp4: bytes | None) -> str | None:

@@ -13,7 +13,7 @@ from avd.types import UserError
 
 if TYPE_CHECKING:
     from avd.engine.ranks import Ranks
-    from avd.evaluation.comparison import JudgedSet
+    from avd.evaluation.comparison import JudgedSet, SetComparison
     from avd.evaluation.judging import Origin
     from avd.evaluation.records import RecordFolder
     from avd.evaluation.rows import Overlap, Row
@@ -168,10 +168,13 @@ class ClipJudge:
         return place(opened, agree_on_tiling(self.placement, opened, side.folder, self.ranks))
 
 
-def write_judged(suite: ClipSuite, judged: Sequence[Judged], json: Path, csv: Path | None, *, unpaired: bool) -> None:
-    """Write the row of what was judged, and the values of all clips to `csv`; show them beside the reference's.
+def write_judged(
+    suite: ClipSuite, judged: Sequence[Judged], json: Path, csv: Path | None, page: Path | None, *, unpaired: bool
+) -> None:
+    """Write the row of what was judged, the values of all clips to `csv` and the page to `page`; show them beside the
+    reference's.
 
-    `unpaired` is that of `compare_sets`. Raises UserError as it does.
+    `unpaired` is that of `compare_sets`. Raises UserError as it does, and where a clip of the page cannot be read.
     """
     from avd.evaluation.comparison import compare_sets
     from avd.evaluation.rows import Results, write_results
@@ -183,7 +186,21 @@ def write_judged(suite: ClipSuite, judged: Sequence[Judged], json: Path, csv: Pa
         meta["comparison"] = compared.as_json()
     if csv is not None:
         write_clip_values(csv, suite.measures, [each.values for each in judged])
+    if page is not None:
+        _write_page(suite, judged, compared, page)
     write_results(json, Results(rows=rows[:1], meta=meta))
     ui.out.print(terminal_table(rows))
     if compared is not None:
         ui.out.print(comparison_table(compared))
+
+
+def _write_page(suite: ClipSuite, judged: Sequence[Judged], compared: SetComparison | None, path: Path) -> None:
+    from avd.report import ComparisonPage, ShownSet
+
+    shown = [ShownSet(each.values, {clip.name: clip.read for clip in each.clips}) for each in judged]
+    if compared is None:
+        page, title = ComparisonPage(suite.measures, shown), shown[0].judged.name
+    else:
+        page = ComparisonPage(suite.measures, shown[:1], shown[1], [compared])
+        title = f"{shown[0].judged.name} against {shown[1].judged.name}"
+    page.write(path, [each.row for each in judged], title=title)
