@@ -26,11 +26,6 @@ EXCEPTIONS = {
     "fuse": "likewise",
     "scene": "what was drawn in a clip of the world: the truth that tests hold the oracle against",
     "promises": "what a caption of the world was written to promise: likewise",
-    "measure_clip": "measures of any video; the suites and monitors that report them are being added",
-    "temporal_flickering": "likewise",
-    "signature": "likewise",
-    "appearance_distance": "likewise",
-    "motion_distance": "likewise",
     "x_BCFHW": "the noisy latents that a term was called with; terms that need them are being added",
 }
 """Public definitions that nobody in the package uses, and why."""

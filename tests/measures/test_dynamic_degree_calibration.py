@@ -45,7 +45,7 @@ def test_the_level_is_the_speed_of_the_fastest_object(level: int, size: int) -> 
 
 
 def test_texture_pans_and_drifting_light_change_few_decisions() -> None:
-    """On faint gradients, a drift of the light looks like motion; undamped, one clip in five is decided wrongly."""
+    """On faint gradients, a drift of the light looks like motion; undamped, one clip in seven is decided wrongly."""
     footage = clips(2)
     truth, measures = true_levels(footage), measured(footage, 48)
     right = [bool(each.dynamic_degree_dis) == (true > 1) for each, true in zip(measures, truth, strict=True)]
