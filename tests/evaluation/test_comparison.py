@@ -171,10 +171,10 @@ def test_texts_say_change_interval_and_limit() -> None:
     relative, absolute = SUITE.measures[:2]
     saturation = Difference(relative, 0.52, 0.5, Change(0.04, 0.02, 0.06), 40)
     assert saturation.change_text() == "+4.0 % (+2.0 to +6.0)"
-    assert saturation.verdict_text() == "within the limit (-10.0 % to +10.0 %)"
+    assert saturation.verdict_text() == "within the limit (-10 to +10 %)"
     steady = Difference(absolute, 0.8, 0.9, Change(-0.1, -0.12, -0.08), 40)
     assert steady.change_text() == "-10.0 points (-12.0 to -8.0)"
-    assert steady.verdict_text() == "outside the limit (at least -5.0 points)"
+    assert steady.verdict_text() == "outside the limit (at least -5 points)"
     assert difference("free", judged("s", teacher), judged("t", teacher)).verdict_text() == ""
 
 
@@ -202,6 +202,14 @@ def test_sets_that_overlap_in_part_are_refused() -> None:
 def test_other_frame_rates_are_refused() -> None:
     with pytest.raises(UserError, match="clips of s are at 16 fps and those of t at 24: "):
         compare_sets(SUITE, judged("s", teacher), judged("t", teacher, fps=24.0))
+
+
+def test_other_sizes_are_reported() -> None:
+    student, reference = judged("s", teacher), judged("t", teacher)
+    assert compare_sets(SUITE, student, reference).size_note() == ""
+    larger = [replace(record, shape=Shape(49, 720, 1280, 16.0)) for record in reference.records]
+    note = compare_sets(SUITE, student, JudgedSet.of(SUITE, "t", larger)).size_note()
+    assert "clips of s are 81 frames of 480 x 832, those of t 49 frames of 720 x 1280" in note
 
 
 def test_the_same_seed_gives_the_same_interval_and_json_holds_it() -> None:

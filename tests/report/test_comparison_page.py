@@ -47,8 +47,8 @@ def test_changes_and_verdicts_are_those_of_the_comparison(page: tuple[str, Page]
     text = " ".join(re.sub(r"<[^>]+>", " ", page[0]).split())
     assert "good &amp; near : of 2 measures with a limit 2 within the limit." in text
     assert "bad : of 2 measures with a limit 2 outside the limit." in text
-    assert "against teacher &lt;50&gt; within the limit (-10.0 % to +10.0 %)" in text
-    assert "bad -80.0 % (-80.0 to -80.0) against teacher &lt;50&gt; outside the limit (at least -20.0 %)" in text
+    assert "against teacher &lt;50&gt; within the limit (-10 to +10 %)" in text
+    assert "bad -80.0 % (-80.0 to -80.0) against teacher &lt;50&gt; outside the limit (at least -20 %)" in text
     assert "bad +0.00 (+0.00 to +0.00) against teacher &lt;50&gt;" in text  # of a measure without a limit
     assert "Absent" not in text and "How much &lt;it&gt; glows." in text
 

@@ -17,7 +17,7 @@ it lies outside, and undecided if it reaches across, or if there are too few pro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -151,6 +151,23 @@ class SetComparison:
     """Each clip with the reference's of its prompt and repeat; None if the sets are not paired."""
     differences: tuple[Difference, ...]
     """In the order in which the suite declares its measures; those that both sets have."""
+
+    def size_note(self) -> str:
+        """What to know of clips of other sizes or lengths, in a line; empty where both sets have the same."""
+        own, theirs = (
+            sorted({replace(record.shape, fps=0.0) for record in each.records}, key=astuple)
+            for each in (self.subject, self.reference)
+        )
+        if own == theirs:
+            return ""
+        shapes = [
+            f"{first.frames} frames of {first.height} x {first.width}" + (" and others" if others else "")
+            for first, *others in (own, theirs)
+        ]
+        return (
+            f"clips of {self.subject.name} are {shapes[0]}, those of {self.reference.name} {shapes[1]}: sharpness, "
+            "motion smoothness and temporal variance depend on that"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """What `results.json` keeps of it, under `meta`."""

@@ -91,13 +91,14 @@ class Measure:
         return replace(self.format, signed=True, unit=unit)
 
     def limit_text(self) -> str:
-        """For example "-10.0 % to +10.0 %"; empty without a limit."""
+        """For example "-10 to +10 %"; empty without a limit."""
         if self.limit is None:
             return ""
-        low, high = (None if end is None else self.change_format.text(end) for end in (self.limit.low, self.limit.high))
-        if low is None or high is None:
-            return f"at most {high}" if low is None else f"at least {low}"
-        return f"{low} to {high}"
+        shown = self.change_format
+        low, high = (None if end is None else f"{end * shown.scale:+g}" for end in (self.limit.low, self.limit.high))
+        if low is not None and high is not None:
+            return f"{low} to {high}{shown.unit}"
+        return f"at most {high}{shown.unit}" if low is None else f"at least {low}{shown.unit}"
 
 
 def share(key: str, title: str, goal: str, help: str, limit: Limit | None = None) -> Measure:

@@ -5,20 +5,28 @@ from __future__ import annotations
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from avd.evaluation.comparison import SetComparison
+from avd.evaluation.comparison import LEAST_PROMPTS, SetComparison
 
 
 def comparison_table(compared: SetComparison) -> Table:
-    """A rich table: one line per measure, the change from the reference with its interval, and the verdict."""
-    against = f"{compared.subject.name} against {compared.reference.name}"
-    if compared.pairs is None:
-        title = f"{against}, clips not paired"
-    else:
-        title = f"{against}, {len(compared.pairs)} pairs of clips"
-    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, title=title, title_justify="left")
+    """A rich table that fits 80 characters: per measure the change with its interval, the limit, and the verdict."""
+    pairs = "clips not paired" if compared.pairs is None else f"{len(compared.pairs)} pairs of clips"
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=f"{compared.subject.name} against {compared.reference.name}, {pairs}",
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column(no_wrap=True)
     table.add_column("change (95 % interval)", justify="right")
-    table.add_column("verdict (limit)")
+    table.add_column("limit")
+    table.add_column("verdict")
     for each in compared.differences:
-        table.add_row(each.measure.title, each.change_text(), each.verdict_text())
+        verdict = "" if each.verdict is None else each.verdict.removesuffix(" the limit")
+        table.add_row(each.measure.title, each.change_text(), each.measure.limit_text(), verdict)
+    few = any(each.prompts < LEAST_PROMPTS for each in compared.differences)
+    notes = [f"no interval, and no verdict, of fewer than {LEAST_PROMPTS} prompts"] if few else []
+    table.caption = "\n".join(filter(None, [*notes, compared.size_note()]))
     return table
