@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from avd.distillation.monitoring import references
 from avd.distillation.monitoring.clips import MonitorClips
+from avd.distillation.monitoring.monitor import ratios_to, score
+from avd.distillation.monitoring.suites import NativeMonitorSuite
 from avd.distillation.sampler import RunSampler
 from avd.engine.checkpoint import list_checkpoints, load_checkpoint
 from avd.engine.ranks import SINGLE_PROCESS
 from avd.measures.clip import measure_clip
+from avd.world import World
+from avd.world.damage import saturate, slow_down
 from helpers.command import snapshot
 from helpers.monitor_ranks import measure_and_count
 from helpers.processes import end_of, start_ranks
@@ -74,6 +80,38 @@ def test_every_measure_stands_beside_both_references_and_diversity_beside_the_te
         "motion_smoothness_dis_to_teacher", "diversity_appearance_to_teacher",
     )  # fmt: skip
     assert line["score"] == pytest.approx(sum(abs(math.log(line[name])) for name in scored))
+
+
+def shaken(video: np.ndarray) -> np.ndarray:
+    steps = np.random.default_rng(0).integers(-2, 3, (len(video), 2))
+    return np.stack([np.roll(frame, step, axis=(0, 1)) for frame, step in zip(video, steps, strict=True)])
+
+
+COMPLAINTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "fried": (lambda video: saturate(video, 2.0), "saturation_to_real"),
+    "blurred": (lambda video: np.stack([cv2.GaussianBlur(frame, (0, 0), 2) for frame in video]), "sharpness_to_real"),
+    "static": (lambda video: slow_down(video, 0.3), "motion_to_teacher"),
+    "jittery": (shaken, "motion_smoothness_dis_to_teacher"),
+}
+
+
+@pytest.mark.parametrize("complaint", [*COMPLAINTS, "alike"])
+def test_the_score_rises_with_every_complaint_and_its_own_part_of_it_most(complaint: str) -> None:
+    """Rendered clips, two for each of four prompts, beside themselves: spoilt, they are at a distance."""
+    suite, clips = NativeMonitorSuite(8.0), [World(1).clip(i, "heldout").video for i in range(8)]
+    groups = [[i, i + 4] for i in range(4)]
+    if complaint == "alike":
+        spoilt, own = clips[:4] * 2, "diversity_appearance_to_teacher"
+    else:
+        damage, own = COMPLAINTS[complaint]
+        spoilt = [damage(video) for video in clips]
+    teacher, student = (suite.summarise([suite.measure(video) for video in made], groups) for made in (clips, spoilt))
+    beside = references.References(teacher, teacher)
+    assert score(ratios_to(beside, teacher, suite), suite.scored)["score"] == 0.0
+    ratios = ratios_to(beside, student, suite)
+    parts = {name: abs(math.log(max(ratios[name], 1e-9))) for name in suite.scored}
+    assert max(parts, key=parts.__getitem__) == own and parts[own] > 0.2
+    assert score(ratios, suite.scored)["score"] >= parts[own]
 
 
 def test_a_student_that_is_the_teacher_is_at_no_distance_from_it(

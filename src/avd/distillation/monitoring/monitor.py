@@ -25,7 +25,7 @@ from avd.distillation.monitoring.clips import MonitorClips
 from avd.distillation.monitoring.measuring import ClipMeter, VideoSampler
 from avd.distillation.monitoring.references import ReferenceFinder, References
 from avd.distillation.monitoring.statistics import FakeScoreLevel, WeightStatistics
-from avd.distillation.monitoring.suites import PixelMonitorSuite, suite_of
+from avd.distillation.monitoring.suites import MonitorSuite, PixelMonitorSuite, suite_of
 from avd.engine.loop import UpdateResult
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.stopping import Heed, raise_if_asked, stop_requests
@@ -91,11 +91,7 @@ class Monitor:
     def measure(self, heed: Heed = lambda: None) -> MonitorResult:
         """Measure the student as it is, and judge. Raises what `heed` does, with nothing judged."""
         found = self._suite.summarise(self._meter.student(heed), self._meter.clips.groups)
-        metrics = dict(found)
-        for name, value in found.items():
-            for kind, reference in (("real", self._references.real), ("teacher", self._references.teacher)):
-                if name in reference:
-                    metrics[f"{name}_to_{kind}"] = self._suite.ratio(name, value, reference[name])
+        metrics = found | ratios_to(self._references, found, self._suite)
         distances = score(metrics, self._suite.scored)
         metrics |= {"score": distances["score"], **self.weights.pop_metrics(), **self.fake_score.pop_metrics()}
         events = self._alarms.judge(metrics)
@@ -128,6 +124,17 @@ class Monitor:
         """What the best student so far is the best by. Scores of different suites are different numbers."""
         by = self.recipe.keep_best
         return f"{self._suite.name} score" if by == "score" and self._suite.name != PixelMonitorSuite.name else by
+
+
+def ratios_to(references: References, found: Mapping[str, float], suite: MonitorSuite) -> dict[str, float]:
+    """`<measure>_to_real` and `<measure>_to_teacher`, of every measure that the reference has."""
+    kinds = {"real": references.real, "teacher": references.teacher}
+    return {
+        f"{name}_to_{kind}": suite.ratio(name, value, reference[name])
+        for name, value in found.items()
+        for kind, reference in kinds.items()
+        if name in reference
+    }
 
 
 def score(metrics: Mapping[str, float], scored: Sequence[str]) -> dict[str, float]:
