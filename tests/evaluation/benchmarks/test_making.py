@@ -96,6 +96,15 @@ def test_without_hard_links_names_are_copies(infos: Path, tmp_path: Path, monkey
         fill(tmp_path / "out", infos)
 
 
+def test_a_link_that_a_kill_left_unfinished_is_made_again(infos: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "out", infos)
+    before = snapshot(tmp_path)
+    first, other = (tmp_path / "out" / name / "a red square-0.mp4" for name in ("Diversity", "Multi-View_Consistency"))
+    other.rename(other.with_name(f"{other.name}.writing"))
+    assert fill(tmp_path / "out", infos).prompts == []
+    assert snapshot(tmp_path) == before and first.samefile(other)
+
+
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [

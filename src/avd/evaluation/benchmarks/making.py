@@ -126,9 +126,10 @@ def _link(source: Path, target: Path) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     writing = unfinished(target)
-    writing.unlink(missing_ok=True)
+    writing.unlink(missing_ok=True)  # it may be a link, through which writing would change the source
     try:
         os.link(source, writing)
-        os.replace(writing, target)
     except OSError:  # a disk without hard links
         write_atomically(target, source.read_bytes())
+    else:
+        os.replace(writing, target)
