@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 import torch
 
 from avd.evaluation.suites.world import WorldSuite
-from avd.measures.diversity import Signature, appearance_distance, motion_distance, signature
+from avd.measures.diversity import Signature, diversity_of, signature
 from avd.models.family import load_model
 from avd.sampling.choose import make_sampler
 from avd.sampling.samplers import Sampler
 from avd.types import UserError
 
-DISTANCES = {"appearance": appearance_distance, "motion": motion_distance}
+NAMES = ("appearance", "motion")
 DRAWS = 10_000
 
 
@@ -34,10 +33,10 @@ def sample(sampler: Sampler, captions: Sequence[str], seeds: int) -> list[list[S
     return found
 
 
-def mean_distances(groups: Sequence[Sequence[Signature]], seeds: int, distance: str) -> np.ndarray:
-    """Mean distance of two videos of each caption, of its first `seeds`."""
-    pairs = list(combinations(range(seeds), 2))
-    return np.array([np.mean([DISTANCES[distance](group[a], group[b]) for a, b in pairs]) for group in groups])
+def diversities(groups: Sequence[Sequence[Signature]], seeds: int) -> dict[str, np.ndarray]:
+    """Diversity of appearance and of motion of each caption's first `seeds` videos."""
+    found = [diversity_of(group[:seeds]) for group in groups]
+    return {name: np.array([getattr(each, name) for each in found]) for name in NAMES}
 
 
 def quantiles(student: np.ndarray, teacher: np.ndarray, prompts: int) -> tuple[float, float]:
@@ -66,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(captions)} captions, {max(options.seeds)} seeds; 1 to 99 % of {DRAWS:,} draws of the prompts\n")
     print("| prompts | seeds | further videos | appearance to teacher | motion to teacher |\n|---|---|---|---|---|")
     for seeds in options.seeds:
-        distances = {name: [mean_distances(groups, seeds, name) for groups in (student, teacher)] for name in DISTANCES}
+        own, reference = (diversities(groups, seeds) for groups in (student, teacher))
         for prompts in options.prompts:
-            ends = [quantiles(*distances[name], prompts) for name in DISTANCES]
+            ends = [quantiles(own[name], reference[name], prompts) for name in NAMES]
             cells = " | ".join(f"{low:.2f} to {high:.2f}" for low, high in ends)
             print(f"| {prompts} | {seeds} | {prompts * (seeds - 1)} | {cells} |")
-        ratios = [distances[name][0].mean() / distances[name][1].mean() for name in DISTANCES]
+        ratios = [own[name].mean() / reference[name].mean() for name in NAMES]
         print(f"| all | {seeds} | | {ratios[0]:.2f} | {ratios[1]:.2f} |")
 
 

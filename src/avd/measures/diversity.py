@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import cv2
 import numpy as np
@@ -57,6 +58,21 @@ def motion_distance(a: Signature, b: Signature) -> float:
     """Mean length of the difference of the displacements of two clips, in shorter sides per frame."""
     difference = np.subtract(a.motion, b.motion).reshape(-1, 2)
     return float(np.hypot(difference[:, 0], difference[:, 1]).mean())
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How much the clips of one prompt differ: mean distances over all pairs of seeds."""
+
+    appearance: float
+    motion: float
+
+
+def diversity_of(signatures: Sequence[Signature]) -> Diversity:
+    """The diversity of a prompt's clips, two at least."""
+    pairs = list(combinations(signatures, 2))
+    means = (np.mean([distance(a, b) for a, b in pairs]) for distance in (appearance_distance, motion_distance))
+    return Diversity(*map(float, means))
 
 
 def _quarters(small: np.ndarray) -> np.ndarray:

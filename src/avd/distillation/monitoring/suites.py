@@ -9,16 +9,15 @@ run's folder. Diversity is the mean distance of two videos of one prompt, over a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import combinations
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from avd.config import MonitorsRecipe
 from avd.measures.clip import ClipMeasures, measure_clip
-from avd.measures.diversity import Signature, appearance_distance, motion_distance, signature
+from avd.measures.diversity import Signature, diversity_of, signature
 from avd.measures.video import PixelStats, measure_pixels
 
 MonitorRecord = dict[str, Any]
@@ -113,10 +112,10 @@ class NativeMonitorSuite:
         means = _means([record for i, record in enumerate(records) if i not in further], self.measures)
         if not groups:
             return means
-        signatures = [[Signature(**records[i]["signature"]) for i in group] for group in groups]
+        found = [diversity_of([Signature(**records[i]["signature"]) for i in group]) for group in groups]
         return means | {
-            "diversity_appearance": _diversity(signatures, appearance_distance),
-            "diversity_motion": _diversity(signatures, motion_distance),
+            "diversity_appearance": float(np.mean([each.appearance for each in found])),
+            "diversity_motion": float(np.mean([each.motion for each in found])),
         }
 
     def ratio(self, measure: str, value: float, reference: float) -> float:
@@ -137,8 +136,3 @@ def _ratio(value: float, reference: float) -> float:
 
 def _means(records: Sequence[MonitorRecord], names: Sequence[str]) -> dict[str, float]:
     return {name: float(np.mean([record[name] for record in records])) for name in names}
-
-
-def _diversity(groups: Sequence[Sequence[Signature]], distance: Callable[[Signature, Signature], float]) -> float:
-    """Mean distance of two videos of a prompt."""
-    return float(np.mean([[distance(a, b) for a, b in combinations(group, 2)] for group in groups]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +25,7 @@ from avd.evaluation.suite import (
     share,
 )
 from avd.measures.clip import clip_refusal, measure_clip
-from avd.measures.diversity import Signature, appearance_distance, motion_distance, signature
+from avd.measures.diversity import Signature, diversity_of, signature
 from avd.types import UserError
 
 if TYPE_CHECKING:
@@ -168,7 +167,6 @@ _OF_PROMPTS = (
         limit=Limit(-0.20, None),
     ),
 )
-_DISTANCES = {"diversity_appearance": appearance_distance, "diversity_motion": motion_distance}
 
 
 @dataclass(frozen=True)
@@ -210,10 +208,10 @@ class NativeSuite:
 
     def prompt_values(self, records: Sequence[ClipRecord]) -> Values:
         """Diversity: the mean distance of all pairs of seeds; none of a single clip."""
-        pairs = list(combinations([Signature(**record.values[_SIGNATURE]) for record in records], 2))
-        if not pairs:
+        if len(records) < 2:
             return {}
-        return {key: _mean([distance(a, b) for a, b in pairs]) for key, distance in _DISTANCES.items()}
+        found = diversity_of([Signature(**record.values[_SIGNATURE]) for record in records])
+        return {"diversity_appearance": found.appearance, "diversity_motion": found.motion}
 
     def summarise(self, records: Sequence[ClipRecord]) -> Scores:
         values: Values = {each.key: _mean([record.values[each.key] for record in records]) for each in _OF_CLIPS}
