@@ -54,6 +54,7 @@ FOREIGN = {
     "WANDB_PROJECT": "Weights & Biases",
     "VBENCH_CACHE_DIR": "VBench",
     "VBENCH2_CACHE_DIR": "VBench-2.0",
+    "mmcv_maximum_version": "mmdet",
     "sampling": "a room",
     "interpolation": "a room of its day, in ADR 2",
 }

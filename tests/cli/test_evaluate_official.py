@@ -91,7 +91,7 @@ def broken(video: Path) -> None:
     [
         (missing, "lacks 1 of "),
         (stray, ".mp4.txt is no video of VBench"),
-        (truncated, "is no MP4 file, or one that is cut short: make it again"),
+        (truncated, "is no MP4 file, or one that is cut short"),
         (broken, "is broken"),
     ],
 )

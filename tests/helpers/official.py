@@ -61,10 +61,13 @@ class {entry}:
             wanted = [entry["prompt_en"][:{length}] + "-" + str(i) + suffix for i in range(count)]
             found += [[file for file in wanted if file in names]]
         with open(os.path.join(HERE, "calls.jsonl"), "a") as file:
-            call = {{"dimension": dimension, "device": self.device, "arguments": arguments, "folder": os.getcwd(),
+            call = {{"dimension": dimension, "device": self.device, "arguments": arguments, "work": os.listdir(),
+                    "own": os.path.exists(os.path.join(os.path.basename(HERE), "__init__.py")),
                     "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "ranks": "RANK" in os.environ, "files": names}}
             file.write(json.dumps(call) + "\\n")
         unjudged = order.get("unjudged", 0) if isinstance(order, dict) else 0
+        open("piece-of-" + names[0], "w").close()
+        open(os.path.join(videos_path, "left.png"), "w").close()
         if isinstance(order, dict):
             order = self.obey(order)
         if dimension == "Diversity":

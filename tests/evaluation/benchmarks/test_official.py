@@ -87,7 +87,9 @@ def test_each_dimension_is_a_process_with_its_own_videos(ready: tuple[Fake, Path
         assert sorted(call["files"]) == [f"{prompt}-{i}.mp4" for i in range(5)]
         assert call["arguments"] == {"local": True, "imaging_quality_preprocessing_mode": "longer"}
         assert (call["device"], call["gpu"], call["ranks"]) == ("cpu", None, False)
-        assert Path(call["folder"]) == fake.folder  # above the package, whose code names files from there
+        assert call["own"] and call["work"] == ["vbench"]  # it names its files from above, and finds nothing of others
+    assert sorted(path.name for path in fake.folder.iterdir()) == ["bin", "torch.py", "vbench", "vbench2"]
+    assert not list(tmp_path.rglob("piece-of-*")) and not list(tmp_path.rglob("left.png"))
 
 
 def test_gpus_are_shared_out_and_each_judges_one_dimension_at_a_time(

@@ -47,7 +47,7 @@ def find_package(scoring: Scoring, python: Path | None) -> OfficialPackage:
     if done.returncode:
         raise UserError(f"{python} cannot import {name} ({last_line(done.stderr)}): {advice}")
     found = json.loads(done.stdout.splitlines()[-1])
-    label = f"{name} {found['version'] or 'not installed'}, code {found['code'][:12]}"
+    label = f"{name} {found['version'] or 'of a checkout'}, code {found['code'][:12]}"
     devices = _devices(os.environ.get("CUDA_VISIBLE_DEVICES"), found["gpus"])
     return OfficialPackage(python, Path(found["folder"]), label, found["code"], devices)
 

@@ -3,8 +3,8 @@
 What a dimension left is kept in a folder of its own below the cache: `result.json`, which says what was judged and by
 which code, the official JSON as it was written, and `log.txt`, all that the code printed. A dimension whose
 `result.json` says what is asked for now is read, not run. The official code is given a folder of links to the videos of
-the dimension, not the folder itself: it writes files among them (VBench-2.0's Instance_Preservation), and a file that a
-killed process leaves there would turn the next scores into NaN.
+the dimension, and one to work in, and both go with it: it writes files among the videos that it judges and where it is
+started (VBench-2.0's Instance_Preservation does), and what is left there spoils the scores of the next.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from avd.files import FolderLock, read_json, write_json
 from avd.types import CountProgress, UserError
 
 _KEY_FILE, _LOG_FILE, _REQUEST_FILE = "result.json", "log.txt", "request.json"
-_LINKS, _STILL = "videos", "still"
+_LINKS, _STILL, _WORK = "videos", "still", "work"
 _NAME = "official"
 """What the official code is asked to call its files."""
 
@@ -117,14 +117,14 @@ class OfficialRun:
     def _run(self, job: DimensionJob, folder: Path) -> OfficialResult:
         (folder / _KEY_FILE).unlink(missing_ok=True)
         self._official_file(job).unlink(missing_ok=True)
-        links = _link(job, folder / _LINKS)
+        _clear(folder)  # of a run that was killed
+        _link(job, folder / _LINKS)
         device = self._free.get()
         try:
-            code = self._call(job, folder, links, device)
+            code = self._call(job, folder, device)
         finally:
             self._free.put(device)
-        for made in (folder / _LINKS, folder / _STILL):
-            shutil.rmtree(made, ignore_errors=True)
+        _clear(folder)
         if code:
             log = folder / _LOG_FILE
             reason = last_line(log.read_text(encoding="utf-8", errors="replace"))
@@ -133,22 +133,24 @@ class OfficialRun:
         write_json(folder / _KEY_FILE, {"score": result.score, "key": self._key(job)})
         return result
 
-    def _call(self, job: DimensionJob, folder: Path, links: Path, device: str | None) -> int:
-        """The exit code of a process that judges the videos in `links`."""
+    def _call(self, job: DimensionJob, folder: Path, device: str | None) -> int:
+        """The exit code of a process that judges the linked videos."""
+        folder = folder.absolute()
         request = {
             "package": self._scoring.benchmark.package,
             "entry": self._scoring.entry,
             "dimension": job.dimension.name,
-            "videos": str(links),
+            "videos": str(folder / _LINKS),
+            "work": str(folder / _WORK),
             "info": str(self._info.absolute()),
-            "output": str(folder.absolute()),
+            "output": str(folder),
             "name": _NAME,
-            "still": str((folder / _STILL).absolute()) if job.still else None,
+            "still": str(folder / _STILL) if job.still else None,
             "device": "cpu" if device is None else "cuda",
             "arguments": self._arguments,
         }
         write_json(folder / _REQUEST_FILE, request)
-        command = [str(self._package.python), str(RUNNER), "run", str((folder / _REQUEST_FILE).absolute())]
+        command = [str(self._package.python), str(RUNNER), "run", str(folder / _REQUEST_FILE)]
         environment = official_environment(os.environ, device)
         with (folder / _LOG_FILE).open("wb") as log:
             with self._lock:
@@ -181,10 +183,14 @@ class OfficialRun:
         return {**job.key, "code": self._package.code, "arguments": self._arguments}
 
 
-def _link(job: DimensionJob, links: Path) -> Path:
-    """A new folder of links to the job's videos."""
-    shutil.rmtree(links, ignore_errors=True)  # of a run that was killed
+def _link(job: DimensionJob, links: Path) -> None:
+    """Make a folder of links to the job's videos."""
     links.mkdir()
     for name in job.files:
         (links / name).symlink_to((job.folder / name).absolute())
-    return links.absolute()
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a dimension's process was given, and what it wrote there."""
+    for name in (_LINKS, _STILL, _WORK):
+        shutil.rmtree(folder / name, ignore_errors=True)

@@ -49,8 +49,7 @@ def run_dimension(request: dict[str, Any]) -> None:
     import torch
 
     module = importlib.import_module(request["package"])
-    # VBench-2.0 names files of its own by paths relative to the folder that it lies in.
-    os.chdir(os.path.dirname(_folder(module)))
+    _enter(request["work"], _folder(module))
     videos = _still_videos(request["videos"], request["still"]) if request["still"] else request["videos"]
     benchmark = getattr(module, request["entry"])(torch.device(request["device"]), request["info"], request["output"])
     benchmark.evaluate(
@@ -63,6 +62,17 @@ def run_dimension(request: dict[str, Any]) -> None:
 
 def _folder(module: Any) -> str:
     return os.path.dirname(os.path.abspath(module.__file__))
+
+
+def _enter(work: str, package: str) -> None:
+    """Make `work`, with a link to the package in it, and go there.
+
+    VBench-2.0 names its own files by paths relative to where it lies, and writes there: a log, and pieces of the videos
+    that it takes again for any other video of that name.
+    """
+    os.makedirs(work)
+    os.symlink(package, os.path.join(work, os.path.basename(package)))
+    os.chdir(work)
 
 
 def _still_videos(videos: str, target: str) -> str:

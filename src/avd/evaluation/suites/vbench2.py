@@ -77,12 +77,14 @@ class VBench2:
             ),
         ),
         install="git clone https://github.com/Vchitect/VBench && python3.10 -m venv vbench2-env && "
-        "vbench2-env/bin/pip install torch==2.5.1 torchvision==0.20.1 psutil ninja && "
-        "vbench2-env/bin/pip install git+https://github.com/Dao-AILab/flash-attention.git@v2.7.2.post1 && "
-        "vbench2-env/bin/pip install vbench2==0.1.1 && "
+        "vbench2-env/bin/pip install torch==2.5.1 torchvision==0.20.1 torchaudio==2.5.1 psutil ninja && "
+        "vbench2-env/bin/pip install --no-build-isolation "
+        "git+https://github.com/Dao-AILab/flash-attention.git@v2.7.2.post1 && "
+        "vbench2-env/bin/pip install -r VBench/VBench-2.0/requirement.txt && "
+        "vbench2-env/bin/pip install --no-deps retinaface_pytorch==0.0.8 && "
+        "vbench2-env/bin/pip install -e VBench/VBench-2.0/vbench2/third_party/Instance_detector && "
         "vbench2-env/bin/pip install mmcv==2.2.0 -f "
         "https://download.openmmlab.com/mmcv/dist/cu118/torch2.4/index.html && "
-        "vbench2-env/bin/pip install --no-deps retinaface_pytorch==0.0.8 && "
         "export PYTHONPATH=$PWD/VBench/VBench-2.0",
     )
     measures: ClassVar[tuple[Measure, ...]] = scoring.measures
