@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from dataclasses import asdict
 
+import cv2
 import numpy as np
 import pytest
 
@@ -52,6 +53,26 @@ def test_the_values_of_a_red_and_a_black_half() -> None:
         },
         abs=1e-6,
     )
+
+
+def test_frames_that_alternate_by_a_fifth_are_predicted_wrongly_by_a_fifth() -> None:
+    video = np.full((9, 32, 32, 3), 100, np.uint8)
+    video[1::2] += 51
+    measures = measure_clip(video, 8.0)
+    assert measures.motion_smoothness_dis == pytest.approx(0.8) == measures.temporal_flickering
+    assert measures.temporal_variance == pytest.approx(0.2**2 * (4 / 9) * (5 / 9))
+    assert measures.dynamic_level_dis == measures.motion == 0.0
+
+
+@pytest.mark.parametrize(("pixels", "fps", "apart"), [(1, 8.0, 1), (5, 8.0, 1), (2, 16.0, 2), (1, 30.0, 4)])
+def test_a_pan_has_the_level_of_its_speed_and_is_smooth(pixels: int, fps: float, apart: int) -> None:
+    rough = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)
+    wide = cv2.resize(rough, (320, 160), interpolation=cv2.INTER_CUBIC)
+    measures = measure_clip(np.stack([wide[:, pixels * n : pixels * n + 200] for n in range(17)]), fps)
+    level = pixels * apart / (6 * 160 / 256)
+    assert measures.dynamic_level_dis == pytest.approx(level, rel=0.1)
+    assert measures.dynamic_degree_dis == float(level > 1)
+    assert 1 - measures.motion_smoothness_dis < 0.2 * (1 - measures.temporal_flickering)
 
 
 @pytest.mark.parametrize(("fps", "flows"), [(8.0, 16 + 8), (16.0, 8), (24.0, 5 + 8)])
