@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from avd.cli.judging.clips import ClipJudge, find_sides, write_judged
-from avd.cli.judging.official import find_folders, refuse_options, write_official
+from avd.cli.judging.clips import ClipJudge, find_sides, row_names, write_judged
+from avd.cli.judging.official import refuse_options, write_official
 from avd.cli.placement import (
     Attention,
     Compile,
@@ -28,7 +28,9 @@ from avd.cli.placement import (
 
 def evaluate(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="A folder of videos, or a model.")],
+    what: Annotated[
+        list[str], typer.Argument(metavar="DIR_OR_MODEL...", help="Folders of videos, or models; one or several.")
+    ],
     json: Annotated[Path, typer.Option("--json", help="File for the row.")],
     suite: Annotated[str, typer.Option("--suite", help="What to measure with.")] = "world",
     reference: Annotated[
@@ -91,10 +93,10 @@ def evaluate(
     compiled: Compile = False,
     decoder: Decoder = None,
 ) -> None:
-    """Measure a model, or videos made elsewhere, and write the row as JSON.
+    """Measure models, or videos made elsewhere, and write their rows as JSON.
 
-    With a reference, it says of each measure how far the two differ, with an interval, and whether that is within the
-    limit. How a model is sampled (--steps and the like) is for DIR_OR_MODEL; a reference has its own settings.
+    With a reference, it says of each measure how far each differs from it, with an interval, and whether that is within
+    the limit. How models are sampled (--steps and the like) is for DIR_OR_MODEL; a reference has its own settings.
 
     Stopped and started again, it samples and judges only what is missing. Started by torchrun, its processes share
     both.
@@ -104,7 +106,7 @@ def evaluate(
 
     Examples: avd evaluate runs/avd/student --suite world --json runs/avd/row.json
 
-    avd evaluate student-videos --suite native --reference teacher-videos --json row.json
+    avd evaluate dmd-videos avd-videos --suite native --reference teacher-videos --json row.json --page page.html
     """
     from avd.config import ComputeRecipe
     from avd.engine.ranks import process_group
@@ -124,13 +126,14 @@ def evaluate(
     sampling = {"half_rate": half_rate, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
     refuse_options(context, judging)
     if isinstance(judging, OfficialSuite):
-        folders = find_folders(what, name, reference)
+        paths = map(Path, what if reference is None else [*what, reference])
+        folders = dict(zip(row_names(what, name, reference), paths, strict=True))
         write_official(judging, folders, json, python=vbench_python, info=suite_info, dimensions=dimensions)
         return
     assert isinstance(judging, ClipSuite)
     sides = find_sides(judging, what, name, reference, samples or json.with_name(f"{json.stem}-samples"), sampling)
-    if reference is not None:
-        own, theirs = sides
+    for own in sides[:-1] if reference is not None else []:
+        theirs = sides[-1]
         are_paired(own.prompts, theirs.prompts, unpaired, (own.name, theirs.name))  # raises before hours of sampling
     with process_group(ComputeRecipe()) as ranks:
         ranks.barrier()  # no process may find the row that another has written
@@ -138,7 +141,8 @@ def evaluate(
         judge = ClipJudge(judging, ranks, folder, placement, seed)
         judged = [judge.judge(side) for side in sides]
         if ranks.is_main:
-            write_judged(judging, judged, json, csv, page, unpaired=unpaired)
+            compared_with = None if reference is None else judged[-1]
+            write_judged(judging, judged[: len(what)], compared_with, json, csv=csv, page=page, unpaired=unpaired)
             if records is None:
                 folder.remove()
             if samples is None:

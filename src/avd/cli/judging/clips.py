@@ -47,30 +47,53 @@ class Judged:
 
 
 def find_sides(
-    suite: ClipSuite, what: str, name: str | None, reference: str | None, folder: Path, sampling: dict[str, Any]
+    suite: ClipSuite,
+    named: Sequence[str],
+    name: str | None,
+    reference: str | None,
+    folder: Path,
+    sampling: dict[str, Any],
 ) -> list[Side]:
-    """What is judged and, if it is named, the reference; models are sampled into `folder` and one beside it.
+    """What is judged and last, if it is named, the reference; models are sampled into `folder` and others beside it.
 
-    A model answers the suite's prompts, or, of a suite without, those of a folder that it is compared with. A reference
-    that is a model answers the same prompts as what it is compared with. Raises UserError where there are none, and for
-    a folder of neither.
+    A model answers the prompts of the first that is named, if those are videos, else the suite's, or, of a suite
+    without, those of videos that it is compared with. Raises UserError where there are none, and for a folder of
+    neither.
     """
-    named = [what] if reference is None else [what, reference]
-    clips = [_find_videos(each) for each in named]
-    own = [clip.prompt for clip in clips[0]] if clips[0] is not None else suite.prompts()
-    if not own and clips[-1] is not None:
-        own = [clip.prompt for clip in clips[-1]]
-    if not own:
+    names = row_names(named, name, reference)
+    everything = [*named, *([] if reference is None else [reference])]
+    clips = [_find_videos(each) for each in everything]
+    wanted = [clip.prompt for clip in clips[0]] if clips[0] is not None else suite.prompts()
+    if not wanted:
+        wanted = [clip.prompt for clip in next((each for each in reversed(clips) if each is not None), ())]
+    if not wanted:
         raise UserError(f"suite {suite.name} has no prompts of its own: name a file with --prompts")
-    names = [name or Path(what).resolve().name, *(Path(each).resolve().name for each in named[1:])]
-    if len(set(names)) < len(names):
-        names[1] = f"{names[1]} (reference)"
-    folders = [folder, folder.with_name(f"{folder.name}-reference")]
     sides = []
     for i, found in enumerate(clips):
-        prompts = own if found is None else [clip.prompt for clip in found]
-        sides.append(Side(named[i], names[i], found, prompts, folders[i], {} if i else sampling))
+        prompts = wanted if found is None else [clip.prompt for clip in found]
+        is_reference = i == len(named)
+        part = "-reference" if is_reference else f"-{i}" if i else ""
+        own = {} if is_reference else sampling
+        sides.append(Side(everything[i], names[i], found, prompts, folder.with_name(folder.name + part), own))
     return sides
+
+
+def row_names(named: Sequence[str], name: str | None, reference: str | None) -> list[str]:
+    """What the rows of paths or models are called, the reference's last: by the last part, where two are alike with the
+    folder above. Raises UserError for one that is named twice, and for a `name` of several."""
+    if name is not None and len(named) > 1:
+        raise UserError(f"--name is {name!r}, and {len(named)} are judged: leave it out")
+    paths = [Path(each).resolve() for each in (*named, *([] if reference is None else [reference]))]
+    twice = next((each for i, each in enumerate(named) if paths[i] in paths[:i]), None)
+    if twice is not None:
+        raise UserError(f"{twice} is named twice: name it once")
+    short = [name or paths[0].name, *(path.name for path in paths[1:])]
+    names = [
+        f"{path.parent.name}/{each}" if short.count(each) > 1 else each for path, each in zip(paths, short, strict=True)
+    ]
+    if len(set(names)) == len(names):
+        return names
+    return [*short[:-1], f"{short[-1]} (reference)"]
 
 
 def _find_videos(what: str) -> list[Clip] | None:
@@ -169,9 +192,16 @@ class ClipJudge:
 
 
 def write_judged(
-    suite: ClipSuite, judged: Sequence[Judged], json: Path, csv: Path | None, page: Path | None, *, unpaired: bool
+    suite: ClipSuite,
+    judged: Sequence[Judged],
+    reference: Judged | None,
+    json: Path,
+    *,
+    csv: Path | None,
+    page: Path | None,
+    unpaired: bool,
 ) -> None:
-    """Write the row of what was judged, the values of all clips to `csv` and the page to `page`; show them beside the
+    """Write the rows of what was judged, the values of all clips to `csv` and the page to `page`; show them beside the
     reference's.
 
     `unpaired` is that of `compare_sets`. Raises UserError as it does, and where a clip of the page cannot be read.
@@ -180,27 +210,37 @@ def write_judged(
     from avd.evaluation.rows import Results, write_results
     from avd.report import comparison_table, terminal_table, write_clip_values
 
-    rows, meta, compared = [each.row for each in judged], {}, None
-    if len(judged) > 1:
-        compared = compare_sets(suite, judged[0].values, judged[1].values, unpaired=unpaired)
-        meta["comparison"] = compared.as_json()
+    everything = [*judged, *([] if reference is None else [reference])]
+    compared: list[SetComparison] = []
+    meta: dict[str, Any] = {}
+    if reference is not None:
+        compared = [compare_sets(suite, each.values, reference.values, unpaired=unpaired) for each in judged]
+        found = {each.subject.name: each.as_json() for each in compared}
+        meta = {"comparisons": found} if len(found) > 1 else {"comparison": compared[0].as_json()}
     if csv is not None:
-        write_clip_values(csv, suite.measures, [each.values for each in judged])
+        write_clip_values(csv, suite.measures, [each.values for each in everything])
     if page is not None:
-        _write_page(suite, judged, compared, page)
-    write_results(json, Results(rows=rows[:1], meta=meta))
-    ui.out.print(terminal_table(rows))
-    if compared is not None:
-        ui.out.print(comparison_table(compared))
+        _write_page(suite, judged, reference, compared, page)
+    write_results(json, Results(rows=[each.row for each in judged], meta=meta))
+    ui.out.print(terminal_table([each.row for each in everything]))
+    for comparison in compared:
+        ui.out.print(comparison_table(comparison))
 
 
-def _write_page(suite: ClipSuite, judged: Sequence[Judged], compared: SetComparison | None, path: Path) -> None:
+def _write_page(
+    suite: ClipSuite,
+    judged: Sequence[Judged],
+    reference: Judged | None,
+    compared: Sequence[SetComparison],
+    path: Path,
+) -> None:
     from avd.report import ComparisonPage, ShownSet
 
-    shown = [ShownSet(each.values, {clip.name: clip.read for clip in each.clips}) for each in judged]
-    if compared is None:
-        page, title = ComparisonPage(suite.measures, shown), shown[0].judged.name
-    else:
-        page = ComparisonPage(suite.measures, shown[:1], shown[1], [compared])
-        title = f"{shown[0].judged.name} against {shown[1].judged.name}"
-    page.write(path, [each.row for each in judged], title=title)
+    def show(each: Judged) -> ShownSet:
+        return ShownSet(each.values, {clip.name: clip.read for clip in each.clips})
+
+    title, rows = ", ".join(each.values.name for each in judged), [each.row for each in judged]
+    if reference is not None:
+        title, rows = f"{title} against {reference.values.name}", [reference.row, *rows]
+    theirs = None if reference is None else show(reference)
+    ComparisonPage(suite.measures, [show(each) for each in judged], theirs, compared).write(path, rows, title=title)

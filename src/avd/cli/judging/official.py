@@ -33,15 +33,6 @@ def refuse_options(context: typer.Context, suite: Suite) -> None:
             raise UserError(f"{parameter.opts[0]} means nothing to suite {suite.name}: leave it out")
 
 
-def find_folders(what: str, name: str | None, reference: str | None) -> dict[str, Path]:
-    """The folders that are named, by the names of their rows."""
-    folders = {name or Path(what).resolve().name: Path(what)}
-    if reference is not None:
-        other = Path(reference).resolve().name
-        folders[f"{other} (reference)" if other in folders else other] = Path(reference)
-    return folders
-
-
 def write_official(
     suite: OfficialSuite,
     folders: Mapping[str, Path],
