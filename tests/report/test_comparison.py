@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +43,23 @@ def test_a_line_has_change_interval_limit_and_verdict() -> None:
     text = shown([0.6] * 8, [0.5] * 8)
     assert text.splitlines()[0].strip() == "student against teacher, 8 pairs of clips"
     (line,) = [line for line in text.splitlines() if "Saturation" in line]
-    assert line.split() == ["Saturation", "+20.0", "%", "(+20.0", "to", "+20.0)", "-10", "to", "+10", "%", "outside"]
+    assert " ".join(line.split()) == "Saturation +20.0 % +20.0 to +20.0 -10 to +10 outside"
     assert "not paired" in shown([0.6] * 8, [0.5] * 8, unpaired=True)
+
+
+def test_every_measure_has_one_line_of_80_characters() -> None:
+    values = dict.fromkeys([measure.key for measure in SUITE.measures[:12]], 0.2) | SIGNED
+    sets = [judged("student", [0.6] * 8), judged("teacher", [0.5] * 8)]
+    full = [replace(each, records=tuple(replace(record, values=values) for record in each.records)) for each in sets]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(comparison_table(compare_sets(SUITE, *full)))
+    assert len(capture.get().rstrip().splitlines()) == 3 + 12  # title, headings, a rule
 
 
 def test_few_prompts_are_reported_once() -> None:
     text = shown([0.6] * 4, [0.5] * 4)
-    assert "not decided" in text and text.count("fewer than 5 prompts") == 1
+    assert "undecided" in text and text.count("fewer than 5 prompts") == 1
     assert "fewer than" not in shown([0.5] * 8, [0.5] * 8)
 
 

@@ -116,16 +116,23 @@ class Difference:
             return None
         return Conclusion.undecided if self.change is None else self.change.verdict(self.measure.limit)
 
-    def change_text(self) -> str:
-        """For example "+4.0 % (+2.0 to +6.0)"."""
+    def middle_text(self) -> str:
+        """The change without its interval, for example "+4.0 %"."""
         if self.change is None:
             return f"{self.measure.format.text(self.value)} to 0"
-        shown = self.measure.change_format
-        low, high = self.change.low, self.change.high
-        if low is None or high is None:
-            return shown.text(self.change.middle)
-        low_text, high_text = (shown.text(end).removesuffix(shown.unit) for end in (low, high))
-        return f"{shown.text(self.change.middle)} ({low_text} to {high_text})"
+        return self.measure.change_format.text(self.change.middle)
+
+    def interval_text(self) -> str:
+        """For example "+2.0 to +6.0", in the unit of the change; empty where there is no interval."""
+        if self.change is None or self.change.low is None or self.change.high is None:
+            return ""
+        shown = replace(self.measure.change_format, unit="")
+        return f"{shown.text(self.change.low)} to {shown.text(self.change.high)}"
+
+    def change_text(self) -> str:
+        """For example "+4.0 % (+2.0 to +6.0)"."""
+        interval = self.interval_text()
+        return self.middle_text() + (f" ({interval})" if interval else "")
 
     def verdict_text(self) -> str:
         """The verdict and the limit, or why there is none; empty for a measure without a limit."""

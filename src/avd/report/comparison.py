@@ -13,19 +13,21 @@ def comparison_table(compared: SetComparison) -> Table:
     pairs = "clips not paired" if compared.pairs is None else f"{len(compared.pairs)} pairs of clips"
     table = Table(
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         pad_edge=False,
+        show_edge=False,
         title=f"{compared.subject.name} against {compared.reference.name}, {pairs}",
         title_justify="left",
         caption_justify="left",
     )
     table.add_column(no_wrap=True)
-    table.add_column("change (95 % interval)", justify="right")
-    table.add_column("limit")
+    for heading in ("change", "95 % interval", "limit"):
+        table.add_column(heading, justify="right")
     table.add_column("verdict")
     for each in compared.differences:
-        verdict = "" if each.verdict is None else each.verdict.removesuffix(" the limit")
-        table.add_row(each.measure.title, each.change_text(), each.measure.limit_text(), verdict)
+        limit = each.measure.limit_text().removesuffix(each.measure.change_format.unit)
+        verdict = "" if each.verdict is None else each.verdict.name
+        table.add_row(each.measure.title, each.middle_text(), each.interval_text(), limit, verdict)
     few = any(each.prompts < LEAST_PROMPTS for each in compared.differences)
     notes = [f"no interval, and no verdict, of fewer than {LEAST_PROMPTS} prompts"] if few else []
     table.caption = "\n".join(filter(None, [*notes, compared.size_note()]))
