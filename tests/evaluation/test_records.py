@@ -113,6 +113,13 @@ def test_another_content_prompt_or_option_is_another_record(tmp_path: Path) -> N
     assert len(measured_by(BrightSuite(scale=2.0), tmp_path)) == 6
 
 
+def test_a_record_goes_by_the_name_that_its_clip_has_now(tmp_path: Path) -> None:
+    measured_by(SUITE, tmp_path)
+    moved = [replace(clip, name=f"elsewhere/{clip.name}") for clip in CLIPS]
+    records = RecordFolder(tmp_path, SUITE).wait(moved, lambda done, total: None)
+    assert [record.clip for record in records] == [clip.name for clip in moved]
+
+
 def test_records_wait_for_those_of_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured_by(SUITE, tmp_path, rank=0, size=2)
     waiting, counts = RecordFolder(tmp_path, SUITE), []

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ class RecordFolder:
             missing = sum(key not in self._found for key in keys)
             progress(len(keys) - missing, len(keys))
             if not missing:
-                return [self._found[key] for key in keys]
+                # by the names that clips have now: a record may be of an earlier command, which sampled them elsewhere
+                return [replace(self._found[key], clip=clip.name) for key, clip in zip(keys, clips, strict=True)]
             time.sleep(_POLL)
 
     def remove(self) -> None:
