@@ -89,6 +89,15 @@ def test_an_interval_stands_between_its_ends_and_the_limits_are_shaded() -> None
     assert zero + slope * float(line.attrib["x1"]) == pytest.approx(0.0, abs=slope)
 
 
+def test_of_very_many_pairs_some_of_all_are_drawn() -> None:
+    pairs = [i / 1000 for i in range(1000)]
+    svg = draw_changes([Interval(1, "student", 0.5, 0.4, 0.6, pairs)], (None, None), FORMAT, "changes")
+    zero, slope = axis_of(svg)
+    shown = [zero + slope * float(each.attrib["cx"]) for each in parts(svg, "circle", "pair")]
+    assert 200 <= len(shown) <= 300
+    assert sum(value < 0.5 for value in shown) == pytest.approx(len(shown) / 2, abs=3)
+
+
 def test_an_open_limit_shades_to_the_end_and_a_missing_one_nothing() -> None:
     interval = Interval(1, "student", 0.1, None, None)
     (allowed,) = parts(draw_changes([interval], (None, 0.2), FORMAT, "changes"), "rect", "allowed")

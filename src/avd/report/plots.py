@@ -24,6 +24,7 @@ _DOTS, _DOT = 60, 3.0
 _BINS = 36
 _TICKS = 5
 _MOST_PAIRS = 300
+"""Where there are more pairs, every second, or every third, and so on, is drawn."""
 _GAUGE_WIDTH, _GAUGE_HEIGHT = 120.0, 20.0
 
 Limits = tuple[float | None, float | None]
@@ -118,7 +119,8 @@ def draw_changes(intervals: Sequence[Interval], limits: Limits, format: NumberFo
     for row, each in enumerate(intervals):
         middle, kind = row * _ROW + _HEAD + _AREA / 2, f"set-{each.index}"
         parts.append(_head(each.text, each.index, row * _ROW))
-        parts += [_circle(axis.x(value), middle, 2.2, f"pair {kind}") for value in each.pairs[:_MOST_PAIRS]]
+        shown = each.pairs[:: math.ceil(len(each.pairs) / _MOST_PAIRS) or 1]
+        parts += [_circle(axis.x(value), middle, 2.2, f"pair {kind}") for value in shown]
         parts += _interval(axis, each, middle)
     return _picture([*parts, *_axis(axis, format, height)], height + _AXIS, description)
 
