@@ -113,7 +113,7 @@ class ComparisonPage:
             title=title,
             names=[(self._index(i), each.judged.name, len(each.judged.records)) for i, each in enumerate(self._sets)],
             reference=None if self._reference is None else self._reference.judged.name,
-            paired=[comparison.pairs is not None for comparison in self._comparisons],
+            paired=all(comparison.pairs is not None for comparison in self._comparisons),
             cards=cards,
             tallies=[(comparison.subject.name, _tally_text(comparison)) for comparison in self._comparisons],
             videos=Markup(json.dumps(self._clips.videos)),  # base64: nothing in it to escape
