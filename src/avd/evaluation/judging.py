@@ -77,7 +77,7 @@ def measure_share(
     """
     own = clips[rank::size]
     for done, clip in enumerate(own, 1):
-        if records.find(clip) is None:
+        if not records.has(clip):
             records.add(clip, _measure(suite, clip))
         progress(done, len(own))
 

@@ -38,9 +38,9 @@ class RecordFolder:
         earlier = len(list(folder.glob(f"rank-{rank}-*.jsonl")))
         self._own = folder / f"rank-{rank}-{earlier}.jsonl"
 
-    def find(self, clip: Clip) -> ClipRecord | None:
-        """The record of a clip, if it has been measured."""
-        return self._found.get(self._key(clip))
+    def has(self, clip: Clip) -> bool:
+        """Whether a clip has been measured."""
+        return self._key(clip) in self._found
 
     def add(self, clip: Clip, record: ClipRecord) -> None:
         """Keep the record of a clip. Raises UserError where the system refuses."""
