@@ -72,6 +72,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ROUNDING = 1e-6
+"""What a metric may differ by that is 0 in exact arithmetic, as the unguided part of the first gradient is, where the
+fake score still equals the teacher."""
+
+
 def weights(run: Path) -> Tensor:
     tensors = load_file(run / "student" / "transformer" / "diffusion_pytorch_model.safetensors")
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
@@ -86,7 +91,7 @@ def lines(run: Path) -> list[dict[str, float]]:
 def test_two_processes_train_as_one(kind: str, together: Path, alone: Path) -> None:
     """Losses agree to 1e-4, and the weights to a thousandth of how far training has moved them."""
     for found, expected in zip(lines(together / kind), lines(alone / kind), strict=True):
-        assert found == pytest.approx(expected, rel=1e-4)
+        assert found == pytest.approx(expected, rel=1e-4, abs=ROUNDING)
     start = tiny_model().transformer.state_dict()
     moved = weights(alone / kind) - torch.cat([start[name].flatten() for name in sorted(start)])
     assert (weights(together / kind) - weights(alone / kind)).norm() < 1e-3 * moved.norm()
@@ -113,7 +118,7 @@ def test_what_two_processes_saved_one_resumes_with(kind: str, together: Path, al
         shutil.rmtree(newer)
     distill(run, UPDATES, resume=True, recipe=recipe)
     for found, expected in zip(lines(run), lines(alone / kind), strict=True):
-        assert found == pytest.approx(expected, rel=1e-4)
+        assert found == pytest.approx(expected, rel=1e-4, abs=ROUNDING)
 
 
 def test_what_one_process_saved_two_resume_with(alone: Path, tmp_path: Path) -> None:
@@ -126,7 +131,7 @@ def test_what_one_process_saved_two_resume_with(alone: Path, tmp_path: Path) -> 
         shutil.copytree(alone / kind, expected)
         distill(expected, more, resume=True, recipe=small_recipe(*RUNS[kind]))
         for found, wanted in zip(lines(tmp_path / kind), lines(expected), strict=True):
-            assert found == pytest.approx(wanted, rel=1e-4)
+            assert found == pytest.approx(wanted, rel=1e-4, abs=ROUNDING)
 
 
 def wait_for_updates(run: Path, count: int, process: subprocess.Popen[str]) -> None:
