@@ -29,7 +29,7 @@ def test_a_comparison_is_a_page(tmp_path: Path) -> None:
     assert avd("evaluate", student, "--suite", "native", "--reference", teacher, *out) == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     parsed = Page(text)
-    compared = json.loads((tmp_path / "row.json").read_text())["meta"]["comparison"]["measures"]
+    compared = json.loads((tmp_path / "row.json").read_text())["meta"]["comparisons"]["student"]["measures"]
     cards = {re.findall(r'id="(\w+)"', card)[0]: card for card in re.split("<article", text)[1:]}
     assert list(cards) == [key for key in compared]
     for key, found in compared.items():

@@ -26,8 +26,8 @@ def write_set(folder: Path, factor: float = 1.0, names: list[str] | None = None)
 
 
 def comparison(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text())["meta"]["comparison"]
-    return found
+    (found,) = json.loads(file.read_text())["meta"]["comparisons"].values()
+    return dict(found)
 
 
 def test_two_folders_are_compared_clip_by_clip(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -41,8 +41,8 @@ def test_two_folders_are_compared_clip_by_clip(tmp_path: Path, capfd: pytest.Cap
     assert found["measures"]["motion"]["verdict"] == "within the limit"
     shown = capfd.readouterr().out
     assert "against teacher, 12 pairs of clips" in shown and " outside" in shown
-    (row,) = json.loads((tmp_path / "row.json").read_text())["rows"]
-    assert (row["name"], row["videos"]) == ("student", 12)
+    row, reference = json.loads((tmp_path / "row.json").read_text())["rows"]
+    assert (row["name"], row["videos"], reference["name"]) == ("student", 12, "teacher")
 
     with (tmp_path / "clips.csv").open() as file:
         lines = list(csv.DictReader(file))

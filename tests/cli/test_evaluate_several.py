@@ -27,7 +27,7 @@ def test_students_of_several_runs_stand_beside_their_teacher(tmp_path: Path, cap
     out = ("--json", tmp_path / "rows.json", "--csv", tmp_path / "clips.csv", "--page", tmp_path / "page.html")
     assert avd("evaluate", near, far, "--suite", "native", "--reference", teacher, *out) == 0
     written = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["name"] for row in written["rows"]] == ["avd/clips", "dmd/clips"]
+    assert [row["name"] for row in written["rows"]] == ["avd/clips", "dmd/clips", "teacher"]
     found = {name: each["measures"]["saturation"] for name, each in written["meta"]["comparisons"].items()}
     assert [each["verdict"] for each in found.values()] == ["within the limit", "outside the limit"]
     shown = capfd.readouterr().out
@@ -38,11 +38,15 @@ def test_students_of_several_runs_stand_beside_their_teacher(tmp_path: Path, cap
 
 
 def test_rows_are_named_apart() -> None:
-    assert row_names(["runs/a/student"], None, None) == ["student"]
-    assert row_names(["runs/a/student"], "mine", "wan-mini") == ["mine", "wan-mini"]
-    assert row_names(["runs/a/student", "runs/b/student"], None, "wan-mini") == ["a/student", "b/student", "wan-mini"]
-    assert row_names(["tiny"], None, "tiny") == ["tiny", "tiny (reference)"]
+    assert row_names(["runs/a/student"], [], None) == ["student"]
+    assert row_names(["runs/a/student"], ["mine"], "wan-mini") == ["mine", "wan-mini"]
+    assert row_names(["runs/a/student", "runs/b/student"], [], "wan-mini") == ["a/student", "b/student", "wan-mini"]
+    assert row_names(["a/run/student", "b/run/student", "c"], [], None) == ["a/run/student", "b/run/student", "c"]
+    assert row_names(["a/student", "b/student"], ["mine"], "c/student") == ["mine", "b/student", "c/student"]
+    assert row_names(["tiny"], [], "tiny") == ["tiny", "tiny (reference)"]
     with pytest.raises(UserError, match=r"runs/a/\.\./a is named twice"):
-        row_names(["runs/a", "runs/a/../a"], None, None)
-    with pytest.raises(UserError, match="--name is 'mine', and 2 are judged"):
-        row_names(["a", "b"], "mine", None)
+        row_names(["runs/a", "runs/a/../a"], [], None)
+    with pytest.raises(UserError, match="two rows would be called 'mine'"):
+        row_names(["a", "b"], ["mine", "mine"], None)
+    with pytest.raises(UserError, match="--name is given 2 times, and 1 are judged"):
+        row_names(["a"], ["mine", "yours"], None)

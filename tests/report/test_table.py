@@ -50,9 +50,9 @@ def test_one_seed_has_no_spread_and_names_keep_their_order(make_row: MakeRow) ->
     assert cells_of(markdown, "DMD")["Time per video"] == "–"
 
 
-def test_a_row_counted_twice_is_refused(make_row: MakeRow) -> None:
+def test_two_results_of_one_name_and_seed_are_refused(make_row: MakeRow) -> None:
     with pytest.raises(UserError, match=r"AVD, 4 steps.*seed 0"):
-        markdown_table([make_row(), make_row()])
+        markdown_table([make_row(), make_row(flicker=0.5)])
 
 
 def test_the_columns_are_those_that_the_suite_declares_in_its_order(make_row: MakeRow) -> None:
@@ -71,3 +71,18 @@ def test_what_no_row_has_is_not_shown(make_row: MakeRow) -> None:
         console.print(terminal_table(rows))
     for text in (markdown_table(rows), capture.get()):
         assert "Time per video" not in text and "Flicker" not in text and "Speed ratio" in text
+
+
+def test_more_rows_than_fit_are_further_tables(make_row: MakeRow) -> None:
+    rows = [make_row(name=f"student {i}") for i in range(7)]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(terminal_table(rows))
+    text = capture.get()
+    assert text.count("Saturation error") == 2 and text.count("good") == 2
+    assert "student" in text and "…" not in text
+
+
+def test_a_row_that_is_there_twice_counts_once(make_row: MakeRow) -> None:
+    teacher, student = make_row(name="teacher"), make_row(name="student")
+    assert markdown_table([student, teacher, teacher]) == markdown_table([student, teacher])

@@ -57,7 +57,10 @@ def evaluate(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any option of the suite; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling noise.", min=0, max=2**63 - 1)] = 0,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the row; default: DIR_OR_MODEL's.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Name of a row, in the order of DIR_OR_MODEL; default: the end of its path."),
+    ] = None,
     vbench_python: Annotated[
         Path | None, typer.Option("--vbench-python", help="VBench: the Python that has the official package.")
     ] = None,
@@ -127,11 +130,12 @@ def evaluate(
     refuse_options(context, judging)
     if isinstance(judging, OfficialSuite):
         paths = map(Path, what if reference is None else [*what, reference])
-        folders = dict(zip(row_names(what, name, reference), paths, strict=True))
+        folders = dict(zip(row_names(what, names or (), reference), paths, strict=True))
         write_official(judging, folders, json, python=vbench_python, info=suite_info, dimensions=dimensions)
         return
     assert isinstance(judging, ClipSuite)
-    sides = find_sides(judging, what, name, reference, samples or json.with_name(f"{json.stem}-samples"), sampling)
+    samples_folder = samples or json.with_name(f"{json.stem}-samples")
+    sides = find_sides(judging, what, names or (), reference, samples_folder, sampling)
     for own in sides[:-1] if reference is not None else []:
         theirs = sides[-1]
         are_paired(own.prompts, theirs.prompts, unpaired, (own.name, theirs.name))  # raises before hours of sampling

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 from avd.evaluation.protocols import check_protocols, partial_notes, protocol_texts
@@ -13,28 +14,36 @@ from avd.evaluation.suite import ABSENT
 from avd.report.columns import columns_of
 from avd.types import UserError
 
+_IN_TERMINAL = 5
+"""Rows that fit beside each other in 80 characters."""
 
-def terminal_table(rows: Sequence[Row]) -> Table:
-    """A rich table that fits 80 characters: one line per measure, one column per row of results.
+
+def terminal_table(rows: Sequence[Row]) -> Group:
+    """Rich tables that fit 80 characters: one line per measure, one column per row of results, five to a table.
 
     The last column says where a good value lies. Raises UserError for rows of different protocols.
     """
-    notes = "\n".join(partial_notes(rows)) or None
-    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, caption=notes, caption_justify="left")
-    table.add_column(no_wrap=True)
-    for row in rows:
-        table.add_column(row.name, justify="right", vertical="bottom")
-    table.add_column("good", style="dim")
-    for column in columns_of(rows):
-        table.add_row(column.title, *map(column.text, rows), column.measure.goal)
-    return table
+    columns, tables = columns_of(rows), []
+    for start in range(0, len(rows), _IN_TERMINAL):
+        shown = rows[start : start + _IN_TERMINAL]
+        notes = "\n".join(partial_notes(shown)) or None
+        table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, caption=notes, caption_justify="left")
+        table.add_column(no_wrap=True)
+        for row in shown:
+            table.add_column(row.name, justify="right", vertical="bottom")
+        table.add_column("good", style="dim")
+        for column in columns:
+            table.add_row(column.title, *map(column.text, shown), column.measure.goal)
+        tables.append(table)
+    return Group(*tables)
 
 
 def markdown_table(rows: Sequence[Row], *, mixed_protocols: bool = False) -> str:
     """A Markdown table with one line per name, in order of first appearance, and a sentence on how to read it.
 
-    Rows of one name and different seeds become mean ± sample standard deviation. With `mixed_protocols` rows may differ
-    in protocol, and a column says in what.
+    Rows of one name and different seeds become mean ± sample standard deviation. A row that is there twice, as a
+    teacher is in the files of its students, counts once. With `mixed_protocols` rows may differ in protocol, and a
+    column says in what.
 
     Raises `UserError` when two rows share both name and seed: they are not independent, and counting both would make
     the spread look smaller than it is. So do rows of different protocols, unless they may be mixed.
@@ -42,7 +51,7 @@ def markdown_table(rows: Sequence[Row], *, mixed_protocols: bool = False) -> str
     groups: dict[str, dict[int, Row]] = {}
     for row in rows:
         seeds = groups.setdefault(row.name, {})
-        if row.seed in seeds:
+        if row.seed in seeds and seeds[row.seed] != row:
             raise UserError(f'two rows are named "{row.name}" with seed {row.seed}; keep one of them')
         seeds[row.seed] = row
 

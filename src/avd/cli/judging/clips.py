@@ -49,7 +49,7 @@ class Judged:
 def find_sides(
     suite: ClipSuite,
     named: Sequence[str],
-    name: str | None,
+    names: Sequence[str],
     reference: str | None,
     folder: Path,
     sampling: dict[str, Any],
@@ -60,7 +60,7 @@ def find_sides(
     without, those of videos that it is compared with. Raises UserError where there are none, and for a folder of
     neither.
     """
-    names = row_names(named, name, reference)
+    called = row_names(named, names, reference)
     everything = [*named, *([] if reference is None else [reference])]
     clips = [_find_videos(each) for each in everything]
     wanted = [clip.prompt for clip in clips[0]] if clips[0] is not None else suite.prompts()
@@ -74,26 +74,40 @@ def find_sides(
         is_reference = i == len(named)
         part = "-reference" if is_reference else f"-{i}" if i else ""
         own = {} if is_reference else sampling
-        sides.append(Side(everything[i], names[i], found, prompts, folder.with_name(folder.name + part), own))
+        sides.append(Side(everything[i], called[i], found, prompts, folder.with_name(folder.name + part), own))
     return sides
 
 
-def row_names(named: Sequence[str], name: str | None, reference: str | None) -> list[str]:
-    """What the rows of paths or models are called, the reference's last: by the last part, where two are alike with the
-    folder above. Raises UserError for one that is named twice, and for a `name` of several."""
-    if name is not None and len(named) > 1:
-        raise UserError(f"--name is {name!r}, and {len(named)} are judged: leave it out")
+def row_names(named: Sequence[str], names: Sequence[str], reference: str | None) -> list[str]:
+    """What the rows of paths or models are called, the reference's last: `names` in order, and those without by the
+    last parts of their paths, as many as tell them apart.
+
+    Raises UserError for one that is named twice, for two rows of one name, and for more names than rows.
+    """
     paths = [Path(each).resolve() for each in (*named, *([] if reference is None else [reference]))]
     twice = next((each for i, each in enumerate(named) if paths[i] in paths[:i]), None)
     if twice is not None:
         raise UserError(f"{twice} is named twice: name it once")
-    short = [name or paths[0].name, *(path.name for path in paths[1:])]
-    names = [
-        f"{path.parent.name}/{each}" if short.count(each) > 1 else each for path, each in zip(paths, short, strict=True)
-    ]
-    if len(set(names)) == len(names):
-        return names
-    return [*short[:-1], f"{short[-1]} (reference)"]
+    if len(names) > len(named):
+        raise UserError(f"--name is given {len(names)} times, and {len(named)} are judged: give one for each, in order")
+    found = [*names, *(_short_name(path, paths) for path in paths[len(names) : len(named)])]
+    alike = next((name for name in found if found.count(name) > 1), None)
+    if alike is not None:
+        raise UserError(f"two rows would be called {alike!r}: tell them apart with --name, once for each, in order")
+    for path in paths[len(named) :]:
+        short = _short_name(path, paths)
+        found.append(f"{short} (reference)" if short in found else short)
+    return found
+
+
+def _short_name(path: Path, paths: Sequence[Path]) -> str:
+    """The last parts of a path, as many as no other path ends in."""
+    others = [other.parts for other in paths if other != path]
+    for count in range(1, len(path.parts)):
+        last = path.parts[-count:]
+        if all(other[-count:] != last for other in others):
+            return "/".join(last)
+    return str(path)
 
 
 def _find_videos(what: str) -> list[Clip] | None:
@@ -201,8 +215,8 @@ def write_judged(
     page: Path | None,
     unpaired: bool,
 ) -> None:
-    """Write the rows of what was judged, the values of all clips to `csv` and the page to `page`; show them beside the
-    reference's.
+    """Write the rows of what was judged and of the reference, the values of all clips to `csv` and the page to `page`;
+    show the rows.
 
     `unpaired` is that of `compare_sets`. Raises UserError as it does, and where a clip of the page cannot be read.
     """
@@ -212,17 +226,17 @@ def write_judged(
 
     everything = [*judged, *([] if reference is None else [reference])]
     compared: list[SetComparison] = []
-    meta: dict[str, Any] = {}
+    meta = {}
     if reference is not None:
         compared = [compare_sets(suite, each.values, reference.values, unpaired=unpaired) for each in judged]
-        found = {each.subject.name: each.as_json() for each in compared}
-        meta = {"comparisons": found} if len(found) > 1 else {"comparison": compared[0].as_json()}
+        meta["comparisons"] = {each.subject.name: each.as_json() for each in compared}
     if csv is not None:
         write_clip_values(csv, suite.measures, [each.values for each in everything])
     if page is not None:
         _write_page(suite, judged, reference, compared, page)
-    write_results(json, Results(rows=[each.row for each in judged], meta=meta))
-    ui.out.print(terminal_table([each.row for each in everything]))
+    rows = [each.row for each in everything]
+    write_results(json, Results(rows=rows, meta=meta))
+    ui.out.print(terminal_table(rows))
     for comparison in compared:
         ui.out.print(comparison_table(comparison))
 

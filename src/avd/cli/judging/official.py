@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _OFFICIAL = {"vbench_python", "suite_info", "dimensions"}
-_ANY = {"what", "json", "suite", "changes", "name", "reference"}
+_ANY = {"what", "json", "suite", "changes", "names", "reference"}
 
 
 def refuse_options(context: typer.Context, suite: Suite) -> None:
