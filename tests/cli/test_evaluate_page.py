@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from avd.data import write_video
+from avd.types import UserError
 from avd.world.damage import saturate
 from helpers.command import avd
 from helpers.painter import WORLD
@@ -55,3 +56,14 @@ def test_a_page_that_is_there_is_not_replaced(tmp_path: Path, capfd: pytest.Capt
     out = ("--json", tmp_path / "row.json", "--page", tmp_path / "page.html")
     assert avd("evaluate", student, "--suite", "native", *out) == 2
     assert "page.html exists already" in capfd.readouterr().err and not (tmp_path / "row.json").exists()
+
+
+def test_a_page_that_fails_costs_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UserError("no page")
+
+    monkeypatch.setattr("avd.report.ComparisonPage.write", fail)
+    student = write_set(tmp_path / "student", 1.0)
+    out = ("--json", tmp_path / "row.json", "--page", tmp_path / "page.html")
+    assert avd("evaluate", student, "--suite", "native", *out) == 2
+    assert (tmp_path / "row.json").exists()

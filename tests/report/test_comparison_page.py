@@ -104,3 +104,17 @@ def test_only_clips_that_are_shown_are_read(tmp_path: Path, make_row: MakeRow) -
     page.write(tmp_path / "page.html", [make_row()], title="Many", worst=3)
     assert sorted(read) == ["many/0.mp4", "many/1.mp4", "many/199.mp4"]
     assert not list(tmp_path.glob("*.tmp")) and (tmp_path / "page.html").stat().st_size < 200_000
+
+
+def test_a_change_without_an_upper_end_is_on_the_page(tmp_path: Path, make_row: MakeRow) -> None:
+    """Drawn without the one prompt that glows, the reference's is 0."""
+    dark = shown(judged("dark", {"glow": [0.0] * 11 + [1.0]}))
+    bright = shown(judged("bright", {"glow": [2.0] * 12}))
+    compared = compare_sets(SUITE, bright.judged, dark.judged)
+    path = tmp_path / "page.html"
+    ComparisonPage(SUITE.measures, [bright], dark, [compared]).write(path, [make_row(), make_row()], title="Grey")
+    text = path.read_text(encoding="utf-8")
+    assert re.search(r"bright, \+2300\.0 % \(\+\d+\.\d or more\)", text) and "arrow set-1" in text
+    found = compared.as_json()["measures"]["glow"]
+    assert found["low"] > 0 and found["high"] is None and found["unbounded"]
+    assert found["verdict"] == "outside the limit"

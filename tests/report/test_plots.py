@@ -120,3 +120,14 @@ def test_text_is_escaped() -> None:
     picture = ElementTree.fromstring(svg)
     assert picture.attrib["aria-label"] == '"><script>'
     assert parts(svg, "text", "head")[0].text == '<b> & "c"'
+
+
+def test_an_interval_without_an_upper_end_is_an_arrow_to_the_end_of_the_axis() -> None:
+    endless = Interval(1, "student", 0.5, 0.1, float("inf"))
+    for svg, width in (
+        (draw_changes([endless], (-0.1, 0.1), FORMAT, "changes"), 440),
+        (draw_gauge(endless, (None, None), "change"), 120),
+    ):
+        assert len(parts(svg, "line", "arrow")) == 2 and len(parts(svg, "line", "end")) == 1
+        (interval,) = parts(svg, "line", "interval")
+        assert float(interval.attrib["x2"]) == width - 10

@@ -76,7 +76,8 @@ class Conclusion(StrEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """How far a measure is from the reference's. `low` and `high` are None where there are too few prompts."""
+    """How far a measure is from the reference's. `low` and `high` are None where there are too few prompts; `high` is
+    infinite where a reference of other prompts might as well be 0."""
 
     middle: float
     low: float | None
@@ -107,6 +108,7 @@ class Difference:
 
     @property
     def relative(self) -> bool:
+        """Whether the change is in shares of the reference's value."""
         return self.measure.limit is not None and self.measure.limit.relative
 
     @property
@@ -123,10 +125,12 @@ class Difference:
         return self.measure.change_format.text(self.change.middle)
 
     def interval_text(self) -> str:
-        """For example "+2.0 to +6.0", in the unit of the change; empty where there is no interval."""
+        """For example "+2.0 to +6.0", or "+2.0 or more", in the unit of the change; empty without an interval."""
         if self.change is None or self.change.low is None or self.change.high is None:
             return ""
         shown = replace(self.measure.change_format, unit="")
+        if self.change.high == np.inf:
+            return f"{shown.text(self.change.low)} or more"
         return f"{shown.text(self.change.low)} to {shown.text(self.change.high)}"
 
     def change_text(self) -> str:
@@ -298,7 +302,8 @@ def _as_json(difference: Difference) -> dict[str, Any]:
         "relative": difference.relative,
         "change": None if change is None else change.middle,
         "low": None if change is None else change.low,
-        "high": None if change is None else change.high,
+        "high": None if change is None or change.high == np.inf else change.high,
+        "unbounded": change is not None and change.high == np.inf,
         "prompts": difference.prompts,
         "verdict": difference.verdict,
     }

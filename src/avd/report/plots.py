@@ -43,8 +43,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Interval:
-    """A change from the reference and its confidence interval, which may be unknown; the line of text above it; and the
-    changes of single pairs, where clips are paired."""
+    """A change from the reference and its confidence interval, which may be unknown or have no upper end (`high` is
+    infinite); the line of text above it; and the changes of single pairs, where clips are paired."""
 
     index: int
     text: str
@@ -55,8 +55,8 @@ class Interval:
 
     @property
     def ends(self) -> list[float]:
-        """Both ends of the interval; none if it is unknown."""
-        return [end for end in (self.low, self.high) if end is not None]
+        """The ends of the interval that have a place; none if it is unknown."""
+        return [end for end in (self.low, self.high) if end is not None and math.isfinite(end)]
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,14 @@ def _allowed(axis: Axis, limits: Limits, height: float) -> list[Markup]:
 
 
 def _interval(axis: Axis, interval: Interval, y: float) -> list[Markup]:
+    """The change as a point on its interval, which without an upper end is an arrow to the end of the axis."""
     kind = f"set-{interval.index}"
     parts = [_line(axis.x(end), y - 5, axis.x(end), y + 5, f"end {kind}") for end in interval.ends]
-    if parts:
-        first, last = interval.ends
-        parts.append(_line(axis.x(first), y, axis.x(last), y, f"interval {kind}"))
+    if interval.low is not None and interval.high is not None:
+        last = axis.x(interval.high)
+        parts.append(_line(axis.x(interval.low), y, last, y, f"interval {kind}"))
+        if not math.isfinite(interval.high):
+            parts += [_line(last - 6, y + side, last, y, f"arrow {kind}") for side in (-5, 5)]
     return [*parts, _circle(axis.x(interval.middle), y, 4.5, f"point {kind}")]
 
 

@@ -215,8 +215,8 @@ def write_judged(
     page: Path | None,
     unpaired: bool,
 ) -> None:
-    """Write the rows of what was judged and of the reference, the values of all clips to `csv` and the page to `page`;
-    show the rows.
+    """Write the rows of what was judged and of the reference, then the values of all clips to `csv` and the page to
+    `page`; show the rows.
 
     `unpaired` is that of `compare_sets`. Raises UserError as it does, and where a clip of the page cannot be read.
     """
@@ -230,12 +230,12 @@ def write_judged(
     if reference is not None:
         compared = [compare_sets(suite, each.values, reference.values, unpaired=unpaired) for each in judged]
         meta["comparisons"] = {each.subject.name: each.as_json() for each in compared}
+    rows = [each.row for each in everything]
+    write_results(json, Results(rows=rows, meta=meta))  # first: what goes wrong with the others costs no result
     if csv is not None:
         write_clip_values(csv, suite.measures, [each.values for each in everything])
     if page is not None:
         _write_page(suite, judged, reference, compared, page)
-    rows = [each.row for each in everything]
-    write_results(json, Results(rows=rows, meta=meta))
     ui.out.print(terminal_table(rows))
     for comparison in compared:
         ui.out.print(comparison_table(comparison))
