@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -126,5 +127,40 @@ def test_records_wait_for_those_of_other_processes(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("time.sleep", lambda seconds: measured_by(SUITE, tmp_path, rank=1, size=2))
     assert len(waiting.wait(CLIPS, lambda done, total: counts.append(done))) == 6
     assert counts == [3, 6]
-    waiting.remove()
+    with waiting.held():
+        waiting.remove()
     assert not tmp_path.exists()
+
+
+def test_a_process_that_waits_writes_what_was_lost_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = RecordFolder(tmp_path / "records", SUITE)
+    measure_share(SUITE, CLIPS, waiting)
+    shutil.rmtree(tmp_path / "records")
+    sleeps: list[float] = []
+    monkeypatch.setattr("time.sleep", sleeps.append)
+    assert len(waiting.wait(CLIPS, lambda done, total: None)) == 6
+    other = RecordFolder(tmp_path / "records", SUITE, rank=1)
+    assert len(other.wait(CLIPS, lambda done, total: None)) == 6
+    assert len(sleeps) == 1
+
+
+def test_a_second_command_is_kept_out_and_what_is_not_known_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "records"
+    first, second = RecordFolder(folder, SUITE), RecordFolder(folder, SUITE)
+    with first.held():
+        with pytest.raises(UserError, match=r"another process is writing into the records .*records: wait") as caught:
+            second.held().__enter__()
+        assert "\n" not in str(caught.value)
+        measure_share(SUITE, CLIPS, first)
+        first.wait(CLIPS, lambda done, total: None)
+        (folder / "rank-7-0.jsonl").write_text("of somebody else\n")
+        first.remove()
+    assert [path.name for path in folder.iterdir()] == ["rank-7-0.jsonl"]
+    with second.held():
+        pass
+
+
+def test_records_of_other_code_are_not_used(tmp_path: Path) -> None:
+    measure_share(SUITE, CLIPS, RecordFolder(tmp_path, SUITE, code="1+a"))
+    measured = [RecordFolder(tmp_path, SUITE, code=code).has(CLIPS[0]) for code in ("1+a", "1+b")]
+    assert measured == [True, False]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from avd.cli.judging.clips import ClipJudge, find_sides, row_names, write_judged
+from avd.cli.judging.clips import ClipJudge, find_sides, open_records, row_names, write_judged
 from avd.cli.judging.official import refuse_options, write_official
 from avd.cli.placement import (
     Attention,
@@ -115,7 +115,6 @@ def evaluate(
     from avd.engine.ranks import process_group
     from avd.evaluation.benchmarks.scoring import OfficialSuite
     from avd.evaluation.comparison import are_paired
-    from avd.evaluation.records import RecordFolder
     from avd.evaluation.suite import ClipSuite
     from avd.evaluation.suites import make_suite
     from avd.types import UserError
@@ -139,20 +138,21 @@ def evaluate(
     for own in sides[:-1] if reference is not None else []:
         theirs = sides[-1]
         are_paired(own.prompts, theirs.prompts, unpaired, (own.name, theirs.name))  # raises before hours of sampling
+    records_folder = records or json.with_name(f"{json.stem}-records")
     with process_group(ComputeRecipe()) as ranks:
         ranks.barrier()  # no process may find the row that another has written
-        folder = RecordFolder(records or json.with_name(f"{json.stem}-records"), judging, ranks.rank)
-        judge = ClipJudge(judging, ranks, folder, placement, seed)
-        judged = [judge.judge(side) for side in sides]
-        if ranks.is_main:
-            compared_with = None if reference is None else judged[-1]
-            write_judged(judging, judged[: len(what)], compared_with, json, csv=csv, page=page, unpaired=unpaired)
-            if records is None:
-                folder.remove()
-            if samples is None:
-                for each in judged:
-                    if each.samples is not None:
-                        each.samples.remove()
+        with open_records(records_folder, judging, ranks) as found:
+            judge = ClipJudge(judging, ranks, found, placement, seed)
+            judged = [judge.judge(side) for side in sides]
+            if ranks.is_main:
+                compared_with = None if reference is None else judged[-1]
+                write_judged(judging, judged[: len(what)], compared_with, json, csv=csv, page=page, unpaired=unpaired)
+                if records is None:
+                    found.remove()
+                if samples is None:
+                    for each in judged:
+                        if each.samples is not None:
+                            each.samples.remove()
 
 
 def _check_outputs(files: Sequence[Path | None], folders: Sequence[Path | None]) -> None:

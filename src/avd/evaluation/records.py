@@ -2,8 +2,9 @@
 
 A folder of JSON-lines files, a new one for each process that adds to it: `rank-0-0.jsonl`, by its rank and the files of
 that rank before. A line holds a record and its key: a hash over all that the record depends on (the suite and its
-options, the version of avd, the clip's identity and prompt). Records of another key are passed over, and so are lines
-that a crash has damaged: their clips are measured again.
+options, the version and commit of avd, the clip's identity and prompt). Records of another key are passed over, and so
+are lines that a crash has damaged: their clips are measured again. One launch at a time holds the folder, and its first
+process the lock.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from avd import __version__
 from avd.evaluation.suite import Clip, ClipRecord, ClipSuite, Prompt, Shape
-from avd.files import append_json_line
+from avd.files import LOCK_FILE, FolderLock, append_json_line
 from avd.types import CountProgress
 
 _POLL = 1.0
@@ -26,17 +27,36 @@ _POLL = 1.0
 
 
 class RecordFolder:
-    """The records of a suite in `folder`, which is made when the first is added."""
+    """The records of a suite in `folder`, which is made when it is held or the first is added.
 
-    def __init__(self, folder: Path, suite: ClipSuite, rank: int = 0) -> None:
+    `code` is the version of the code that measures, as `code_version` has it: the same in all processes of a launch.
+    """
+
+    def __init__(self, folder: Path, suite: ClipSuite, rank: int = 0, code: str = "") -> None:
         self._folder = folder
-        self._about = [suite.name, _options(suite), __version__]
+        self._about = [suite.name, _options(suite), code]
+        self._added: list[dict[str, Any]] = []
+        """The lines of this process, to be written again should its file be lost."""
         self._found: dict[str, ClipRecord] = {}
         self._read: dict[Path, int] = {}
         """How many bytes of each file have been read."""
         self._refresh()
         earlier = len(list(folder.glob(f"rank-{rank}-*.jsonl")))
         self._own = folder / f"rank-{rank}-{earlier}.jsonl"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other commands out of the folder, inside the block. Raises `FolderInUse` where one is in it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(self._folder, f"the records {self._folder}")
+        lock.acquire()
+        try:
+            yield
+        finally:
+            (self._folder / LOCK_FILE).unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):  # something is in it
+                self._folder.rmdir()
 
     def has(self, clip: Clip) -> bool:
         """Whether a clip has been measured."""
@@ -46,7 +66,9 @@ class RecordFolder:
         """Keep the record of a clip. Raises UserError where the system refuses."""
         assert clip.identity, f"{clip.name} has no identity to be found again by"
         self._folder.mkdir(parents=True, exist_ok=True)
-        append_json_line(self._own, {"key": self._key(clip), **asdict(record)})
+        line = {"key": self._key(clip), **asdict(record)}
+        append_json_line(self._own, line)
+        self._added.append(line)
 
     def wait(self, clips: Sequence[Clip], progress: CountProgress) -> list[ClipRecord]:
         """The records of all clips, in their order, once they are there, whoever makes them."""
@@ -58,14 +80,13 @@ class RecordFolder:
             if not missing:
                 # by the names that clips have now: a record may be of an earlier command, which sampled them elsewhere
                 return [replace(self._found[key], clip=clip.name) for key, clip in zip(keys, clips, strict=True)]
+            self._restore()
             time.sleep(_POLL)
 
     def remove(self) -> None:
-        """Remove the records, and the folder if nothing else is in it."""
-        for path in self._folder.glob("rank-*.jsonl"):
-            path.unlink()
-        if self._folder.exists() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
+        """Remove the records that this process knows of."""
+        for path in self._read:
+            path.unlink(missing_ok=True)
 
     def _key(self, clip: Clip) -> str:
         about = [*self._about, clip.identity, asdict(clip.prompt)]
@@ -74,12 +95,21 @@ class RecordFolder:
     def _refresh(self) -> None:
         """Read what has been added to the folder since the last look, up to the last complete line of each file."""
         for path in sorted(self._folder.glob("rank-*.jsonl")):
+            start = self._read.get(path, 0)
             with path.open("rb") as file:
-                file.seek(self._read.get(path, 0))
+                file.seek(start if start <= path.stat().st_size else 0)  # a file that was lost is written anew
+                start = file.tell()
                 data = file.read()
             complete = data[: data.rfind(b"\n") + 1]
-            self._read[path] = self._read.get(path, 0) + len(complete)
+            self._read[path] = start + len(complete)
             self._found |= _records(complete)
+
+    def _restore(self) -> None:
+        """Write what this process has measured again if its file is gone: others wait for it too."""
+        if self._added and not self._own.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for line in self._added:
+                append_json_line(self._own, line)
 
 
 def _options(suite: Any) -> dict[str, Any]:

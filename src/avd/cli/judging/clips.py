@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,23 @@ def _find_videos(what: str) -> list[Clip] | None:
     if not holds_videos(folder):
         raise UserError(f"{folder} is neither a folder of videos (it holds none) nor a model (no model_index.json)")
     return list_clips(folder)
+
+
+@contextmanager
+def open_records(folder: Path, suite: ClipSuite, ranks: Ranks) -> Iterator[RecordFolder]:
+    """The records in `folder`, kept to this launch inside the block; all of its processes call it.
+
+    Raises UserError, in all of them, where another command is at work in it.
+    """
+    from avd.evaluation.provenance import code_version
+    from avd.evaluation.records import RecordFolder
+
+    records = RecordFolder(folder, suite, ranks.rank, ranks.decide(code_version))
+    with ExitStack() as stack:
+        with ranks.together():
+            if ranks.is_main:
+                stack.enter_context(records.held())
+        yield records
 
 
 @dataclass(frozen=True)
