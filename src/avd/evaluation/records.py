@@ -97,7 +97,7 @@ class RecordFolder:
         for path in sorted(self._folder.glob("rank-*.jsonl")):
             start = self._read.get(path, 0)
             with path.open("rb") as file:
-                file.seek(start if start <= path.stat().st_size else 0)  # a file that was lost is written anew
+                file.seek(start if start <= path.stat().st_size else 0)  # a lost file is written again
                 start = file.tell()
                 data = file.read()
             complete = data[: data.rfind(b"\n") + 1]
