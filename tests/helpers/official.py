@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from avd.data import write_video
+from avd.data.video.writing import write_clip
 from avd.evaluation.benchmarks.known import find_benchmark
 from avd.evaluation.benchmarks.layout import Layout, make_layout
 from avd.evaluation.benchmarks.manifest import Making, Manifest, plan_videos
@@ -187,14 +187,22 @@ def write_info(path: Path, suite: str) -> Path:
 
 def write_videos(folder: Path, suite: str, info: Path, **changes: Any) -> None:
     """All videos of a benchmark, each of the same frames, and the manifest of a model that made them."""
-    count = changes.get("frames", 8)
-    clip = folder.with_name(f"clip-{count}.mp4")
-    if not clip.exists():
-        frames = np.random.default_rng(0).integers(0, 255, (count, 32, 48, 3), dtype=np.uint8)
-        write_video(clip, frames, 16)
-    for file in write_manifest(folder, suite, info, **changes).files:
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        os.link(clip, folder / file)
+    write_manifest(folder, suite, info, **changes)
+    write_planned(folder, np.random.default_rng(0).integers(0, 255, (changes.get("frames", 8), 32, 48, 3), np.uint8))
+
+
+def write_planned(folder: Path, frames: np.ndarray) -> None:
+    """The videos of the manifest of `folder`, all of these frames, each with what `avd generate` says of its making."""
+    manifest = Manifest.read(folder)
+    assert manifest is not None
+    about = {"avd": "0", "model": "m", "identity": manifest.making.identity, **manifest.making.sampler}
+    for video in manifest.plan.videos:
+        first, *others = (folder / name for name in video.files)
+        first.parent.mkdir(parents=True, exist_ok=True)
+        write_clip(first, frames, 16, json.dumps({"prompt": video.text, "seed": video.seed, **about}))
+        for other in others:
+            other.parent.mkdir(exist_ok=True)
+            os.link(first, other)
 
 
 def write_manifest(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +17,11 @@ from avd.evaluation.benchmarks import check
 from avd.evaluation.benchmarks.check import check_folder
 from avd.evaluation.benchmarks.known import VBENCH, VBENCH2
 from avd.evaluation.benchmarks.layout import Layout, make_layout
-from avd.evaluation.benchmarks.manifest import Making, Manifest, plan_videos
+from avd.evaluation.benchmarks.manifest import Making, Manifest, manifest_file, plan_videos
 from avd.evaluation.benchmarks.prompts import read_prompt_list
 from avd.types import UserError
 from helpers.footage import shades
+from helpers.official import write_planned
 
 MAKING = Making("student", {}, 5, 16, 16, 16.0, 8.0, "weights")
 RECORD = "videos.checked.jsonl"
@@ -37,14 +38,11 @@ def layout(infos: Path) -> Layout:
 
 @pytest.fixture
 def folder(layout: Layout, tmp_path: Path) -> Path:
-    """The videos of VBench-2.0: all the same, those of one generation links of one another."""
+    """The videos of VBench-2.0: all the same frames, those of one generation links of one another. No manifest."""
     folder = tmp_path / "videos"
-    for generation in layout.generations:
-        first, *others = (folder / name for name in generation.files)
-        write_video(first, clip(), 16)
-        for other in others:
-            other.parent.mkdir(exist_ok=True)
-            os.link(first, other)
+    Manifest(plan_videos(layout, 0), MAKING).write(folder)
+    write_planned(folder, clip())
+    manifest_file(folder).unlink()
     return folder
 
 
@@ -190,6 +188,61 @@ def test_a_sample_too_many_is_a_stray_file(infos: Path, tmp_path: Path) -> None:
     check_folder(layout, folder)
     with pytest.raises(UserError, match=r"a red square, frozen in time-5\.mp4 is no video of VBench"):
         check_folder(make_layout(prompts), folder)
+
+
+def swap(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_a_video_under_the_name_of_another_is_found(seen_before: bool, layout: Layout, folder: Path) -> None:
+    one, other = (folder / name for name in layout.files_of("Complex_Plot")[:2])
+    swap(one, other)
+    if seen_before:
+        check_folder(layout, folder)  # without a manifest, nothing says that they are wrong
+    manifest = Manifest(plan_videos(layout, 0), MAKING)
+    manifest.write(folder)
+    with pytest.raises(
+        UserError, match=r"-0\.mp4 was made with seed \d+, and the manifest says \d+: remove it, and run"
+    ):
+        check_folder(layout, folder)
+    swap(one, other)
+    check_folder(layout, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"identity": "other weights"}, 'was made with identity "weights", and the manifest says "other weights"'),
+        ({"sampler": {"steps": 4}}, "was made with steps null, and the manifest says 4"),
+    ],
+)
+def test_a_video_of_another_making_is_found(
+    changes: dict[str, Any], message: str, layout: Layout, folder: Path, decoded: list[str]
+) -> None:
+    check_folder(layout, folder)
+    decoded.clear()
+    Manifest(plan_videos(layout, 0), replace(MAKING, **changes)).write(folder)
+    with pytest.raises(UserError, match=message):
+        check_folder(layout, folder)
+    assert decoded == []
+
+
+def test_a_video_that_does_not_say_how_it_was_made_is_refused(layout: Layout, folder: Path) -> None:
+    Manifest(plan_videos(layout, 0), MAKING).write(folder)
+    write_video(folder / layout.files[0], clip(), 16)
+    with pytest.raises(UserError, match="does not say how it was made, and a manifest says how it was to be"):
+        check_folder(layout, folder)
+
+
+def test_a_record_of_an_earlier_version_is_passed_over(layout: Layout, folder: Path, decoded: list[str]) -> None:
+    (folder.parent / RECORD).write_text('{"file": "a", "size": 1, "changed": 1, "decoded": {}}\n')
+    check_folder(layout, folder)
+    decoded.clear()
+    check_folder(layout, folder)
+    assert decoded == []
 
 
 def test_without_a_manifest_all_are_as_the_first(layout: Layout, folder: Path) -> None:
