@@ -17,9 +17,9 @@ from helpers.parsed_page import Page
 
 
 def write_set(folder: Path, factor: float) -> Path:
-    """A seed of each of six prompts; colours `factor` times as strong, in the last clip more than in others."""
-    for i in range(6):
-        video = saturate(WORLD.clip(i, "heldout").video, factor if i < 5 or factor == 1.0 else 2 * factor)
+    """A seed of each of ten prompts; colours `factor` times as strong, in the last clip more than in others."""
+    for i in range(10):
+        video = saturate(WORLD.clip(i, "heldout").video, factor if i < 9 or factor == 1.0 else 2 * factor)
         write_video(folder / f"prompt <{i}>-0.mp4", video, 8)
     return folder
 
@@ -36,7 +36,7 @@ def test_a_comparison_is_a_page(tmp_path: Path) -> None:
     for key, found in compared.items():
         assert f"{found['verdict']} (" in cards[key] or found["verdict"] == "not decided"
     worst = re.findall(r"<p>(prompt [^<]+)</p>", cards["saturation"])
-    assert worst[0] == "prompt &lt;5&gt;" and "student against teacher" in text
+    assert worst[0] == "prompt &lt;9&gt;" and "student against teacher" in text
     labels = [each["aria-label"] or "" for each in parsed.attributes("video")]
     assert {Path(label).parent.name for label in labels} == {"student", "teacher"}
 
@@ -67,3 +67,12 @@ def test_a_page_that_fails_costs_no_row(tmp_path: Path, monkeypatch: pytest.Monk
     out = ("--json", tmp_path / "row.json", "--page", tmp_path / "page.html")
     assert avd("evaluate", student, "--suite", "native", *out) == 2
     assert (tmp_path / "row.json").exists()
+
+
+def test_outputs_of_one_path_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    same = tmp_path / "same"
+    student = write_set(tmp_path / "student", 1.0)
+    for option in ("--csv", "--page", "--samples", "--records"):
+        other = tmp_path / "student" / ".." / "same"
+        assert avd("evaluate", student, "--suite", "native", "--json", same, option, other) == 2
+        assert "same is named twice" in capfd.readouterr().err and not same.exists()

@@ -15,7 +15,7 @@ from avd.world.damage import saturate
 from helpers.command import avd
 from helpers.painter import WORLD
 
-PROMPTS = [f"prompt {i}" for i in range(6)]
+PROMPTS = [f"prompt {i}" for i in range(10)]
 
 
 def write_set(folder: Path, factor: float = 1.0, names: list[str] | None = None) -> Path:
@@ -35,20 +35,20 @@ def test_two_folders_are_compared_clip_by_clip(tmp_path: Path, capfd: pytest.Cap
     out = ("--json", tmp_path / "row.json", "--csv", tmp_path / "clips.csv")
     assert avd("evaluate", student, "--suite", "native", "--reference", teacher, *out) == 0
     found = comparison(tmp_path / "row.json")
-    assert (found["reference"], found["pairs"]) == ("teacher", 12)
+    assert (found["reference"], found["pairs"]) == ("teacher", 20)
     saturation = found["measures"]["saturation"]
     assert saturation["verdict"] == "outside the limit" and 0.1 < saturation["low"] < saturation["high"]
     assert found["measures"]["motion"]["verdict"] == "within the limit"
     shown = capfd.readouterr().out
-    assert "against teacher, 12 pairs of clips" in shown and " outside" in shown
+    assert "against teacher, 20 pairs of clips" in shown and " outside" in shown
     row, reference = json.loads((tmp_path / "row.json").read_text())["rows"]
-    assert (row["name"], row["videos"], reference["name"]) == ("student", 12, "teacher")
+    assert (row["name"], row["videos"], reference["name"]) == ("student", 20, "teacher")
 
     with (tmp_path / "clips.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 24 and [line["row"] for line in lines] == ["student"] * 12 + ["teacher"] * 12
+    assert len(lines) == 40 and [line["row"] for line in lines] == ["student"] * 20 + ["teacher"] * 20
     assert [line["prompt"] for line in lines[:2]] == ["prompt 0"] * 2 and lines[1]["repeat"] == "1"
-    assert np.mean([float(line["saturation"]) for line in lines[:12]]) == pytest.approx(
+    assert np.mean([float(line["saturation"]) for line in lines[:20]]) == pytest.approx(
         row["scores"]["native"]["saturation"]
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.csv", "row.json", "student", "teacher"]
@@ -56,16 +56,16 @@ def test_two_folders_are_compared_clip_by_clip(tmp_path: Path, capfd: pytest.Cap
 
 def test_the_oracle_compares_clips_of_its_world(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name, factor in (("student", 1.5), ("teacher", 1.0)):
-        clips = [WORLD.clip(i, "heldout") for i in range(6)]
-        write_set(tmp_path / name, factor, names=[str(i) for i in range(6)])
+        clips = [WORLD.clip(i, "heldout") for i in range(10)]
+        write_set(tmp_path / name, factor, names=[str(i) for i in range(10)])
         captions = [CaptionedFile(f"{i}.mp4", clip.caption.text) for i, clip in enumerate(clips)]
         write_captions(tmp_path / name / "captions.jsonl", captions)
-    command = ("evaluate", tmp_path / "student", "--clips", 6, "--json", tmp_path / "row.json")
+    command = ("evaluate", tmp_path / "student", "--clips", 10, "--json", tmp_path / "row.json")
     assert avd(*command, "--reference", tmp_path / "teacher") == 0
     found = comparison(tmp_path / "row.json")["measures"]
     assert found["saturation_signed"]["low"] > 0.05 and found["instance_preservation"]["change"] == 0.0
     assert {each["verdict"] for each in found.values()} == {None}  # the oracle's measures have goals, and no limits
-    assert "student against teacher, 6 pairs of clips" in capfd.readouterr().out
+    assert "student against teacher, 10 pairs of clips" in capfd.readouterr().out
 
 
 def test_kept_records_are_used_for_the_next_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_kept_records_are_used_for_the_next_student(tmp_path: Path, monkeypatch:
         student = write_set(tmp_path / f"student-{i}", 1.0 + i)
         files = ("--json", tmp_path / f"{i}.json", "--records", tmp_path / "records")
         assert avd("evaluate", student, "--suite", "native", "--reference", teacher, *files) == 0
-        assert len(measured) == (24, 36)[i]
+        assert len(measured) == (40, 60)[i]
 
 
 def test_sets_that_have_some_prompts_in_common_are_refused_or_compared_as_they_are(
@@ -89,7 +89,7 @@ def test_sets_that_have_some_prompts_in_common_are_refused_or_compared_as_they_a
     command = ("evaluate", student, "--suite", "native", "--reference", teacher, "--json", tmp_path / "row.json")
     assert avd(*command) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
-    assert "11 of 12 clips of student have no partner in teacher" in line and "--unpaired" in line
+    assert "19 of 20 clips of student have no partner in teacher" in line and "--unpaired" in line
     assert not (tmp_path / "row.json").exists() and not (tmp_path / "row-records").exists()
     assert avd(*command, "--unpaired") == 0
     assert comparison(tmp_path / "row.json")["pairs"] is None

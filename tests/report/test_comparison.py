@@ -40,16 +40,16 @@ def shown(student: Sequence[float], teacher: Sequence[float], unpaired: bool = F
 
 
 def test_a_line_has_change_interval_limit_and_verdict() -> None:
-    text = shown([0.6] * 8, [0.5] * 8)
-    assert text.splitlines()[0].strip() == "student against teacher, 8 pairs of clips"
+    text = shown([0.6] * 10, [0.5] * 10)
+    assert text.splitlines()[0].strip() == "student against teacher, 10 pairs of clips"
     (line,) = [line for line in text.splitlines() if "Saturation" in line]
     assert " ".join(line.split()) == "Saturation +20.0 % +20.0 to +20.0 -10 to +10 outside"
-    assert "not paired" in shown([0.6] * 8, [0.5] * 8, unpaired=True)
+    assert "not paired" in shown([0.6] * 10, [0.5] * 10, unpaired=True)
 
 
 def test_every_measure_has_one_line_of_80_characters() -> None:
     values = dict.fromkeys([measure.key for measure in SUITE.measures[:12]], 0.2) | SIGNED
-    sets = [judged("student", [0.6] * 8), judged("teacher", [0.5] * 8)]
+    sets = [judged("student", [0.6] * 10), judged("teacher", [0.5] * 10)]
     full = [replace(each, records=tuple(replace(record, values=values) for record in each.records)) for each in sets]
     console = Console(width=80)
     with console.capture() as capture:
@@ -59,8 +59,8 @@ def test_every_measure_has_one_line_of_80_characters() -> None:
 
 def test_few_prompts_are_reported_once() -> None:
     text = shown([0.6] * 4, [0.5] * 4)
-    assert "undecided" in text and text.count("fewer than 5 prompts") == 1
-    assert "fewer than" not in shown([0.5] * 8, [0.5] * 8)
+    assert "undecided" in text and text.count("fewer than 10 prompts") == 1
+    assert "fewer than" not in shown([0.5] * 10, [0.5] * 10)
 
 
 def test_the_csv_holds_every_clip_of_both_sets_and_the_measures_there_are(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ SUITE = suite_of(GLOW, CALM, SPREAD, ABSENT)
 
 
 def make(name: str, glow: float, spread: float) -> ShownSet:
-    values = {"glow": [glow + 0.1 * i for i in range(12)], "calm": [0.5] * 12}
-    return shown(judged(name, values, repeats=2, prompt_values={"spread": [spread] * 6}))
+    values = {"glow": [glow + 0.1 * i for i in range(20)], "calm": [0.5] * 20}
+    return shown(judged(name, values, repeats=2, prompt_values={"spread": [spread] * 10}))
 
 
 @pytest.fixture
@@ -118,3 +118,15 @@ def test_a_change_without_an_upper_end_is_on_the_page(tmp_path: Path, make_row: 
     found = compared.as_json()["measures"]["glow"]
     assert found["low"] > 0 and found["high"] is None and found["unbounded"]
     assert found["verdict"] == "outside the limit"
+
+
+def test_the_references_values_are_those_that_changes_are_from(tmp_path: Path, make_row: MakeRow) -> None:
+    more = shown(judged("teacher", {"glow": [1.0, 1.0, 9.0, 9.0] * 12}, repeats=4))
+    own = shown(judged("student", {"glow": [2.0] * 24}, repeats=2))
+    path = tmp_path / "page.html"
+    suite = suite_of(GLOW)
+    page = ComparisonPage(suite.measures, [own], more, [compare_sets(suite, own.judged, more.judged)])
+    page.write(path, [make_row(), make_row()], title="Partners")
+    text = path.read_text(encoding="utf-8")
+    assert '<td class="number theirs">1.0</td>' in text and "teacher, 1.0<" in text and "+100.0 %" in text
+    assert "24 of 48 clips of teacher are partners" in text

@@ -131,3 +131,12 @@ def test_an_interval_without_an_upper_end_is_an_arrow_to_the_end_of_the_axis() -
         assert len(parts(svg, "line", "arrow")) == 2 and len(parts(svg, "line", "end")) == 1
         (interval,) = parts(svg, "line", "interval")
         assert float(interval.attrib["x2"]) == width - 10
+
+
+def test_no_line_of_text_lies_on_the_shade() -> None:
+    intervals = [Interval(i, "student", 0.1, 0.0, 0.2) for i in (1, 2)]
+    svg = draw_changes(intervals, (-0.2, 0.2), FORMAT, "changes")
+    shades = [(float(each.attrib["y"]), float(each.attrib["height"])) for each in parts(svg, "rect", "allowed")]
+    texts = [float(each.attrib["y"]) for each in parts(svg, "text", "head")]
+    assert len(shades) == len(texts) == 2
+    assert not any(top <= text <= top + height for top, height in shades for text in texts)

@@ -156,10 +156,14 @@ def evaluate(
 
 
 def _check_outputs(files: Sequence[Path | None], folders: Sequence[Path | None]) -> None:
-    """Raise UserError, before anything is measured, for a file that is there or what cannot be made."""
+    """Raise UserError, before anything is measured, for files that are there, cannot be made, or have one path."""
     from avd.files import check_can_make
     from avd.types import UserError
 
+    paths = [path.resolve() for path in (*files, *folders) if path is not None]
+    twice = next((path for i, path in enumerate(paths) if path in paths[:i]), None)
+    if twice is not None:
+        raise UserError(f"output {twice} is named twice: give each output a path of its own")
     for path in files:
         if path is not None and path.exists():
             raise UserError(f"output {path} exists already: name another file")

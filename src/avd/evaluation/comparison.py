@@ -6,9 +6,12 @@ With a, b a measure's values of the clips judged and of the reference, the chang
     mean a / mean b - 1          relative, in shares of the reference's
 
 Sets are paired if they answer the same prompts with the same repeats; the means are then over the pairs. The interval
-is the percentile bootstrap's of 95 %: prompts are drawn with replacement, each with all of its clips, because clips of
-one prompt are alike. Of paired sets the same prompts are drawn in both, so what makes one prompt differ from another
-cancels; of others, each set's by themselves. Measures that compare the clips of a prompt have one value per prompt.
+is the percentile bootstrap's of about 95 %: prompts are drawn with replacement, each with all of its clips, because
+clips of one prompt are alike. Of paired sets the same prompts are drawn in both, so what makes one prompt differ from
+another cancels; of others, each set's by themselves. Measures that compare the clips of a prompt have one value per
+prompt. The percentiles of n prompts are too narrow, so both sides are widened by t(n - 1) / 1.96 * sqrt(n / (n - 1)).
+Where a clip has or has not what is counted, n that agree do not make it certain: either side is at least 3 / n, the
+rule of three.
 
 The verdict holds the interval against the measure's limit: within if all of it lies within, outside if all of
 it lies outside, and undecided if it reaches across, or if there are too few prompts for an interval.
@@ -22,6 +25,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from avd.evaluation.suite import (
     ClipRecord,
@@ -35,11 +39,13 @@ from avd.evaluation.suite import (
 )
 from avd.types import UserError
 
-LEAST_PROMPTS = 5
+LEAST_PROMPTS = 10
 """Prompts below which no interval is given: a bootstrap of fewer is far too narrow."""
 _DRAWS = 2000
 _INTERVAL = 95
 """Per cent."""
+_NORMAL = 1.96
+"""How many standard deviations that is to either side."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Difference:
     value: float
     reference: float
     change: Change | None
-    """Relative if the measure's limit is; None where it would be relative to 0."""
+    """Relative if the measure's limit is; None where it would be relative to next to nothing (`Limit.floor`)."""
     prompts: int
     """How many the means are over, in the smaller set."""
 
@@ -121,7 +127,7 @@ class Difference:
     def middle_text(self) -> str:
         """The change without its interval, for example "+4.0 %"."""
         if self.change is None:
-            return f"{self.measure.format.text(self.value)} to 0"
+            return f"{self.measure.format.text(self.value)} to {self.measure.format.text(self.reference)}"
         return self.measure.change_format.text(self.change.middle)
 
     def interval_text(self) -> str:
@@ -146,7 +152,7 @@ class Difference:
         if self.verdict is not Conclusion.undecided:
             return f"{self.verdict} ({limit})"
         if self.change is None:
-            return f"{self.verdict}: the reference's is 0 (limit {limit})"
+            return f"{self.verdict}: the reference's is next to 0 (limit {limit})"
         if self.change.low is None:
             return f"{self.verdict}: fewer than {LEAST_PROMPTS} prompts (limit {limit})"
         return f"{self.verdict}: the interval reaches across the limit ({limit})"
@@ -162,6 +168,15 @@ class SetComparison:
     """Each clip with the reference's of its prompt and repeat; None if the sets are not paired."""
     differences: tuple[Difference, ...]
     """In the order in which the suite declares its measures; those that both sets have."""
+    left_out: int = 0
+    """Clips of the reference that are nobody's partner; `reference` is without them."""
+
+    def partners_note(self) -> str:
+        """How many of the reference's clips count, in a line; empty where all do."""
+        count = len(self.reference.records)
+        if not self.left_out:
+            return ""
+        return f"{count} of {count + self.left_out} clips of {self.reference.name} are partners: means are over those"
 
     def size_note(self) -> str:
         """What to know of clips of other sizes or lengths, in a line; empty where both sets have the same."""
@@ -198,13 +213,13 @@ def compare_sets(
     They are paired if every clip of the subject has a partner in the reference, of its prompt and repeat, and not if
     none has, or if `unpaired`. Raises UserError where some have and some have not, and for other frame rates.
     """
-    _check_rates(subject, reference)
     names, (own, theirs) = (subject.name, reference.name), (subject.prompts, reference.prompts)
-    pairs = None
+    pairs, everything = None, len(reference.records)
     if are_paired(own, theirs, unpaired, names):
         partners = {record.prompt: record for record in reference.records}
         pairs = tuple((record, partners[record.prompt]) for record in subject.records)
         reference = JudgedSet.of(suite, reference.name, [theirs for _, theirs in pairs])  # no more seeds than it has
+    _check_rates(subject, reference, pairs)
     differences = []
     for measure in suite.measures:
         if pairs is None:
@@ -213,7 +228,7 @@ def compare_sets(
             tallies = _paired_tallies(measure, subject, reference, pairs)
         if all(tallies):
             differences.append(_difference(measure, *tallies, paired=pairs is not None, seed=seed))
-    return SetComparison(subject, reference, pairs, tuple(differences))
+    return SetComparison(subject, reference, pairs, tuple(differences), everything - len(reference.records))
 
 
 # Pairs
@@ -234,9 +249,15 @@ def are_paired(subject: Sequence[Prompt], reference: Sequence[Prompt], unpaired:
     return not alone
 
 
-def _check_rates(subject: JudgedSet, reference: JudgedSet) -> None:
-    rates = [sorted({round(record.shape.fps, 1) for record in each.records}) for each in (subject, reference)]
-    if rates[0] != rates[1]:
+def _check_rates(
+    subject: JudgedSet, reference: JudgedSet, pairs: Sequence[tuple[ClipRecord, ClipRecord]] | None
+) -> None:
+    """Raise UserError for a pair of two rates, and for unpaired sets that have not the same rates."""
+    sets = [(subject.records, reference.records)] if pairs is None else [((own,), (theirs,)) for own, theirs in pairs]
+    for both in sets:
+        rates = [sorted({round(record.shape.fps, 1) for record in records}) for records in both]
+        if rates[0] == rates[1]:
+            continue
         shown = [" and ".join(f"{rate:g}" for rate in each) for each in rates]
         raise UserError(
             f"clips of {subject.name} are at {shown[0]} fps and those of {reference.name} at {shown[1]}: measures of "
@@ -278,7 +299,8 @@ def _difference(measure: Measure, subject: _Tally, reference: _Tally, *, paired:
     own, theirs = (np.array(list(tally.values())) for tally in (subject, reference))
     value, base = (float(sums[:, 0].sum() / sums[:, 1].sum()) for sums in (own, theirs))
     prompts, relative = min(len(own), len(theirs)), measure.limit is not None and measure.limit.relative
-    if relative and base <= 0:
+    floor = measure.limit.floor if measure.limit is not None else 0.0
+    if relative and base <= floor:
         return Difference(measure, value, base, None, prompts)
     middle = value / base - 1 if relative else value - base
     if prompts < LEAST_PROMPTS:
@@ -289,9 +311,17 @@ def _difference(measure: Measure, subject: _Tally, reference: _Tally, *, paired:
         chosen = random.integers(len(own), size=len(own))
         partner = chosen if paired else random.integers(len(theirs), size=len(theirs))
         a, b = (sums[:, 0].sum() / sums[:, 1].sum() for sums in (own[chosen], theirs[partner]))
-        changes.append(a - b if not relative else a / b - 1 if b > 0 else np.inf)
+        changes.append(a - b if not relative else a / b - 1 if b > floor else np.inf)
     low, high = np.percentile(changes, [(100 - _INTERVAL) / 2, (100 + _INTERVAL) / 2], method="lower")
-    return Difference(measure, value, base, Change(middle, float(low), float(high)), prompts)
+    least = 3 / prompts if measure.of_yes_or_no else 0.0
+    below, above = (max(least, _widening(prompts) * float(side)) for side in (middle - low, high - middle))
+    return Difference(measure, value, base, Change(middle, middle - below, middle + above), prompts)
+
+
+def _widening(prompts: int) -> float:
+    """By how much the percentiles of so many prompts are too narrow."""
+    normal = stdtrit(prompts - 1, (1 + _INTERVAL / 100) / 2) / _NORMAL
+    return float(normal * (prompts / (prompts - 1)) ** 0.5)
 
 
 def _as_json(difference: Difference) -> dict[str, Any]:

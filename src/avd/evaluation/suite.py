@@ -52,12 +52,14 @@ class NumberFormat:
 class Limit:
     """How far a value may lie from a reference's: a change from `low` to `high`, where None is open.
 
-    If `relative`, the change is in shares of the reference's value, else in the measure's own unit.
+    If `relative`, the change is in shares of the reference's value, if that is above `floor`, else in the measure's own
+    unit.
     """
 
     low: float | None
     high: float | None
     relative: bool = True
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Measure:
     """Shown on pages, which have room, and left out of tables."""
     limit: Limit | None = None
     """How far it may lie from a reference's; None where there is no verdict."""
+    of_yes_or_no: bool = False
+    """Whether it is a share of clips, each of which has a value of 0 or 1."""
 
     def allows(self, value: float) -> bool:
         """Whether `value` lies in the measure's range."""

@@ -30,5 +30,5 @@ def comparison_table(compared: SetComparison) -> Table:
         table.add_row(each.measure.title, each.middle_text(), each.interval_text(), limit, verdict)
     few = any(each.prompts < LEAST_PROMPTS for each in compared.differences)
     notes = [f"no interval, and no verdict, of fewer than {LEAST_PROMPTS} prompts"] if few else []
-    table.caption = "\n".join(filter(None, [*notes, compared.size_note()]))
+    table.caption = "\n".join(filter(None, [*notes, compared.partners_note(), compared.size_note()]))
     return table

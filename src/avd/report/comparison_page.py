@@ -63,6 +63,8 @@ class _Result:
     name: str
     index: int
     value: str
+    reference: str
+    """The reference's, over the same clips or prompts as the change."""
     change: str
     reason: str
     """The verdict, and the limit that it follows from."""
@@ -99,7 +101,7 @@ class ComparisonPage:
     ) -> None:
         assert sets and len(comparisons) == (0 if reference is None else len(sets))
         self._measures, self._reference, self._comparisons = measures, reference, comparisons
-        self._sets = list(sets) if reference is None else [reference, *sets]
+        self._sets = list(sets) if reference is None else [_partners(reference, comparisons), *sets]
         self._first = 1 if reference is None else 0
         self._clips = ShownClips()
 
@@ -115,7 +117,7 @@ class ComparisonPage:
             reference=None if self._reference is None else self._reference.judged.name,
             paired=all(comparison.pairs is not None for comparison in self._comparisons),
             cards=cards,
-            tallies=[(comparison.subject.name, _tally_text(comparison)) for comparison in self._comparisons],
+            tallies=[(each.subject.name, _tally_text(each), each.partners_note()) for each in self._comparisons],
             videos=Markup(json.dumps(self._clips.videos)),  # base64: nothing in it to escape
         )
         write_atomically(path, html.encode())
@@ -188,14 +190,21 @@ class ComparisonPage:
         return _Group(self._index(place), f"{shown.judged.name}, {measure.format.text(value)}", clips)
 
 
+def _partners(reference: ShownSet, comparisons: Sequence[SetComparison]) -> ShownSet:
+    """The reference with the clips that its means are over, if they are the same in all comparisons."""
+    first, *others = (each.reference for each in comparisons)
+    alike = all(set(each.prompts) == set(first.prompts) for each in others)
+    return ShownSet(first, reference.readers) if alike else reference
+
+
 def _limits(measure: Measure) -> Limits:
     return (None, None) if measure.limit is None else (measure.limit.low, measure.limit.high)
 
 
 def _result(difference: Difference, name: str, index: int, gauge: Markup | None) -> _Result:
-    value = difference.measure.format.text(difference.value)
+    value, base = (difference.measure.format.text(each) for each in (difference.value, difference.reference))
     kind = "none" if difference.verdict is None else difference.verdict.name
-    return _Result(name, index, value, difference.change_text(), difference.verdict_text(), kind, gauge)
+    return _Result(name, index, value, base, difference.change_text(), difference.verdict_text(), kind, gauge)
 
 
 def _tally_text(comparison: SetComparison) -> str:

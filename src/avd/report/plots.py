@@ -115,10 +115,15 @@ def draw_changes(intervals: Sequence[Interval], limits: Limits, format: NumberFo
     known = [limit for limit in limits if limit is not None]
     axis = Axis.over([0.0, *known, *(value for each in intervals for value in _extent(each))], format)
     height = len(intervals) * _ROW
-    parts = [*_allowed(axis, limits, height), _line(axis.x(0), 0, axis.x(0), height, "zero")]
+    parts = []
     for row, each in enumerate(intervals):
-        middle, kind = row * _ROW + _HEAD + _AREA / 2, f"set-{each.index}"
-        parts.append(_head(each.text, each.index, row * _ROW))
+        top, kind = row * _ROW + _HEAD, f"set-{each.index}"
+        middle, bottom = top + _AREA / 2, (row + 1) * _ROW
+        parts += [
+            _head(each.text, each.index, row * _ROW),
+            *_allowed(axis, limits, top, bottom),
+            _line(axis.x(0), top, axis.x(0), bottom, "zero"),
+        ]
         shown = each.pairs[:: math.ceil(len(each.pairs) / _MOST_PAIRS) or 1]
         parts += [_circle(axis.x(value), middle, 2.2, f"pair {kind}") for value in shown]
         parts += _interval(axis, each, middle)
@@ -130,7 +135,7 @@ def draw_gauge(interval: Interval, limits: Limits, description: str) -> Markup:
     reach = 2 * max((abs(limit) for limit in limits if limit is not None), default=0.0)
     reach = reach or max(abs(value) for value in (interval.middle, *interval.ends)) or 1.0
     axis, middle = Axis(-reach, reach, _GAUGE_WIDTH), _GAUGE_HEIGHT / 2
-    parts = [*_allowed(axis, limits, _GAUGE_HEIGHT), _line(axis.x(0), 0, axis.x(0), _GAUGE_HEIGHT, "zero")]
+    parts = [*_allowed(axis, limits, 0, _GAUGE_HEIGHT), _line(axis.x(0), 0, axis.x(0), _GAUGE_HEIGHT, "zero")]
     return _picture([*parts, *_interval(axis, interval, middle)], _GAUGE_HEIGHT, description, _GAUGE_WIDTH)
 
 
@@ -142,14 +147,14 @@ def _extent(interval: Interval) -> list[float]:
     return [interval.middle, *interval.ends, *inner[:1], *inner[-1:]]
 
 
-def _allowed(axis: Axis, limits: Limits, height: float) -> list[Markup]:
+def _allowed(axis: Axis, limits: Limits, top: float, bottom: float) -> list[Markup]:
     """The shade of what is within the limits; none without any."""
     if limits == (None, None):
         return []
     low, high = limits
     left, right = axis.x(axis.low if low is None else low), axis.x(axis.high if high is None else high)
-    shape = Markup('<rect class="allowed" x="{:.1f}" y="0" width="{:.1f}" height="{:.1f}"/>')
-    return [shape.format(left, max(right - left, 0.0), height)]
+    shape = Markup('<rect class="allowed" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>')
+    return [shape.format(left, top, max(right - left, 0.0), bottom - top)]
 
 
 def _interval(axis: Axis, interval: Interval, y: float) -> list[Markup]:

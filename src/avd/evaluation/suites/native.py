@@ -8,7 +8,7 @@ we call a fault and not a law: open to the side on which nothing is wrong, relat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,7 +45,7 @@ _OF_CLIPS = (
         _SHARE,
         least=0.0,
         most=1.0,
-        limit=Limit(-0.10, 0.10),
+        limit=Limit(-0.10, 0.10, floor=0.01),
     ),
     share(
         "saturated_share",
@@ -68,7 +68,7 @@ _OF_CLIPS = (
         "How strong and how varied the colours are, by Hasler and Süsstrunk.",
         NumberFormat(digits=1),
         least=0.0,
-        limit=Limit(-0.15, 0.15),
+        limit=Limit(-0.15, 0.15, floor=1.0),
     ),
     Measure(
         "contrast",
@@ -78,7 +78,7 @@ _OF_CLIPS = (
         _SHARE,
         least=0.0,
         most=1.0,
-        limit=Limit(-0.10, 0.10),
+        limit=Limit(-0.10, 0.10, floor=0.005),
     ),
     Measure(
         "sharpness",
@@ -108,7 +108,7 @@ _OF_CLIPS = (
         NumberFormat(digits=4),
         least=0.0,
         most=0.25,
-        limit=Limit(-0.25, 0.25),
+        limit=Limit(-0.25, 0.25, floor=1e-4),
     ),
     Measure(
         "motion",
@@ -117,7 +117,7 @@ _OF_CLIPS = (
         "Mean speed of the picture's edges, in thousandths of the shorter side per frame.",
         NumberFormat(digits=2, scale=1000.0),
         least=0.0,
-        limit=Limit(-0.20, 0.25),
+        limit=Limit(-0.20, 0.25, floor=1e-4),
     ),
     Measure(
         "motion_smoothness_dis",
@@ -129,12 +129,15 @@ _OF_CLIPS = (
         most=1.0,
         limit=Limit(-0.01, None, relative=False),
     ),
-    share(
-        "dynamic_degree_dis",
-        "Dynamic degree (DIS)",
-        _AS_REFERENCE,
-        "Videos that are dynamic by VBench's rule, with DIS flow in RAFT's place.",
-        limit=Limit(-0.10, 0.10, relative=False),
+    replace(
+        share(
+            "dynamic_degree_dis",
+            "Dynamic degree (DIS)",
+            _AS_REFERENCE,
+            "Videos that are dynamic by VBench's rule, with DIS flow in RAFT's place.",
+            limit=Limit(-0.10, 0.10, relative=False),
+        ),
+        of_yes_or_no=True,
     ),
     Measure(
         "dynamic_level_dis",
@@ -143,7 +146,7 @@ _OF_CLIPS = (
         "The flow that decides it, in multiples of the rule's threshold.",
         NumberFormat(digits=2),
         least=0.0,
-        limit=Limit(-0.20, 0.25),
+        limit=Limit(-0.20, 0.25, floor=0.02),
     ),
 )
 _OF_PROMPTS = (
@@ -155,7 +158,7 @@ _OF_PROMPTS = (
         _SHARE,
         least=0.0,
         most=1.0,
-        limit=Limit(-0.20, None),
+        limit=Limit(-0.20, None, floor=0.002),
     ),
     Measure(
         "diversity_motion",
@@ -164,7 +167,7 @@ _OF_PROMPTS = (
         "How much they differ in what moves where, in thousandths of the shorter side per frame.",
         NumberFormat(digits=2, scale=1000.0),
         least=0.0,
-        limit=Limit(-0.20, None),
+        limit=Limit(-0.20, None, floor=1e-4),
     ),
 )
 
