@@ -165,7 +165,7 @@ MISTAKES = {
     # evaluate, table
     "row there already": ("evaluate student --json row.json", "row.json exists already"),
     "row below a file": ("evaluate student --json small.yaml/row.json", "small.yaml is a file"),
-    "neither videos nor model": ("evaluate empty --json new.json", "no captions.jsonl", "no model_index.json"),
+    "neither videos nor model": ("evaluate empty --json new.json", "it holds none", "no model_index.json"),
     "missing model to evaluate": ("evaluate nowhere --json new.json", "no model nowhere"),
     "missing video": ("evaluate torn --json new.json --clips 2 --set size=16", "000001.mp4", "no such file"),
     "world level": ("evaluate clips --json new.json --level 99", "world level is 99"),
