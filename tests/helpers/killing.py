@@ -49,6 +49,7 @@ def in_forks(works: Sequence[Callable[[], int]]) -> list[int]:
     for work in works:
         child = os.fork()
         if child == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us with "&"
             try:
                 os._exit(work())
             except BaseException:
