@@ -21,6 +21,8 @@ from avd.types import UserError
 
 _UNJUDGED = -1
 """The result of a video that the official code leaves out of the score."""
+_MOST_OF_ONE = 1.5
+"""A score above it was counted to 100."""
 _NAMED = 3
 """Videos named in a message."""
 
@@ -49,11 +51,10 @@ def read_official(path: Path, dimension: Dimension, videos: Sequence[Sequence[st
         raise UserError(
             f"{path}: the official score of {dimension.name} is {score}: it could judge no video; see its log"
         )
-    if not dimension.allows(score):
-        raise UserError(
-            f"{path}: the official score of {dimension.name} is {score}, which is out of its range (earlier versions "
-            "of the official code counted to 100)"
-        )
+    in_range = dimension.in_range(score)
+    if in_range is None:
+        hint = " (earlier versions of the official code counted to 100)" if score > _MOST_OF_ONE else ""
+        raise UserError(f"{path}: the official score of {dimension.name} is {score}, which is out of its range{hint}")
     results = [_result_of(item, path, dimension) for item in items]
     _compare([name for name, _ in results], path, dimension, videos)
     unjudged = sum(result == _UNJUDGED for _, result in results)
@@ -62,7 +63,7 @@ def read_official(path: Path, dimension: Dimension, videos: Sequence[Sequence[st
             f"{path}: the official code could judge none of the {len(results)} videos of {dimension.name}, so its "
             f"score {score} means nothing; see its log"
         )
-    return OfficialResult(float(score), len(results) - unjudged, unjudged)
+    return OfficialResult(float(in_range), len(results) - unjudged, unjudged)
 
 
 def _dimension_of(path: Path, name: str) -> Any:

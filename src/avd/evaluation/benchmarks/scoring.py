@@ -5,7 +5,7 @@ category is the weighted mean of its dimensions, and the total the weighted mean
 
     y = sum_d w_d (x_d - least_d) / (most_d - least_d) / sum_d w_d        total = sum_c W_c y_c / sum_c W_c
 
-Nothing is clipped, as in the official tables: a score past `most` counts for more than 1. A category of which a
+Nothing is clipped to `least` and `most`, as in the official tables: a score past `most` counts for more than 1. A category of which a
 dimension is missing has no score, and without all categories there is no total.
 """
 
@@ -20,6 +20,8 @@ from avd.evaluation.suite import Measure, NumberFormat, Suite, Values
 from avd.types import UserError
 
 _TOTAL = "total"
+_ROUNDING = 1e-5
+"""How far past its range a score may be: means of cosines in 32 bits come to 1.00000036 for a video that stands still."""
 _PER_CENT = NumberFormat(digits=2, scale=100.0, unit=" %")
 
 
@@ -59,9 +61,10 @@ class Dimension:
         """The lowest score that there can be; the highest is 1."""
         return -1.0 if self.signed else 0.0
 
-    def allows(self, score: float) -> bool:
-        """Whether the official code can have meant `score`."""
-        return self.lowest <= score <= 1.0
+    def in_range(self, score: float) -> float | None:
+        """What the official code meant by `score`: in the range, past which rounding may be; None for what is not."""
+        clipped = min(max(score, self.lowest), 1.0)
+        return clipped if abs(score - clipped) <= _ROUNDING else None
 
 
 @dataclass(frozen=True)
