@@ -186,8 +186,11 @@ def test_a_killed_command_ends_official_code_and_continues_where_it_was(
     assert row.score("vbench", "scene") == 0.25 and row.score("vbench", "color") == 0.5
 
 
-def test_of_25_samples_official_code_judges_those_that_its_filter_finds_still(fake: Fake, tmp_path: Path) -> None:
+def test_of_25_samples_official_code_judges_those_that_its_filter_finds_still(
+    fake: Fake, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     info, folder = write_info(tmp_path / "info.json", "vbench"), tmp_path / "student"
+    write_info(fake.folder / "vbench" / "VBench_full_info.json", "vbench")
     write_videos(folder, "vbench", info, flickering_samples=25)
     more = ("--dimensions", "temporal_flickering,scene")
     assert avd(*command(fake, folder, "vbench", info, tmp_path / "row.json", *more)) == 0
@@ -197,6 +200,21 @@ def test_of_25_samples_official_code_judges_those_that_its_filter_finds_still(fa
     (row,) = read_results(tmp_path / "row.json").rows
     assert row.protocol is not None and row.protocol["samples"]["temporal_flickering"] == 25
     assert row.videos == 30
+    said = capfd.readouterr().err
+    assert "temporal_flickering of student: the official code could judge 2 of 5 videos" in said
+
+
+def test_prompts_that_the_official_filter_does_not_know_are_refused(
+    fake: Fake, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It reads the package's own list, whatever --suite-info says, and goes past all others."""
+    info, folder = write_info(tmp_path / "info.json", "vbench"), tmp_path / "student"
+    write_info(fake.folder / "vbench" / "VBench_full_info.json", "vbench")
+    info.write_text(info.read_text().replace("a test of temporal_flickering", "a test of calm"))
+    write_videos(folder, "vbench", info, flickering_samples=25)
+    assert avd(*command(fake, folder, "vbench", info, tmp_path / "row.json")) == 2
+    assert "lacks 1 prompts of temporal_flickering of" in capfd.readouterr().err and not fake.calls("vbench")
+    assert avd(*command(fake, folder, "vbench", info, tmp_path / "row.json", "--dimensions", "scene")) == 0
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ def test_a_prompt_that_stands_twice_in_the_list_is_judged_twice(tmp_path: Path) 
 
 def test_color_may_leave_out_videos_without_the_object(tmp_path: Path) -> None:
     color = Dimension("color", "", partial_list=True)
-    assert read_official(written(tmp_path, {"color": [0.5, LIST[:1]]}), color, VIDEOS).judged == 1
+    found = read_official(written(tmp_path, {"color": [0.5, LIST[:1]]}), color, VIDEOS)
+    assert (found.judged, found.unjudged, found.silent) == (1, 3, 1)
     with pytest.raises(UserError, match="4 of 4 videos are missing"):
         read_official(written(tmp_path, {"color": [0.5, []]}), color, VIDEOS)
 

@@ -47,6 +47,7 @@ class OfficialFolder:
         for dimension in self._dimensions:
             if dimension.name not in self._layout.samples:
                 raise UserError(f"{prompts.path} has no prompts of {dimension.name}: name others with --dimensions")
+        self._check_filter()
         self._cache = folder.absolute().with_name(f"{folder.absolute().name}.{suite.name}")
         check_can_make(self._cache / "log")
         self._overlap = self._find_overlap()
@@ -54,6 +55,25 @@ class OfficialFolder:
     def _flickering_samples(self) -> int | None:
         """Those that the manifest says were made, where the benchmark has the dimension."""
         return None if self._manifest is None else self._manifest.plan.samples.get(FLICKERING)
+
+    def _takes_still(self, dimension: str) -> bool:
+        """Whether the official filter first chooses the videos that stand still: where there are more to choose from."""
+        return dimension == FLICKERING and self._layout.samples[dimension] > self._prompts.benchmark.samples
+
+    def _check_filter(self) -> None:
+        """Raise UserError for prompts that the official filter would pass over: it has the package's own list."""
+        if self._prompts.path == self._package.folder / self._prompts.benchmark.info_file:
+            return
+        if any(self._takes_still(dimension.name) for dimension in self._dimensions):
+            own = read_prompt_list(self._prompts.benchmark, self._package.folder)
+            known = {entry.prompt for entry in own.entries if FLICKERING in entry.dimensions}
+            asked = dict.fromkeys(entry.prompt for entry in self._prompts.entries if FLICKERING in entry.dimensions)
+            strange = [prompt for prompt in asked if prompt not in known]
+            if strange:
+                raise UserError(
+                    f"{own.path} lacks {len(strange)} prompts of {FLICKERING} of {self._prompts.path}, such as "
+                    f"{strange[0]!r}, and the official filter takes no others: leave {FLICKERING} out with --dimensions"
+                )
 
     def report_overlap(self) -> list[str]:
         """What a user should know of prompts that the model was trained on, one line each."""
@@ -87,7 +107,8 @@ class OfficialFolder:
         for key, result in results.items():
             if result.unjudged:
                 count = result.judged + result.unjudged
-                say(f"{key} of {name}: the official code could judge {result.judged} of {count} videos")
+                silent = f", and none of {result.silent} prompts" if result.silent else ""
+                say(f"{key} of {name}: the official code could judge {result.judged} of {count} videos{silent}")
         steps = sampled.get("steps") or len(sampled.get("timesteps", ()))
         return Row(
             name=name,
@@ -120,7 +141,7 @@ class OfficialFolder:
             prompt: files[start * samples : (start + 1) * samples]
             for start, prompt in enumerate(dict.fromkeys(entries))
         }
-        still = name == FLICKERING and samples > self._prompts.benchmark.samples
+        still = self._takes_still(name)
         judged = self._prompts.benchmark.samples if still else samples
         videos = tuple(by_prompt[prompt][:judged] for prompt in entries)
         folder = self._folder / self._layout.folder_of(name)

@@ -34,7 +34,9 @@ class OfficialResult:
     score: float
     judged: int
     unjudged: int
-    """Those that the official code looked at and left out of the score."""
+    """Those that the official code left out of the score, or of its list."""
+    silent: int = 0
+    """Prompts of which its list has no video, in a dimension that may leave out videos."""
 
 
 def read_official(path: Path, dimension: Dimension, videos: Sequence[Sequence[str]]) -> OfficialResult:
@@ -56,14 +58,16 @@ def read_official(path: Path, dimension: Dimension, videos: Sequence[Sequence[st
         hint = " (earlier versions of the official code counted to 100)" if score > _MOST_OF_ONE else ""
         raise UserError(f"{path}: the official score of {dimension.name} is {score}, which is out of its range{hint}")
     results = [_result_of(item, path, dimension) for item in items]
-    _compare([name for name, _ in results], path, dimension, videos)
+    found = [name for name, _ in results]
+    missing = _compare(found, path, dimension, videos)
     unjudged = sum(result == _UNJUDGED for _, result in results)
     if unjudged == len(results):
         raise UserError(
             f"{path}: the official code could judge none of the {len(results)} videos of {dimension.name}, so its "
             f"score {score} means nothing; see its log"
         )
-    return OfficialResult(float(in_range), len(results) - unjudged, unjudged)
+    silent = sum(not set(names) & set(found) for names in videos) if dimension.partial_list else 0
+    return OfficialResult(float(in_range), len(results) - unjudged, unjudged + missing, silent)
 
 
 def _dimension_of(path: Path, name: str) -> Any:
@@ -89,14 +93,19 @@ def _result_of(item: Any, path: Path, dimension: Dimension) -> tuple[str, float]
     raise UserError(f"{path}: an item of {dimension.name} has no video_path or no video_results: {str(item)[:80]}")
 
 
-def _compare(found: list[str], path: Path, dimension: Dimension, videos: Sequence[Sequence[str]]) -> None:
-    """Raise UserError unless the videos of the list are those that were to be judged."""
+def _compare(found: list[str], path: Path, dimension: Dimension, videos: Sequence[Sequence[str]]) -> int:
+    """How many videos the list lacks where it may.
+
+    Raises UserError unless its videos are those that were to be judged.
+    """
     if dimension.per_prompt:
         expected = Counter(names[0] for names in videos)
     else:
         expected = Counter(name for names in videos for name in names)
     missing, strange = expected - Counter(found), Counter(found) - expected
+    left_out = 0
     if dimension.partial_list and found:
+        left_out = missing.total()
         missing.clear()
     for lost, what in ((missing, "are missing from"), (strange, "are too many in")):
         if lost:
@@ -105,3 +114,4 @@ def _compare(found: list[str], path: Path, dimension: Dimension, videos: Sequenc
                 f"{path}: {lost.total()} of {expected.total()} videos {what} the official result of "
                 f"{dimension.name}, such as {names}; see its log"
             )
+    return left_out
