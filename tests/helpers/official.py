@@ -215,3 +215,17 @@ def write_manifest(
     making = Making(**{**values, "frames": 8, "height": 32, "width": 48, "fps": 16.0, "model_fps": 8.0, **changes})
     Manifest(plan_videos(layout, 0), making).write(folder, 0)
     return layout
+
+
+def command(fake: Fake, folder: Path, suite: str, info: Path, json_file: Path, *more: object) -> list[object]:
+    """`avd evaluate` of a folder by the stand-ins."""
+    options = ("--vbench-python", fake.python, "--suite-info", info, "--json", json_file)
+    return ["evaluate", folder, "--suite", suite, *options, *more]
+
+
+@pytest.fixture
+def ready(tmp_path: Path, fake: Fake) -> tuple[Fake, Path, Path]:
+    """The stand-ins, a list of prompts of VBench, and a folder with its videos."""
+    info = write_info(tmp_path / "info.json", "vbench")
+    write_videos(tmp_path / "student", "vbench", info)
+    return fake, info, tmp_path / "student"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +10,9 @@ import pytest
 
 from avd.evaluation.rows import read_results
 from helpers.command import avd
-from helpers.killing import in_a_fork
-from helpers.official import Fake, fake, write_info, write_videos
+from helpers.official import Fake, command, fake, ready, write_info, write_videos
 
-__all__ = ["fake"]
-
-
-def command(fake: Fake, folder: Path, suite: str, info: Path, json_file: Path, *more: object) -> list[object]:
-    options = ("--vbench-python", fake.python, "--suite-info", info, "--json", json_file)
-    return ["evaluate", folder, "--suite", suite, *options, *more]
-
-
-@pytest.fixture
-def ready(tmp_path: Path, fake: Fake) -> tuple[Fake, Path, Path]:
-    """The stand-ins, a list of prompts of VBench, and a folder with its videos."""
-    info = write_info(tmp_path / "info.json", "vbench")
-    write_videos(tmp_path / "student", "vbench", info)
-    return fake, info, tmp_path / "student"
+__all__ = ["fake", "ready"]
 
 
 def test_a_row_of_vbench_has_the_totals_of_hand_computation(
@@ -76,36 +60,6 @@ def test_videos_that_official_code_could_not_judge_are_reported(
     assert "human_clothes of student: the official code could judge 1 of 3 videos" in capfd.readouterr().err
 
 
-def test_each_dimension_is_a_process_with_its_own_videos(ready: tuple[Fake, Path, Path], tmp_path: Path) -> None:
-    fake, info, folder = ready
-    assert avd(*command(fake, folder, "vbench", info, tmp_path / "row.json", "--set", "local=true")) == 0
-    calls = fake.calls("vbench")
-    assert len(calls) == len({call["dimension"] for call in calls}) == 16
-    for call in calls:
-        prompt = f"a test of {call['dimension']}"
-        if call["dimension"] in {"subject_consistency", "dynamic_degree", "motion_smoothness"}:
-            prompt = "a dog runs"
-        assert sorted(call["files"]) == [f"{prompt}-{i}.mp4" for i in range(5)]
-        assert call["arguments"] == {"local": True, "imaging_quality_preprocessing_mode": "longer"}
-        assert (call["device"], call["gpu"], call["ranks"]) == ("cpu", None, False)
-        assert call["own"] and call["work"] == ["vbench"]  # it names its files from above, and finds nothing of others
-    assert sorted(path.name for path in fake.folder.iterdir()) == ["bin", "torch.py", "vbench", "vbench2"]
-    assert not list(tmp_path.rglob("piece-of-*")) and not list(tmp_path.rglob("left.png"))
-
-
-def test_gpus_are_shared_out_and_each_judges_one_dimension_at_a_time(
-    ready: tuple[Fake, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake, info, folder = ready
-    monkeypatch.setenv("FAKE_GPUS", "2")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    fake.say("vbench", scene={"meet": 2, "score": 0.5}, color={"meet": 2, "score": 0.5})
-    assert avd(*command(fake, folder, "vbench", info, tmp_path / "row.json", "--dimensions", "scene,color")) == 0
-    calls = fake.calls("vbench")
-    assert sorted(call["gpu"] for call in calls) == ["3", "5"]
-    assert {call["device"] for call in calls} == {"cuda"}
-
-
 def test_a_partial_result_is_called_partial_and_has_no_total(
     ready: tuple[Fake, Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,68 +76,6 @@ def test_a_partial_result_is_called_partial_and_has_no_total(
     assert note in shown and "Total" not in shown
     assert avd("table", tmp_path / "row.json") == 0
     assert note in capfd.readouterr().out
-
-
-def test_what_is_judged_is_kept_and_not_judged_again(ready: tuple[Fake, Path, Path], tmp_path: Path) -> None:
-    fake, info, folder = ready
-    assert avd(*command(fake, folder, "vbench", info, tmp_path / "one.json", "--dimensions", "scene,color")) == 0
-    assert avd(*command(fake, folder, "vbench", info, tmp_path / "two.json", "--dimensions", "scene,human_action")) == 0
-    assert sorted(call["dimension"] for call in fake.calls("vbench")) == ["color", "human_action", "scene"]
-
-
-def touch_a_video(fake: Fake, info: Path, folder: Path) -> None:
-    video = folder / "a test of scene-0.mp4"
-    data = video.read_bytes()
-    video.unlink()
-    video.write_bytes(data)
-
-
-def change_the_code(fake: Fake, info: Path, folder: Path) -> None:
-    (fake.folder / "vbench" / "more.py").write_text("# another version")
-
-
-def change_the_manifest(fake: Fake, info: Path, folder: Path) -> None:
-    """Videos of another model, of the same sizes and times."""
-    before = {path.name: path.stat() for path in folder.iterdir()}
-    write_videos(folder, "vbench", info, identity="xyz")
-    for name, status in before.items():
-        os.utime(folder / name, ns=(status.st_atime_ns, status.st_mtime_ns))
-    folder.with_name("student.checked.jsonl").unlink()
-
-
-@pytest.mark.parametrize("change", [touch_a_video, change_the_code, change_the_manifest])
-def test_another_video_code_or_model_is_judged_again(
-    ready: tuple[Fake, Path, Path], tmp_path: Path, change: Any
-) -> None:
-    fake, info, folder = ready
-    assert avd(*command(fake, folder, "vbench", info, tmp_path / "one.json", "--dimensions", "scene")) == 0
-    change(fake, info, folder)
-    assert avd(*command(fake, folder, "vbench", info, tmp_path / "two.json", "--dimensions", "scene")) == 0
-    assert [call["dimension"] for call in fake.calls("vbench")] == ["scene", "scene"]
-
-
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_a_killed_command_ends_official_code_and_continues_where_it_was(
-    ready: tuple[Fake, Path, Path], tmp_path: Path, how: str
-) -> None:
-    fake, info, folder = ready
-    fake.say("vbench", scene={"kill_parent": how})
-    json_file = tmp_path / "row.json"
-    arguments = command(
-        fake, folder, "vbench", info, json_file, "--dimensions", "color,scene,human_action,temporal_style"
-    )
-    assert in_a_fork(lambda: avd(*arguments)) != 0 and not json_file.exists()
-    with (fake.folder / "vbench" / "alive").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # once the process that judged has ended too
-    assert not (fake.folder / "vbench" / "survived").exists()
-    before = [call["dimension"] for call in fake.calls("vbench")]
-    assert before[-1] == "scene" and len(before) in range(1, 5)
-    fake.say("vbench", scene=0.25)
-    assert avd(*arguments) == 0
-    judged = [call["dimension"] for call in fake.calls("vbench")]
-    assert sorted(judged) == sorted(["color", "scene", "human_action", "temporal_style", "scene"])
-    (row,) = read_results(json_file).rows
-    assert row.score("vbench", "scene") == 0.25 and row.score("vbench", "color") == 0.5
 
 
 def test_of_25_samples_official_code_judges_those_that_its_filter_finds_still(
@@ -215,35 +107,6 @@ def test_prompts_that_the_official_filter_does_not_know_are_refused(
     assert avd(*command(fake, folder, "vbench", info, tmp_path / "row.json")) == 2
     assert "lacks 1 prompts of temporal_flickering of" in capfd.readouterr().err and not fake.calls("vbench")
     assert avd(*command(fake, folder, "vbench", info, tmp_path / "row.json", "--dimensions", "scene")) == 0
-
-
-@pytest.mark.parametrize(
-    ("order", "message"),
-    [
-        (float("nan"), "the official score of scene is nan: it could judge no video"),
-        ({}, "the official score of scene is nan"),
-        (
-            {"raise": "CUDA out of memory"},
-            "scene: the official code ended with code 1 (RuntimeError: CUDA out of memory)",
-        ),
-        (67.5, "the official score of scene is 67.5, which is out of its range"),
-        ({"score": -1}, "the official score of scene is -1"),
-    ],
-)
-def test_a_dimension_that_fails_is_one_line_and_the_others_are_kept(
-    ready: tuple[Fake, Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], order: Any, message: str
-) -> None:
-    fake, info, folder = ready
-    fake.say("vbench", scene=order)
-    json_file = tmp_path / "row.json"
-    arguments = command(fake, folder, "vbench", info, json_file, "--dimensions", "scene,color")
-    assert avd(*arguments) == 2
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("avd:")]
-    assert message in line and "(1 of 2 dimensions are done and kept)" in line
-    assert not json_file.exists()
-    fake.say("vbench", scene=0.5)
-    assert avd(*arguments) == 0
-    assert [call["dimension"] for call in fake.calls("vbench")].count("color") == 1
 
 
 def test_teacher_and_student_are_judged_by_one_command_into_two_rows(

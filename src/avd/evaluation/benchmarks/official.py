@@ -57,7 +57,7 @@ class OfficialFolder:
         return None if self._manifest is None else self._manifest.plan.samples.get(FLICKERING)
 
     def _takes_still(self, dimension: str) -> bool:
-        """Whether the official filter first chooses the videos that stand still: where there are more to choose from."""
+        """Whether the official filter first chooses videos that stand still: where there are more to choose from."""
         return dimension == FLICKERING and self._layout.samples[dimension] > self._prompts.benchmark.samples
 
     def _check_filter(self) -> None:

@@ -5,8 +5,8 @@ category is the weighted mean of its dimensions, and the total the weighted mean
 
     y = sum_d w_d (x_d - least_d) / (most_d - least_d) / sum_d w_d        total = sum_c W_c y_c / sum_c W_c
 
-Nothing is clipped to `least` and `most`, as in the official tables: a score past `most` counts for more than 1. A category of which a
-dimension is missing has no score, and without all categories there is no total.
+Nothing is clipped to `least` and `most`, as in the official tables: a score past `most` counts for more than 1. A
+category of which a dimension is missing has no score, and without all categories there is no total.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from avd.types import UserError
 
 _TOTAL = "total"
 _ROUNDING = 1e-5
-"""How far past its range a score may be: means of cosines in 32 bits come to 1.00000036 for a video that stands still."""
+"""How far past its range a score may be: cosines in 32 bits of a video that stands still have a mean of 1.00000036."""
 _PER_CENT = NumberFormat(digits=2, scale=100.0, unit=" %")
 
 
