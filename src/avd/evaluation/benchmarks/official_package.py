@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from avd.evaluation.benchmarks.official_runner import MARK
 from avd.evaluation.benchmarks.scoring import Scoring
 from avd.types import UserError
 
@@ -43,10 +44,19 @@ def find_package(scoring: Scoring, python: Path | None) -> OfficialPackage:
     # Absolute and not resolved: the Python of a virtual environment is a link, and knows by its name where it is.
     python = python.absolute()
     command = [str(python), str(RUNNER), "describe", name]
-    done = subprocess.run(command, env=official_environment(os.environ), capture_output=True, text=True, check=False)
+    environment = official_environment(os.environ)
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
+    except OSError as error:
+        raise UserError(f"--vbench-python {python} cannot be run ({error.strerror}): {advice}") from error
     if done.returncode:
         raise UserError(f"{python} cannot import {name} ({last_line(done.stderr)}): {advice}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    described = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if not described:
+        raise UserError(f"--vbench-python {python} is no Python, for it does not run a script: {advice}")
+    found = json.loads(described[-1])
     label = f"{name} {found['version'] or 'of a checkout'}, code {found['code'][:12]}"
     devices = _devices(os.environ.get("CUDA_VISIBLE_DEVICES"), found["gpus"])
     return OfficialPackage(python, Path(found["folder"]), label, found["code"], devices)

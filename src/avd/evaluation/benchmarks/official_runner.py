@@ -3,7 +3,7 @@
     PYTHON official_runner.py describe PACKAGE
     PYTHON official_runner.py run REQUEST.json
 
-The first prints a line of JSON: the package's folder, version and digest of code, and the number of GPUs. Only the
+The first prints a line, `MARK` and JSON: the package's folder, version and digest of code, and the number of GPUs. Only the
 standard library, torch and the official package are used, and nothing newer than Python 3.8.
 """
 
@@ -16,6 +16,9 @@ import os
 import sys
 import threading
 from typing import Any
+
+MARK = "official package: "
+"""Begins the line of a description, among what the package's imports may print."""
 
 
 def describe(package: str) -> None:
@@ -40,7 +43,7 @@ def describe(package: str) -> None:
         number = None
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = {"folder": folder, "version": number, "code": code.hexdigest(), "gpus": gpus}
-    print("\n" + json.dumps(found))
+    print("\n" + MARK + json.dumps(found))
 
 
 def run_dimension(request: dict[str, Any]) -> None:
@@ -96,7 +99,8 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this file's folder, whose modules are not the benchmark's
+    # This file's folder, whose modules are not the benchmark's; some settings of Python leave it out.
+    sys.path[:] = [place for place in sys.path if place != os.path.dirname(os.path.abspath(__file__))]
     if sys.argv[1] == "describe":
         describe(sys.argv[2])
     else:
