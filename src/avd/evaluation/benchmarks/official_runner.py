@@ -3,8 +3,8 @@
     PYTHON official_runner.py describe PACKAGE
     PYTHON official_runner.py run REQUEST.json
 
-The first prints a line, `MARK` and JSON: the package's folder, version and digest of code, and the number of GPUs. Only the
-standard library, torch and the official package are used, and nothing newer than Python 3.8.
+The first prints a line, `MARK` and JSON: the package's folder, version and digest of code, and the number of GPUs. Only
+the standard library, torch and the official package are used, and nothing newer than Python 3.8.
 """
 
 from __future__ import annotations
