@@ -67,8 +67,8 @@ class OfficialFolder:
         if any(self._takes_still(dimension.name) for dimension in self._dimensions):
             own = read_prompt_list(self._prompts.benchmark, self._package.folder)
             known = {entry.prompt for entry in own.entries if FLICKERING in entry.dimensions}
-            asked = dict.fromkeys(entry.prompt for entry in self._prompts.entries if FLICKERING in entry.dimensions)
-            strange = [prompt for prompt in asked if prompt not in known]
+            judged = dict.fromkeys(entry.prompt for entry in self._prompts.entries if FLICKERING in entry.dimensions)
+            strange = [prompt for prompt in judged if prompt not in known]
             if strange:
                 raise UserError(
                     f"{own.path} lacks {len(strange)} prompts of {FLICKERING} of {self._prompts.path}, such as "
