@@ -92,8 +92,8 @@ def test_of_25_samples_official_code_judges_those_that_its_filter_finds_still(
     (row,) = read_results(tmp_path / "row.json").rows
     assert row.protocol is not None and row.protocol["samples"]["temporal_flickering"] == 25
     assert row.videos == 30
-    said = capfd.readouterr().err
-    assert "temporal_flickering of student: the official code could judge 2 of 5 videos" in said
+    lines = capfd.readouterr().err
+    assert "temporal_flickering of student: the official code could judge 2 of 5 videos" in lines
 
 
 def test_prompts_that_the_official_filter_does_not_know_are_refused(
