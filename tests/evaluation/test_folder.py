@@ -91,11 +91,35 @@ def test_what_a_file_says_of_itself_comes_before_its_name(tmp_path: Path) -> Non
         f"{long[:180]}-4.mp4": {"prompt": long, "seed": 77},
     }
     assert prompts_of(tmp_path, list(about), about) == {
-        "out-0.mp4": Prompt("a cat", 1),
-        "out-1.mp4": Prompt("a dog"),
-        "out-2.mp4": Prompt("a cat", 0),
+        "out-0.mp4": Prompt("a cat", 9),
+        "out-1.mp4": Prompt("a dog", 9),
+        "out-2.mp4": Prompt("a cat", 3),
         f"{long[:180]}-4.mp4": Prompt(long, 4),
     }
+
+
+def test_numbered_footage_is_no_answer_to_one_prompt(tmp_path: Path) -> None:
+    names = ["video-000.mp4", "video-001.mp4", "video-00.mp4"]
+    assert prompts_of(tmp_path, names, {}) == {name: Prompt(Path(name).stem) for name in names}
+
+
+def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
+    assert prompts_of(tmp_path, ["a-0.mp4", ".cache/b-0.mp4"], {}) == {"a-0.mp4": Prompt("a")}
+    (tmp_path / "._a-0.mp4").write_bytes(b"what macOS keeps beside a file")
+    assert [clip.prompt for clip in list_clips(tmp_path)] == [Prompt("a")]
+
+
+def test_two_forms_of_one_letter_are_one_text(tmp_path: Path) -> None:
+    assert list(prompts_of(tmp_path, ["cafe\u0301-1.mp4"], {}).values()) == [Prompt("caf\u00e9", 1)]
+    write_captions(tmp_path / "captions.jsonl", [CaptionedFile("cafe\u0301-1.mp4", "cafe\u0301")])
+    assert [clip.prompt for clip in list_clips(tmp_path)] == [Prompt("caf\u00e9")]
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    prompts_of(tmp_path, ["a-0.mp4"], {})
+    (tmp_path / "a-0.mp4").rename(tmp_path / "a\udcff-0.mp4")
+    with pytest.raises(UserError, match=r"the name of .*a\\udcff-0\.mp4 is not UTF-8: rename it"):
+        list_clips(tmp_path)
 
 
 def test_two_files_of_one_prompt_and_repeat_are_refused(tmp_path: Path) -> None:

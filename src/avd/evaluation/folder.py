@@ -4,20 +4,21 @@ What a file shows, and which of several answers to its prompt it is (its repeat)
 
     captions.jsonl      the caption of each file that it names; repeats are counted in the order of its lines
     the file itself     what `avd generate` wrote into it; the repeat is i in `{prompt}-{i}.mp4`, and where files are
-                        named otherwise, repeats are counted in the order of the seeds
-    the file's name     `{prompt}-{i}.mp4`, as VBench has it; any other name is its own prompt
+                        named otherwise, it is the seed
+    the file's name     `{prompt}-{i}.mp4`, as VBench has it; any other name is its own prompt, and so is one whose
+                        number begins with a 0 that VBench would not write: footage is numbered so
 
-Names are compared on their first 180 characters, to which VBench-2.0 cuts them.
+Names are compared on their first 180 characters, to which VBench-2.0 cuts them. Texts are in Unicode's form NFC: file
+systems differ in theirs. Hidden files are passed over.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
 from avd.data import read_captions, read_video
@@ -27,7 +28,7 @@ from avd.evaluation.suite import Clip, Prompt, number_repeats
 from avd.sampling.generation import read_description
 from avd.types import UserError
 
-_NUMBERED = re.compile(r"(?P<prompt>.+)-(?P<repeat>\d{1,9})", re.DOTALL)
+_NUMBERED = re.compile(r"(?P<prompt>.+)-(?P<repeat>0|[1-9]\d{0,8})", re.DOTALL)
 _NAME_LENGTH = 180
 
 
@@ -40,7 +41,8 @@ def list_clips(folder: Path) -> list[Clip]:
     """The clips of a folder: those that `captions.jsonl` names, in its order, or all below it, by name.
 
     Each is decoded when it is read; reading raises UserError for a damaged file. Raises UserError for a captions file
-    that is broken or names a file which is not there, a file that is no video, and two files of one prompt and repeat.
+    that is broken or names a file which is not there, a file that is no video or whose name is not UTF-8, and two files
+    of one prompt and repeat.
     """
     if (folder / CAPTIONS_FILE).exists():
         files = _captioned(folder)
@@ -64,7 +66,10 @@ class _File:
 
 
 def _video_files(folder: Path) -> Iterable[Path]:
-    return (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+            yield path
 
 
 def _captioned(folder: Path) -> list[_File]:
@@ -73,28 +78,33 @@ def _captioned(folder: Path) -> list[_File]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file, and {CAPTIONS_FILE} names it: add it, or remove the line")
-    return list(map(_File, paths, number_repeats(entry.caption for entry in entries)))
+    return list(map(_File, paths, number_repeats(_nfc(entry.caption) for entry in entries)))
 
 
 def _described(folder: Path, paths: Sequence[Path]) -> list[_File]:
     """Files by what they say of themselves, else by their names; the folder they are in is the prompt's part."""
-    prompts: dict[Path, Prompt] = {}
-    seeded: list[tuple[str, str, int, Path]] = []
+    files = []
     for path in paths:
-        part = path.parent.relative_to(folder).as_posix().removeprefix(".")
-        about, numbered = read_description(path), _NUMBERED.fullmatch(path.stem)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            shown = str(path).encode(errors="backslashreplace").decode()
+            raise UserError(f"the name of {shown} is not UTF-8: rename it") from None
+        part = _nfc(path.parent.relative_to(folder).as_posix()).removeprefix(".")
+        about, stem = read_description(path), _nfc(path.stem)
+        numbered = _NUMBERED.fullmatch(stem)
         if about is None or not {"prompt", "seed"} <= about.keys():
-            text, repeat = (numbered["prompt"], int(numbered["repeat"])) if numbered else (path.stem, 0)
-            prompts[path] = Prompt(text, repeat, part)
-        elif numbered and numbered["prompt"] == about["prompt"][:_NAME_LENGTH]:
-            prompts[path] = Prompt(about["prompt"], int(numbered["repeat"]), part)
+            text, repeat = (numbered["prompt"], int(numbered["repeat"])) if numbered else (stem, 0)
         else:
-            seeded.append((part, about["prompt"], about["seed"], path))
-    for part, group in groupby(sorted(seeded), key=itemgetter(0)):
-        files = list(group)
-        for prompt, (_, _, _, path) in zip(number_repeats(text for _, text, _, _ in files), files, strict=True):
-            prompts[path] = replace(prompt, part=part)
-    return [_File(path, prompts[path]) for path in paths]
+            text, repeat = _nfc(about["prompt"]), about["seed"]
+            if numbered and numbered["prompt"] == text[:_NAME_LENGTH]:
+                repeat = int(numbered["repeat"])
+        files.append(_File(path, Prompt(text, repeat, part)))
+    return files
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _clip(file: _File) -> Clip:
