@@ -121,3 +121,15 @@ def test_a_model_without_prompts_is_refused(place: Path, capfd: pytest.CaptureFi
     assert "suite native has no prompts of its own: name a file with --prompts" in capfd.readouterr().err
     assert avd("evaluate", "tiny", "--unpaired", "--json", "none.json") == 2
     assert "--unpaired is for a comparison" in capfd.readouterr().err
+
+
+def test_what_does_not_pair_or_exist_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    student = write_set(tmp_path / "student", names=["a-0"])
+    teacher = write_set(tmp_path / "teacher", names=["b-1"])
+    command = ("evaluate", student, "--suite", "native", "--json", tmp_path / "row.json", "--reference")
+    assert avd(*command, "nosuch") == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert "there is no model nosuch" in line
+    assert avd(*command, teacher) == 0
+    shown = " ".join("".join(capfd.readouterr()).split())
+    assert "no clip of student has a partner in teacher" in shown and "'a', repeat 0, and 'b', repeat 1" in shown

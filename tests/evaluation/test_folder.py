@@ -10,9 +10,9 @@ import pytest
 
 from avd.data import CaptionedFile, write_captions, write_video
 from avd.data.video.writing import write_clip
-from avd.evaluation.folder import list_clips
+from avd.evaluation.folder import align_prompts, list_clips
 from avd.evaluation.judging import judge
-from avd.evaluation.suite import Prompt
+from avd.evaluation.suite import Clip, Prompt
 from avd.evaluation.suites.world import WorldSuite
 from avd.types import UserError
 from helpers.painter import WORLD
@@ -120,6 +120,22 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a-0.mp4").rename(tmp_path / "a\udcff-0.mp4")
     with pytest.raises(UserError, match=r"the name of .*a\\udcff-0\.mp4 is not UTF-8: rename it"):
         list_clips(tmp_path)
+
+
+def test_sets_are_compared_by_the_same_prompts() -> None:
+    def aligned(*sets: list[Prompt]) -> list[list[Prompt]]:
+        clips = [[Clip("", prompt, lambda: pytest.fail("read")) for prompt in each] for each in sets]
+        return [[clip.prompt for clip in each] for each in align_prompts(clips)]
+
+    long = "a cat " * 40
+    assert (
+        aligned([Prompt("a", 1, "x"), Prompt(long[:180])], [Prompt("a", 1), Prompt(long)])
+        == [[Prompt("a", 1), Prompt(long)]] * 2
+    )
+    two = [[Prompt("a", 0, "x"), Prompt("a", 0, "y")], [Prompt("a", 0, "x")]]
+    assert aligned(*two) == two
+    cut = [[Prompt(long[:180])], [Prompt(long), Prompt(long + "runs")]]
+    assert aligned(*cut) == cut
 
 
 def test_two_files_of_one_prompt_and_repeat_are_refused(tmp_path: Path) -> None:

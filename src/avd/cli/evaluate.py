@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from avd.cli.judging.clips import ClipJudge, find_sides, open_records, row_names, write_judged
+from avd.cli.judging.clips import ClipJudge, check_pairs, find_sides, open_records, row_names, write_judged
 from avd.cli.judging.official import refuse_options, write_official
 from avd.cli.placement import (
     Attention,
@@ -114,7 +114,6 @@ def evaluate(
     from avd.config import ComputeRecipe
     from avd.engine.ranks import process_group
     from avd.evaluation.benchmarks.scoring import OfficialSuite
-    from avd.evaluation.comparison import are_paired
     from avd.evaluation.suite import ClipSuite
     from avd.evaluation.suites import make_suite
     from avd.types import UserError
@@ -135,9 +134,8 @@ def evaluate(
     assert isinstance(judging, ClipSuite)
     samples_folder = samples or json.with_name(f"{json.stem}-samples")
     sides = find_sides(judging, what, names or (), reference, samples_folder, sampling)
-    for own in sides[:-1] if reference is not None else []:
-        theirs = sides[-1]
-        are_paired(own.prompts, theirs.prompts, unpaired, (own.name, theirs.name))  # raises before hours of sampling
+    if reference is not None:
+        check_pairs(sides, unpaired)  # raises before hours of sampling
     records_folder = records or json.with_name(f"{json.stem}-records")
     with process_group(ComputeRecipe()) as ranks:
         ranks.barrier()  # no process may find the row that another has written

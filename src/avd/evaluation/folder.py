@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +57,26 @@ def list_clips(folder: Path) -> list[Clip]:
                 f"with {CAPTIONS_FILE} what they show"
             )
     return [_clip(file) for file in files]
+
+
+def align_prompts(sets: Sequence[Sequence[Clip]]) -> list[list[Clip]]:
+    """The clips of sets that are compared, by the same prompts wherever they show the same.
+
+    The part, a folder's name, is left out if no set needs it to tell its clips apart. A text that was cut to a file's
+    name becomes the full one of another set, if only one begins with it.
+    """
+    prompts = [[clip.prompt for clip in clips] for clips in sets]
+    apart = all(len({replace(prompt, part="") for prompt in each}) == len(each) for each in prompts)
+    starts: dict[str, set[str]] = {}
+    for text in {prompt.text for each in prompts for prompt in each}:
+        if len(text) > _NAME_LENGTH:
+            starts.setdefault(text[:_NAME_LENGTH], set()).add(text)
+    full = {start: next(iter(texts)) for start, texts in starts.items() if len(texts) == 1}
+
+    def align(prompt: Prompt) -> Prompt:
+        return Prompt(full.get(prompt.text, prompt.text), prompt.repeat, "" if apart else prompt.part)
+
+    return [[replace(clip, prompt=align(clip.prompt)) for clip in clips] for clips in sets]
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,12 @@ def find_sides(
     """
     called = row_names(named, names, reference)
     everything = [*named, *([] if reference is None else [reference])]
+    from avd.evaluation.folder import align_prompts
+
     clips = [_find_videos(each) for each in everything]
+    if reference is not None:
+        aligned = iter(align_prompts([found for found in clips if found is not None]))
+        clips = [None if found is None else next(aligned) for found in clips]
     wanted = [clip.prompt for clip in clips[0]] if clips[0] is not None else suite.prompts()
     if not wanted:
         wanted = [clip.prompt for clip in next((each for each in reversed(clips) if each is not None), ())]
@@ -77,6 +82,20 @@ def find_sides(
         own = {} if is_reference else sampling
         sides.append(Side(everything[i], called[i], found, prompts, folder.with_name(folder.name + part), own))
     return sides
+
+
+def check_pairs(sides: Sequence[Side], unpaired: bool) -> None:
+    """Say of which sides no clip has a partner in the last, the reference; raises UserError as `are_paired` does."""
+    from avd.evaluation.comparison import are_paired
+
+    *judged, theirs = sides
+    for own in judged:
+        if not unpaired and not are_paired(own.prompts, theirs.prompts, unpaired, (own.name, theirs.name)):
+            first, other = own.prompts[0], theirs.prompts[0]
+            ui.say(
+                f"no clip of {own.name} has a partner in {theirs.name}, so they are compared as they are: prompts are "
+                f"like {first.text!r}, repeat {first.repeat}, and {other.text!r}, repeat {other.repeat}"
+            )
 
 
 def row_names(named: Sequence[str], names: Sequence[str], reference: str | None) -> list[str]:
@@ -114,8 +133,11 @@ def _short_name(path: Path, paths: Sequence[Path]) -> str:
 def _find_videos(what: str) -> list[Clip] | None:
     """The clips of a folder of videos; None for a model."""
     from avd.evaluation.folder import holds_videos, list_clips
+    from avd.models.family import find_facts
 
     folder = Path(what)
+    if not folder.exists():
+        find_facts(what)  # raises for what is no model
     if not folder.is_dir() or (folder / "model_index.json").exists():
         return None
     if not holds_videos(folder):
