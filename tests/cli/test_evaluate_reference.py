@@ -123,13 +123,13 @@ def test_a_model_without_prompts_is_refused(place: Path, capfd: pytest.CaptureFi
     assert "--unpaired is for a comparison" in capfd.readouterr().err
 
 
-def test_what_does_not_pair_or_exist_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_sets_without_a_pair_and_models_that_are_missing_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     student = write_set(tmp_path / "student", names=["a-0"])
     teacher = write_set(tmp_path / "teacher", names=["b-1"])
     command = ("evaluate", student, "--suite", "native", "--json", tmp_path / "row.json", "--reference")
-    assert avd(*command, "nosuch") == 2
+    assert avd(*command, "missing") == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
-    assert "there is no model nosuch" in line
+    assert "there is no model missing" in line
     assert avd(*command, teacher) == 0
     shown = " ".join("".join(capfd.readouterr()).split())
     assert "no clip of student has a partner in teacher" in shown and "'a', repeat 0, and 'b', repeat 1" in shown
