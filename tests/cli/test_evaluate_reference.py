@@ -123,7 +123,9 @@ def test_a_model_without_prompts_is_refused(place: Path, capfd: pytest.CaptureFi
     assert "--unpaired is for a comparison" in capfd.readouterr().err
 
 
-def test_sets_without_a_pair_and_models_that_are_missing_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_sets_without_a_pair_and_models_that_are_missing_are_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     student = write_set(tmp_path / "student", names=["a-0"])
     teacher = write_set(tmp_path / "teacher", names=["b-1"])
     command = ("evaluate", student, "--suite", "native", "--json", tmp_path / "row.json", "--reference")
