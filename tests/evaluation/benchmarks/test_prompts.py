@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from avd.evaluation.benchmarks.known import VBENCH, VBENCH2, find_benchmark
+from avd.evaluation.benchmarks.known import VBENCH, VBENCH2, Benchmark, find_benchmark
 from avd.evaluation.benchmarks.prompts import read_prompt_list, read_rewritten
+from avd.evaluation.suites import suite_class
 from avd.types import UserError
 from helpers.benchmarks import LONG
 
@@ -20,7 +20,7 @@ def test_the_file_is_found_in_packages_and_checkouts(infos: Path, tmp_path: Path
     inner = infos / "vbench2" / "VBench2_full_info.json"
     shutil.copytree(infos / "vbench2", tmp_path / "checkout" / "VBench-2.0" / "vbench2")
     lists = [read_prompt_list(VBENCH2, place) for place in (inner, inner.parent, infos, tmp_path / "checkout")]
-    assert {each.digest for each in lists} == {hashlib.sha256(inner.read_bytes()).hexdigest()}
+    assert len({each.digest for each in lists}) == 1
     assert lists[0].prompts == ("a red square", LONG, "a blue circle") and len(lists[0].entries) == 5
     assert lists[0].dimensions == ("Diversity", "Complex_Plot", "Multi-View_Consistency", "Human_Anatomy")
     with pytest.raises(UserError, match=r"checkout holds none of VBench_full_info\.json, vbench/VBench_full"):
@@ -39,8 +39,20 @@ def test_the_file_is_found_in_packages_and_checkouts(infos: Path, tmp_path: Path
         ("[]", "holds no list of prompts"),
         ('["a ball"]', "entry 1: 'prompt_en' is None"),
         ('[{"prompt_en": " ", "dimension": ["color"]}]', "entry 1: 'prompt_en' is ' '"),
+        ('[{"prompt_en": "a\\ud800b", "dimension": ["color"]}]', "entry 1: 'prompt_en' is .* half a character"),
+        (
+            '[{"prompt_en": "a", "dimension": ["colour"]}]',
+            "has the dimension 'colour', which is none of VBench: name the V",
+        ),
+        (
+            '[{"prompt_en": "a", "dimension": ["Diversity"]}]',
+            "dimension 'Diversity', which is none of VBench: .*--suite",
+        ),
         ('[{"prompt_en": "a", "dimension": "color"}]', "entry 1: 'dimension' is 'color'"),
-        ('[{"prompt_en": "a", "dimension": ["b"]}, {"prompt_en": "a", "dimension": []}]', "entry 2: 'dimension' is"),
+        (
+            '[{"prompt_en": "a", "dimension": ["color"]}, {"prompt_en": "a", "dimension": []}]',
+            "entry 2: 'dimension' is",
+        ),
     ],
 )
 def test_what_is_no_list_of_prompts_is_one_line(content: str, message: str, tmp_path: Path) -> None:
@@ -49,6 +61,21 @@ def test_what_is_no_list_of_prompts_is_one_line(content: str, message: str, tmp_
     with pytest.raises(UserError, match=message) as error:
         read_prompt_list(VBENCH, path)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_digest_is_of_what_the_file_says(tmp_path: Path) -> None:
+    entry, path, digests = {"prompt_en": "a", "dimension": ["color"]}, tmp_path / "info.json", []
+    swapped = dict(reversed(entry.items()))
+    for text in (json.dumps([entry]), json.dumps([swapped], indent=4) + "\n", json.dumps([entry, entry])):
+        path.write_text(text)
+        digests.append(read_prompt_list(VBENCH, path).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("benchmark", [VBENCH, VBENCH2])
+def test_the_dimensions_of_a_list_are_those_that_are_scored(benchmark: Benchmark) -> None:
+    scored = suite_class(benchmark.name).scoring.dimensions  # type: ignore[attr-defined]
+    assert sorted(benchmark.dimensions) == sorted(each.name for each in scored)
 
 
 def rewritten(folder: Path, lines: list[str], originals: list[str] | None, entries: list[Any]) -> dict[str, str]:

@@ -30,6 +30,8 @@ class Benchmark:
     more_samples: dict[str, int]
     """Videos per prompt in dimensions where that is another number."""
     folder_per_dimension: bool
+    dimensions: tuple[str, ...]
+    """The names that its file of prompts may have, as the official code spells them."""
     name_length: int | None = None
     """Characters of the prompt that a file's name has; None is all."""
 
@@ -45,7 +47,33 @@ FPS = 16.0
 FLICKERING = "temporal_flickering"
 """The dimension of VBench that official code may filter for videos that are still, which takes more samples."""
 
-VBENCH = Benchmark("vbench", "VBench", "vbench", "VBench_full_info.json", 5, {}, folder_per_dimension=False)
+VBENCH = Benchmark(
+    "vbench",
+    "VBench",
+    "vbench",
+    "VBench_full_info.json",
+    5,
+    {},
+    folder_per_dimension=False,
+    dimensions=(
+        "subject_consistency",
+        "background_consistency",
+        FLICKERING,
+        "motion_smoothness",
+        "dynamic_degree",
+        "aesthetic_quality",
+        "imaging_quality",
+        "object_class",
+        "multiple_objects",
+        "human_action",
+        "color",
+        "spatial_relationship",
+        "scene",
+        "appearance_style",
+        "temporal_style",
+        "overall_consistency",
+    ),
+)
 VBENCH2 = Benchmark(
     "vbench2",
     "VBench-2.0",
@@ -54,6 +82,26 @@ VBENCH2 = Benchmark(
     3,
     {"Diversity": 20},
     folder_per_dimension=True,
+    dimensions=(
+        "Composition",
+        "Diversity",
+        "Motion_Rationality",
+        "Instance_Preservation",
+        "Dynamic_Spatial_Relationship",
+        "Dynamic_Attribute",
+        "Motion_Order_Understanding",
+        "Human_Interaction",
+        "Complex_Landscape",
+        "Complex_Plot",
+        "Camera_Motion",
+        "Human_Anatomy",
+        "Human_Identity",
+        "Human_Clothes",
+        "Mechanics",
+        "Thermotics",
+        "Material",
+        "Multi-View_Consistency",
+    ),
     name_length=180,
 )
 _BENCHMARKS = {benchmark.name: benchmark for benchmark in (VBENCH, VBENCH2)}

@@ -129,12 +129,7 @@ def _check_names(prompts: PromptList, generations: Collection[Generation]) -> No
     for generation in generations:
         for file in generation.files:
             *above, last = file.split("/")
-            if (
-                len(above) != folders
-                or {"", ".", ".."} & {*above}
-                or "\0" in file
-                or len(last.encode()) > _LONGEST_NAME
-            ):
+            if len(above) != folders or "\0" in file or len(last.encode()) > _LONGEST_NAME:
                 raise UserError(f"{prompts.path}: no file can be named by the prompt {generation.prompt!r}")
             other = owners.setdefault(file, generation.prompt)
             if other != generation.prompt:

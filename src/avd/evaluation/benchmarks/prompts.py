@@ -32,7 +32,7 @@ class PromptList:
     benchmark: Benchmark
     path: Path
     digest: str
-    """SHA-256 of the file."""
+    """SHA-256 of what the file says, however it is laid out."""
     entries: tuple[BenchmarkEntry, ...]
 
     @property
@@ -61,8 +61,7 @@ def read_prompt_list(benchmark: Benchmark, place: Path) -> PromptList:
     """
     path = _locate(benchmark, place)
     try:
-        data = path.read_bytes()
-        records = json.loads(as_text(data, str(path)))
+        records = json.loads(as_text(path.read_bytes(), str(path)))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
@@ -72,7 +71,14 @@ def read_prompt_list(benchmark: Benchmark, place: Path) -> PromptList:
     if not isinstance(records, list) or not records:
         raise UserError(f"{path} holds no list of prompts: name the {benchmark.info_file} of {benchmark.package}")
     entries = tuple(_entry(f"{path}, entry {number}", record) for number, record in enumerate(records, start=1))
-    return PromptList(benchmark, path, hashlib.sha256(data).hexdigest(), entries)
+    unknown = next((name for entry in entries for name in entry.dimensions if name not in benchmark.dimensions), None)
+    if unknown is not None:
+        raise UserError(
+            f"{path} has the dimension {unknown!r}, which is none of {benchmark.title}: name the {benchmark.info_file} "
+            f"of {benchmark.package}, or another --suite"
+        )
+    digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
+    return PromptList(benchmark, path, digest, entries)
 
 
 def read_rewritten(path: Path, prompts: PromptList, originals: Path | None = None) -> Rewritten:
@@ -117,6 +123,12 @@ def _entry(where: str, record: Any) -> BenchmarkEntry:
     prompt, dimensions = (record.get(key) if isinstance(record, dict) else None for key in ("prompt_en", "dimension"))
     if not isinstance(prompt, str) or not prompt.strip():
         raise UserError(f"{where}: 'prompt_en' is {prompt!r}, a text is needed")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: 'prompt_en' is {prompt!r}, which has half a character: take it from the package"
+        ) from error
     if not isinstance(dimensions, list) or not dimensions or not all(isinstance(each, str) for each in dimensions):
         raise UserError(f"{where}: 'dimension' is {dimensions!r}, a list of names is needed")
     return BenchmarkEntry(prompt, tuple(dimensions))
