@@ -168,7 +168,7 @@ def with_dimension_not_in_the_list(fake: Fake, folder: Path, info: Path) -> list
 
 def with_other_prompts(fake: Fake, folder: Path, info: Path) -> list[object]:
     other = folder.with_name("other.json")
-    other.write_text(info.read_text() + " ")
+    other.write_text(info.read_text().replace("a dog runs", "a cat runs"))
     return command(fake, folder, "vbench", other, folder.with_name("row.json"))
 
 
