@@ -16,7 +16,7 @@ from helpers.painter import WORLD
 
 
 def write_set(folder: Path, factor: float) -> Path:
-    for i in range(5):
+    for i in range(12):
         write_video(folder / f"prompt {i}-0.mp4", saturate(WORLD.clip(i, "heldout").video, factor), 8)
     return folder
 
@@ -31,8 +31,8 @@ def test_students_of_several_runs_stand_beside_their_teacher(tmp_path: Path, cap
     found = {name: each["measures"]["saturation"] for name, each in written["meta"]["comparisons"].items()}
     assert [each["verdict"] for each in found.values()] == ["within the limit", "outside the limit"]
     shown = capfd.readouterr().out
-    assert "avd/clips against teacher, 5 pairs" in shown and "dmd/clips against teacher, 5 pairs" in shown
-    assert len((tmp_path / "clips.csv").read_text().splitlines()) == 16
+    assert "avd/clips against teacher, 12 pairs" in shown and "dmd/clips against teacher, 12 pairs" in shown
+    assert len((tmp_path / "clips.csv").read_text().splitlines()) == 37
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "avd/clips, dmd/clips against teacher" in text and "set-0" in text and "set-2" in text
 

@@ -19,10 +19,9 @@ class Benchmark:
     """A benchmark whose videos are judged by official code."""
 
     name: str
+    """That of the suite, and of the Python package on PyPI and to import."""
     title: str
     """Its published name, and that of its folder in the official repository."""
-    package: str
-    """The Python package, on PyPI and to import."""
     info_file: str
     """The JSON file with its prompts: a list of objects with `prompt_en` and `dimension`."""
     samples: int
@@ -38,7 +37,7 @@ class Benchmark:
     @property
     def info_places(self) -> tuple[str, ...]:
         """Where the prompts are, below the package, a site-packages folder or a checkout."""
-        inner = f"{self.package}/{self.info_file}"
+        inner = f"{self.name}/{self.info_file}"
         return self.info_file, inner, f"{self.title}/{inner}"
 
 
@@ -50,7 +49,6 @@ FLICKERING = "temporal_flickering"
 VBENCH = Benchmark(
     "vbench",
     "VBench",
-    "vbench",
     "VBench_full_info.json",
     5,
     {},
@@ -77,7 +75,6 @@ VBENCH = Benchmark(
 VBENCH2 = Benchmark(
     "vbench2",
     "VBench-2.0",
-    "vbench2",
     "VBench2_full_info.json",
     3,
     {"Diversity": 20},

@@ -111,7 +111,7 @@ def read_layout(suite: str, info: Path | None, *, flickering_samples: int | None
     benchmark = find_benchmark(suite)
     if info is None:
         raise UserError(
-            f"--suite {suite} needs --suite-info: name {benchmark.info_file} of the package {benchmark.package}, or "
+            f"--suite {suite} needs --suite-info: name {benchmark.info_file} of the package {benchmark.name}, or "
             "the folder that holds it"
         )
     return make_layout(read_prompt_list(benchmark, info), flickering_samples=flickering_samples)

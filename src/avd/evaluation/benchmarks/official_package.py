@@ -35,7 +35,7 @@ class OfficialPackage:
 
 def find_package(scoring: Scoring, python: Path | None) -> OfficialPackage:
     """The official package of `python`. Raises UserError, with the commands that install it, if it is not there."""
-    name, title = scoring.benchmark.package, scoring.benchmark.title
+    name, title = scoring.benchmark.name, scoring.benchmark.title
     advice = f"make one with `{scoring.install}` and name it with --vbench-python (docs/vbench.md)"
     if python is None:
         raise UserError(f"{title} is judged by its official code, in a Python of its own: {advice}")

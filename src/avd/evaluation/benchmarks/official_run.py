@@ -137,7 +137,7 @@ class OfficialRun:
         """The exit code of a process that judges the linked videos."""
         folder = folder.absolute()
         request = {
-            "package": self._scoring.benchmark.package,
+            "package": self._scoring.benchmark.name,
             "entry": self._scoring.entry,
             "dimension": job.dimension.name,
             "videos": str(folder / _LINKS),

@@ -69,13 +69,13 @@ def read_prompt_list(benchmark: Benchmark, place: Path) -> PromptList:
             f"{path} is broken JSON ({error.msg}, line {error.lineno}): take it from the package"
         ) from error
     if not isinstance(records, list) or not records:
-        raise UserError(f"{path} holds no list of prompts: name the {benchmark.info_file} of {benchmark.package}")
+        raise UserError(f"{path} holds no list of prompts: name the {benchmark.info_file} of {benchmark.name}")
     entries = tuple(_entry(f"{path}, entry {number}", record) for number, record in enumerate(records, start=1))
     unknown = next((name for entry in entries for name in entry.dimensions if name not in benchmark.dimensions), None)
     if unknown is not None:
         raise UserError(
             f"{path} has the dimension {unknown!r}, which is none of {benchmark.title}: name the {benchmark.info_file} "
-            f"of {benchmark.package}, or another --suite"
+            f"of {benchmark.name}, or another --suite"
         )
     digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
     return PromptList(benchmark, path, digest, entries)
