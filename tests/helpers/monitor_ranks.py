@@ -9,6 +9,7 @@ and the metrics.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,3 +73,4 @@ if __name__ == "__main__":
             print(stopped, file=sys.stderr)
             raise SystemExit(stopped.code) from None
         (path / f"rank-{ranks.rank}.json").write_text(json.dumps(found))
+    os._exit(0)  # native threads of the libraries may abort a process that ends by itself; the result is written
