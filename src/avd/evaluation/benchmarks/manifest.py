@@ -41,7 +41,7 @@ class BenchmarkPlan:
 
     suite: str
     info: str
-    """SHA-256 of the benchmark's file of prompts."""
+    """SHA-256 of what the benchmark's file of prompts says."""
     prompts: str
     """"original", or the SHA-256 of the texts in place of the prompts."""
     samples: dict[str, int]
