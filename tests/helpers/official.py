@@ -213,7 +213,7 @@ def write_manifest(
     layout = make_layout(prompts, flickering_samples=flickering_samples)
     values = {"model": "miniature", "identity": "abc", "sampler": {"timesteps": [999, 757, 522, 255]}}
     making = Making(**{**values, "frames": 8, "height": 32, "width": 48, "fps": 16.0, "model_fps": 8.0, **changes})
-    Manifest(plan_videos(layout, 0), making).write(folder, 0)
+    Manifest(plan_videos(layout, 0), making).write(folder)
     return layout
 
 

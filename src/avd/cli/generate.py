@@ -153,6 +153,8 @@ def generate(
     fps = None if folder is None else _begin(folder, sampler, name)
     to_make = set(missing)
     check_made_by(sampler, [video for video in own if video not in to_make])
+    if folder is not None:
+        folder.link_existing()
     with ui.bars() as bar:
         progress = bar("generating")
 

@@ -48,6 +48,7 @@ def fill(
     folder = BenchmarkFolder(output, plan, rank=rank, size=size)
     missing, painter = select_missing(folder.wanted(), skip_existing=True), Describing(identity=identity)
     rate = folder.begin(painter, "runs/student").fps
+    folder.link_existing()
     generate(painter, missing, "runs/student", fps=rate, made=lambda done, video: folder.link(video.path))
     return painter
 
@@ -63,6 +64,31 @@ def test_a_video_is_made_once_and_linked(infos: Path, tmp_path: Path) -> None:
     assert manifest is not None and manifest.making.identity == "painter"
     assert (manifest.making.fps, manifest.making.model_fps) == (16.0, 8)
     assert painter.seeds == [video.seed for video in manifest.plan.videos]
+
+
+def test_of_two_commands_that_begin_at_once_the_first_counts(infos: Path, tmp_path: Path) -> None:
+    plan = plan_videos(make_layout(read_prompt_list(VBENCH2, infos)), 0)
+    other = plan_videos(make_layout(read_prompt_list(VBENCH2, infos)), 1)
+    first, same, model, seed = (BenchmarkFolder(tmp_path / "out", each) for each in (plan, plan, plan, other))
+    making = first.begin(Describing(identity="painter"), "runs/student")
+    assert same.begin(Describing(identity="painter"), "runs/student") == making
+    with pytest.raises(UserError, match='being filled with identity "painter", and "other" is asked for'):
+        model.begin(Describing(identity="other"), "runs/other")
+    with pytest.raises(UserError, match="being filled with seed 0, and 1 is asked for"):
+        seed.begin(Describing(identity="painter"), "runs/student")
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.manifest.json"]
+
+
+def test_videos_get_their_other_names_after_they_have_been_checked(infos: Path, tmp_path: Path) -> None:
+    painter = fill(tmp_path / "out", infos)
+    plan = plan_videos(make_layout(read_prompt_list(VBENCH2, infos)), 0)
+    name = tmp_path / "out" / plan.videos[0].files[1]
+    name.unlink()
+    folder = BenchmarkFolder(tmp_path / "out", plan)
+    folder.begin(painter, "runs/student")
+    assert not name.exists()
+    folder.link_existing()
+    assert name.samefile(tmp_path / "out" / plan.videos[0].files[0])
 
 
 def test_what_is_missing_is_made_again_by_however_many_processes(infos: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_processes_share_prompts(infos: Path) -> None:
 def test_a_manifest_lies_beside_its_folder_and_reads_back(infos: Path, tmp_path: Path) -> None:
     folder, manifest = tmp_path / "wan2.1", Manifest(plan(infos), MAKING)
     assert Manifest.read(folder) is None
-    manifest.write(folder, rank=1)
+    manifest.write(folder)
     assert [path.name for path in tmp_path.glob("wan*")] == ["wan2.1.manifest.json"]
     assert Manifest.read(folder) == manifest and Manifest.read(folder).digest == manifest.digest  # type: ignore[union-attr]
     assert "模糊" in manifest_file(folder).read_text(encoding="utf-8")

@@ -60,7 +60,7 @@ class BenchmarkFolder:
 
     def __init__(self, folder: Path, plan: BenchmarkPlan, *, rank: int = 0, size: int = 1) -> None:
         """Raises UserError for a folder that cannot be made, or that holds anything else."""
-        self._folder, self._plan, self._rank = folder, plan, rank
+        self._folder, self._plan = folder, plan
         self._share = share_of(plan.videos, rank, size)
         self._by_path = {folder / video.files[0]: video for video in self._share}
         self._found = self._check()
@@ -70,21 +70,23 @@ class BenchmarkFolder:
         return [Wanted(video.text, video.seed, path) for path, video in self._by_path.items()]
 
     def begin(self, sampler: Sampler, model: str) -> Making:
-        """Write the manifest, unless it is there, complete the names of videos that are, and say how all are made.
+        """Write the manifest, unless it is there, and say how all videos are made.
 
-        `model` is the name it goes by. Raises UserError where the folder's videos are made otherwise.
+        `model` is the name it goes by. Raises UserError where the folder is being filled by another command.
         """
         settings = sampler.model.settings
         height, width = (side + side % 2 for side in (settings.height, settings.width))  # as files of 4:2:0 are padded
         making = Making(model, sampler.description, settings.frames, height, width, FPS, settings.fps, sampler.identity)
-        if self._found is None:
-            Manifest(self._plan, making).write(self._folder, self._rank)
-        else:
-            check_same(self._folder, self._found.making, making)
+        found = self._found or Manifest(self._plan, making).write(self._folder)
+        check_same(self._folder, found.plan, self._plan)
+        check_same(self._folder, found.making, making)
+        return making
+
+    def link_existing(self) -> None:
+        """Give the videos of this process that are there their other names."""
         for path in self._by_path:
             if path.exists():
                 self.link(path)
-        return making
 
     def link(self, path: Path) -> None:
         """Give a video that is there its other names."""

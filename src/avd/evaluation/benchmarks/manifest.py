@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,15 +98,25 @@ class Manifest:
             raise UserError(f"the manifest {path} is damaged (its digest is another): {remedy}")
         return manifest
 
-    def write(self, folder: Path, rank: int = 0) -> None:
-        """Write the manifest of a folder, atomically. Several processes may, at once: they write the same."""
+    def write(self, folder: Path) -> Manifest:
+        """Write the manifest of a folder, atomically, unless there is one; returns the one that is there then.
+
+        So of several processes that write at once, of one command or of several, the first counts.
+        """
         header = {"format": _FORMAT, "version": _VERSION, "digest": self.digest}
         path = manifest_file(folder)
-        own = path.with_name(f"{path.name}.{rank}")
-        write_json(
-            own, {**header, "making": asdict(self.making), "plan": asdict(self.plan)}, indent=1, ascii_only=False
-        )
-        os.replace(own, path)
+        own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        value = {**header, "making": asdict(self.making), "plan": asdict(self.plan)}
+        write_json(own, value, indent=1, ascii_only=False)
+        try:
+            os.link(own, path)
+        except FileExistsError:
+            return Manifest.read(folder) or self
+        except OSError:  # a disk without hard links
+            os.replace(own, path)
+        finally:
+            own.unlink(missing_ok=True)
+        return self
 
     @property
     def digest(self) -> str:
