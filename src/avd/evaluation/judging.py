@@ -17,11 +17,11 @@ from avd.types import CountProgress, UserError
 
 @dataclass(frozen=True)
 class Origin:
-    """How clips were made; the defaults are those of clips that no model of ours made."""
+    """How clips were made; the defaults are those of clips of which nobody recorded it."""
 
     seed: int = 0
-    steps: int = 0
-    network_calls: int = 0
+    steps: int | None = None
+    network_calls: int | None = None
     seconds_per_video: float | None = None
     recipe: dict[str, Any] | None = None
 
@@ -29,6 +29,10 @@ class Origin:
     def of_samples(samples: Samples, recipe: dict[str, Any] | None = None) -> Origin:
         """How a model's clips were sampled; `recipe` is that of the model."""
         return Origin(samples.seed, samples.steps, samples.network_calls, samples.seconds_per_video(), recipe)
+
+
+RENDERED = Origin(steps=0, network_calls=0)
+"""The origin of clips that the built-in world draws."""
 
 
 def judge(

@@ -50,10 +50,10 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
-    steps: NonNegativeInt
-    """Sampling steps; 0 for rendered clips."""
-    network_calls: NonNegativeInt
-    """Calls of the denoising network for one video; two per step with guidance."""
+    steps: NonNegativeInt | None
+    """Sampling steps; 0 for rendered clips, None where nobody recorded how videos were made."""
+    network_calls: NonNegativeInt | None
+    """Calls of the denoising network for one video; two per step with guidance. None as above."""
     seconds_per_video: NonNegativeFloat | None
     videos: NonNegativeInt
     """Videos measured."""

@@ -22,7 +22,7 @@ from avd.distillation.run import distill_run
 from avd.engine.randomness import generator_for
 from avd.engine.run_folder import RECIPE_FILE, check_same_recipe
 from avd.engine.sources import world_of
-from avd.evaluation.judging import check_model, judge
+from avd.evaluation.judging import RENDERED, check_model, judge
 from avd.evaluation.rows import Results, Row, read_results, write_results
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
@@ -73,7 +73,7 @@ def run_comparison(
     teacher = open_model(first.model, transformer=first.transformer)
     suite = WorldSuite.of(world_of(teacher.settings, first.data.world_level, first.model), clips, repeats)
     check_model(suite, suite.prompts(), teacher.settings, first.model)
-    truth = judge(suite, suite.rendered(), name="rendered clips")
+    truth = judge(suite, suite.rendered(), name="rendered clips", origin=RENDERED)
     shown = [(truth.name, [clip.read().frames for clip in islice(suite.rendered(), _SHOWN)])]
     for recipe in recipes:
         run = _run_folder(output, recipe)

@@ -11,7 +11,7 @@ import numpy as np
 
 from avd.config import load_recipe
 from avd.distillation.run import distill_run
-from avd.evaluation.judging import judge
+from avd.evaluation.judging import RENDERED, judge
 from avd.evaluation.provenance import recipe_of
 from avd.evaluation.rows import Results, write_results
 from avd.evaluation.suite import Clip
@@ -79,7 +79,7 @@ def run_demo(output: Path, plan: DemoPlan, seed: int, *, bars: Bars, say: Say) -
 def _measure(output: Path, student_folder: Path, plan: DemoPlan, seed: int, bars: Bars) -> Demonstration:
     """Every row of the table, and `results.json`."""
     suite = WorldSuite(clips=plan.measured_clips, repeats=0)
-    truth = judge(suite, suite.rendered(), name="rendered clips")
+    truth = judge(suite, suite.rendered(), name="rendered clips", origin=RENDERED)
     rows, videos = [truth], {truth.name: _first(suite.rendered(), plan.shown_clips)}
     recipe, sampled = recipe_of(str(student_folder)), []
     for i, (name, sampler) in enumerate(_samplers(student_folder, plan.teacher_steps).items()):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from avd.data import Video
-from avd.evaluation.judging import judge, judge_samples
+from avd.evaluation.judging import RENDERED, judge, judge_samples
 from avd.evaluation.provenance import code_version, machine
 from avd.evaluation.rows import Row
 from avd.evaluation.sampling import sample_clips
@@ -28,7 +28,7 @@ def frames_of(clips: Iterator[Clip]) -> np.ndarray:
 
 
 def truth() -> Row:
-    return judge(SUITE, SUITE.rendered(), name="rendered clips")
+    return judge(SUITE, SUITE.rendered(), name="rendered clips", origin=RENDERED)
 
 
 def test_the_truth_is_a_perfect_row() -> None:

@@ -109,11 +109,11 @@ class OfficialFolder:
                 count = result.judged + result.unjudged
                 silent = f", and none of {result.silent} prompts" if result.silent else ""
                 say(f"{key} of {name}: the official code could judge {result.judged} of {count} videos{silent}")
-        steps = sampled.get("steps") or len(sampled.get("timesteps", ()))
+        steps = sampled.get("steps") or len(sampled.get("timesteps", ())) or None
         return Row(
             name=name,
             steps=steps,
-            network_calls=steps * (1 if sampled.get("guidance", 1.0) == 1.0 else 2),
+            network_calls=steps and steps * (1 if sampled.get("guidance", 1.0) == 1.0 else 2),
             seconds_per_video=None,
             videos=len({job.folder / file for job in jobs for file in job.files}),
             seed=0 if self._manifest is None else self._manifest.plan.seed,
