@@ -65,6 +65,18 @@ def test_a_model_of_no_run_has_no_overlap(tmp_path: Path) -> None:
         assert find_overlap(model, PROMPTS) is None
 
 
+def test_texts_in_place_of_prompts_count_for_their_prompts() -> None:
+    rewritten = {"a lamp": PROMPTS[0], PROMPTS[0]: "at length, of the same"}
+    found = find_overlap("videos/student", ["a lamp", "a cave", PROMPTS[0]], rewritten)
+    assert found is not None and (found.prompts, found.shared, found.example) == (3, 2, "a lamp")
+
+
+def test_a_model_that_is_no_longer_there_is_named(tmp_path: Path) -> None:
+    found = find_overlap(str(tmp_path / "gone"), PROMPTS)
+    assert found is not None and (found.shared, found.unread) == (0, [f"{tmp_path / 'gone'} is no longer there"])
+    assert find_overlap("owner/model", PROMPTS) is None
+
+
 @pytest.fixture
 def cache(place: Path, tmp_path: Path) -> Iterator[Path]:
     """The cache's path, with the cache moved away from it for one test."""

@@ -30,6 +30,7 @@ from avd.types import UserError
 if TYPE_CHECKING:
     from avd.evaluation.benchmarks.making import BenchmarkFolder
     from avd.models.devices import Launch
+    from avd.models.family import TextToVideo
     from avd.sampling.samplers import Sampler
 
 
@@ -139,17 +140,15 @@ def generate(
     from avd.sampling.choose import make_sampler
 
     opened = open_model(model, transformer=None if transformer is None else str(transformer))
-    placed = place(opened, placement)
     sampler = make_sampler(
-        placed,
+        place(opened, placement),
         half_rate=half_rate,
         steps=steps,
         guidance=guidance,
         solver=solver,
         negative_prompt=negative_prompt,
     )
-    source = opened.source
-    name = model if source is None or source.adapter is not None else source.pinned
+    name = _pinned_name(opened, model)
     fps = None if folder is None else _begin(folder, sampler, name)
     to_make = set(missing)
     check_made_by(sampler, [video for video in own if video not in to_make])
@@ -167,6 +166,12 @@ def generate(
         generate_videos(sampler, missing, name, made=made, fps=fps)
     if len(missing) < len(own):
         ui.say(f"{len(own) - len(missing)} of {len(own)} videos were there already")
+
+
+def _pinned_name(opened: TextToVideo, model: str) -> str:
+    """What a model goes by: one of the hub at the commit that was read, any other as it was named."""
+    source = opened.source
+    return model if source is None or source.adapter is not None else source.pinned
 
 
 def _texts(prompt: list[str] | None, prompts: Path | None) -> list[str]:

@@ -8,7 +8,7 @@ its run's folder, nothing is known. Prompts are the same if `avd.data.overlap` s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from avd.config import Recipe, load_recipe
@@ -25,17 +25,21 @@ from avd.models.settings import read_settings
 from avd.types import UserError
 
 
-def find_overlap(model: str, prompts: Iterable[str]) -> Overlap | None:
+def find_overlap(model: str, prompts: Iterable[str], texts: Mapping[str, str] | None = None) -> Overlap | None:
     """The overlap of `prompts` with those that the run of a model, and the runs before it, were trained on.
 
-    None for a model of no run. Data that cannot be read, or that are no longer what the run was trained on, are not
-    compared, and `Overlap.unread` says why.
+    `texts` are what the model was given in place of prompts: a prompt is shared if either is. None for a model of no
+    run. Data that cannot be read, or that are no longer what the run was trained on, are not compared, nor is a model
+    whose absolute path leads nowhere, and `Overlap.unread` says why.
     """
     waiting, seen = [model], set[Path]()
     trained: list[str] = []
     unread: list[str] = []
     while waiting:
         name = waiting.pop()
+        if Path(name).is_absolute() and not Path(name).exists():
+            unread.append(f"{name} is no longer there")
+            continue
         run = run_of(name)
         if run is None or run.resolve() in seen or "kind" in (recipe_of(name) or {}):
             continue
@@ -46,10 +50,11 @@ def find_overlap(model: str, prompts: Iterable[str]) -> Overlap | None:
             trained += _training_prompts(run, recipe)
         except UserError as error:
             unread.append(str(error))
-    if not seen:
+    if not seen and not unread:
         return None
-    different = list(dict.fromkeys(prompts))
-    shared = shared_prompts(different, trained)
+    different, texts = list(dict.fromkeys(prompts)), texts or {}
+    known = set(shared_prompts([*different, *texts.values()], trained))
+    shared = [prompt for prompt in different if not known.isdisjoint({prompt, texts.get(prompt, prompt)})]
     example = shared[0] if shared else None
     return Overlap(prompts=len(different), shared=len(shared), example=example, unread=unread)
 

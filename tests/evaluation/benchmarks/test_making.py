@@ -79,6 +79,14 @@ def test_of_two_commands_that_begin_at_once_the_first_counts(infos: Path, tmp_pa
     assert [path.name for path in tmp_path.glob("out*")] == ["out.manifest.json"]
 
 
+def test_a_model_on_disk_is_known_by_where_it_is(infos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "student").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    plan = plan_videos(make_layout(read_prompt_list(VBENCH2, infos)), 0)
+    for name, known in (("run/student", str(tmp_path / "run" / "student")), ("owner/model", "owner/model")):
+        assert BenchmarkFolder(tmp_path / name.replace("/", "-"), plan).begin(Describing(), name).model == known
+
+
 def test_videos_get_their_other_names_after_they_have_been_checked(infos: Path, tmp_path: Path) -> None:
     painter = fill(tmp_path / "out", infos)
     plan = plan_videos(make_layout(read_prompt_list(VBENCH2, infos)), 0)

@@ -74,6 +74,8 @@ class BenchmarkFolder:
 
         `model` is the name it goes by. Raises UserError where the folder is being filled by another command.
         """
+        if Path(model).is_dir():
+            model = str(Path(model).resolve())  # judging looks for its run, from wherever it is started
         settings = sampler.model.settings
         height, width = (side + side % 2 for side in (settings.height, settings.width))  # as files of 4:2:0 are padded
         making = Making(model, sampler.description, settings.frames, height, width, FPS, settings.fps, sampler.identity)

@@ -131,7 +131,8 @@ class OfficialFolder:
             return None
         names = {dimension.name for dimension in self._dimensions}
         judged = [entry.prompt for entry in self._prompts.entries if names & set(entry.dimensions)]
-        return find_overlap(self._manifest.making.model, judged)
+        texts = {video.prompt: video.text for video in self._manifest.plan.videos}
+        return find_overlap(self._manifest.making.model, judged, texts)
 
     def _job(self, dimension: Dimension) -> DimensionJob:
         name, samples = dimension.name, self._layout.samples[dimension.name]
