@@ -61,10 +61,10 @@ def find_sides(
     without, those of videos that it is compared with. Raises UserError where there are none, and for a folder of
     neither.
     """
-    called = row_names(named, names, reference)
-    everything = [*named, *([] if reference is None else [reference])]
     from avd.evaluation.folder import align_prompts
 
+    called = row_names(named, names, reference)
+    everything = [*named, *([] if reference is None else [reference])]
     clips = [_find_videos(each) for each in everything]
     if reference is not None:
         aligned = iter(align_prompts([found for found in clips if found is not None]))
