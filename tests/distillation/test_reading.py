@@ -48,10 +48,14 @@ class Counting(MemoryLatents):
         return super().prompts(indices)
 
 
-def reader_of(source: MemoryLatents, *overrides: str, samples: int = 2) -> BatchReader:
-    recipe = load_recipe("avd", overrides)
+def reader_of(source: MemoryLatents, *overrides: str, samples: int = 2, paired: bool = False) -> BatchReader:
+    method = Method.of(load_recipe("avd", overrides))
+    if paired:
+        first, *others = method.terms
+        first = replace(first, term=replace(first.term, paired=lambda section: True))
+        method = replace(method, terms=(first, *others))
     data = replace(RunData.encode(MODEL, SOURCE), clips=source, prompts=source)
-    return BatchReader(data, Method.of(recipe), samples, 7, SINGLE_PROCESS)
+    return BatchReader(data, method, samples, 7, SINGLE_PROCESS)
 
 
 def settle(reader: BatchReader) -> None:
@@ -120,3 +124,20 @@ def test_clips_are_read_only_where_a_term_learns_from_them() -> None:
     batch = reader_of(source, *ONE_TERM).next()
     assert batch.latents_BCFHW is None and batch.prompts is None and not source.clips
     assert len(batch.rollout_prompts) == 1 and batch.latent_CFHW == tuple(SOURCE.latents([0]).shape[1:])
+
+
+@pytest.mark.parametrize("rollouts", [1, 3])
+def test_paired_rollouts_are_on_the_captions_of_the_clips_that_come_with_them(rollouts: int) -> None:
+    source, order = Counting(), BatchOrder(5, 2, derive_seed(7, "video order"))
+    fresh = ("rollout.shared=false", f"fake_score.updates={rollouts}") if rollouts > 1 else ()
+    reader = reader_of(source, *ONE_TERM, *fresh, paired=True)
+    for count in (1, 2):
+        batch, rows = reader.next(), [order.next() for _ in range(rollouts)]
+        assert reader.state_dict()["video_order"] == {"position": 2 * rollouts * count}
+        assert len(batch.rollout_prompts) == len(batch.rollout_latents) == rollouts
+        for prompts, latents, which in zip(batch.rollout_prompts, batch.rollout_latents, rows, strict=True):
+            assert torch.equal(latents, SOURCE.latents(which))
+            assert torch.equal(prompts["embedding"], SOURCE.prompts(which)["embedding"])
+        assert batch.latents_BCFHW is batch.rollout_latents[0] and batch.prompts is batch.rollout_prompts[0]
+    settle(reader)
+    assert source.clips == source.listed  # no prompt is read but a clip's

@@ -134,7 +134,7 @@ def test_a_fake_score_step_moves_only_the_fake_scores_adapter() -> None:
     cycle = make_cycle(*ADAPTERS)
     before, base = weights(cycle.roles), base_of(cycle.roles)
     batch = make_batch(cycle.recipe)
-    cycle.update_fake_score([batch.latents_BCFHW], batch.rollout_prompts[0], update_random(), 0)
+    cycle.update_fake_score([batch.latents_BCFHW], batch, update_random(), 0)
     assert changed(cycle.roles, before) == {"fake_score"}
     assert all(torch.equal(p, base[k]) for k, p in base_of(cycle.roles).items())
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from avd.distillation.step import Batch
+from avd.objectives.fake_score import FakeScoreLoss
+from avd.objectives.term import Sample, Stateless
 from avd.sampling.rollout import Rollout
-from avd.types import Conditions
+from avd.types import Conditions, LossTerm
 from helpers.cycles import BATCH, INTERPOLATOR, Cycle, make_batch, make_cycle, networks, random_for_exit, update_random
 from helpers.tiny import LATENT_SHAPE
 
@@ -132,7 +134,7 @@ def test_a_fake_score_update_changes_the_fake_score_alone() -> None:
     batch = make_batch(cycle.recipe)
     before = copies(**networks(cycle))
     sample = batch.latents_BCFHW.clone().requires_grad_()
-    cycle.update_fake_score([sample], batch.rollout_prompts[0], update_random(), 0)
+    cycle.update_fake_score([sample], batch, update_random(), 0)
     assert changed(cycle, before) == {"fake_score"}
     assert sample.grad is None and not cycle.means.seen_S.any()
 
@@ -175,6 +177,34 @@ def test_samples_are_denoised_with_the_prompts_they_were_made_from(shared: bool)
 
 
 # -- robustness and schedule --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_samples_of_paired_rollouts_come_with_the_clips_of_their_prompts(
+    shared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part by part, to the terms and to what the auxiliaries learn."""
+    cycle = make_cycle(f"rollout.shared={shared}", "compute.microbatch=2", recipe="dmd")
+    clips = [torch.full((BATCH, *LATENT_SHAPE), float(i)) for i in range(cycle.step.method.rollouts)]
+    clips = [each + torch.arange(BATCH).view(-1, 1, 1, 1, 1) / 10 for each in clips]
+    batch = replace(make_batch(cycle.recipe), rollout_latents=tuple(clips))
+    judged, learnt = list[Tensor](), list[Tensor]()
+    term, loss = cycle.step.terms["distribution_matching"], FakeScoreLoss.__call__
+
+    def judging(sample: Sample) -> LossTerm:
+        judged.append(sample.x0_BCFHW)
+        return term(sample)
+
+    def learning(self: FakeScoreLoss, sample: Sample, *rest: Any) -> LossTerm:
+        learnt.append(sample.x0_BCFHW)
+        return loss(self, sample, *rest)
+
+    cycle.step.terms["distribution_matching"] = Stateless(judging)
+    monkeypatch.setattr(FakeScoreLoss, "__call__", learning)
+    cycle.run(batch, random_for_exit(1))
+    assert torch.equal(torch.cat(judged), clips[0])
+    rounds = [clips[0]] * 5 if shared == "true" else clips
+    assert torch.equal(torch.cat(learnt), torch.cat(rounds))
 
 
 def poisoned(batch: Batch, part: str) -> Batch:

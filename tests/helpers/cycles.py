@@ -53,8 +53,8 @@ class Cycle:
         result = UpdateResult()
         return self.step._update_student(batch, random, self.rollout, result), result.metrics
 
-    def update_fake_score(self, samples: list[Tensor], prompt: Tensor, random: UpdateRandom, i: int) -> None:
-        self.step._update_auxiliary("fake_score", samples, prompt, random, i, UpdateResult())
+    def update_fake_score(self, samples: list[Tensor], batch: Batch, random: UpdateRandom, i: int) -> None:
+        self.step._update_auxiliary("fake_score", samples, batch, 0, random, i, UpdateResult())
 
 
 def make_cycle(*overrides: str, together: bool = False, ranks: Ranks = SINGLE_PROCESS, recipe: str = "avd") -> Cycle:
@@ -103,9 +103,13 @@ def networks(cycle: Cycle) -> dict[str, Any]:
 
 
 def make_batch(recipe: Recipe) -> Batch:
-    """Random clips; each rollout has prompts of its own, other than the clips'."""
-    source = tiny_source(MODEL, count=8)
-    rollouts = Method.of(recipe).rollouts
+    """Random clips; each rollout has prompts of its own, other than the clips', unless the method pairs them."""
+    source, method = tiny_source(MODEL, count=8), Method.of(recipe)
+    rollouts = method.rollouts
+    if method.paired:
+        rows = [[(i + j) % 8 for j in range(BATCH)] for i in range(rollouts)]
+        clips, captions = tuple(map(source.latents, rows)), tuple(map(source.prompts, rows))
+        return Batch(clips[0], captions[0], captions, LATENT_SHAPE, clips)
     prompts = tuple(source.prompts([(BATCH + i + j) % 8 for j in range(BATCH)]) for i in range(rollouts))
     return Batch(source.latents(range(BATCH)), source.prompts(range(BATCH)), prompts, LATENT_SHAPE)
 

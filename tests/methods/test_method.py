@@ -74,6 +74,19 @@ def test_a_full_batch_is_one_of_rollouts() -> None:
         resolved(active("temporal", source=lambda section: DataSource(AtStages("x"))))
 
 
+def test_one_term_pairs_the_rollouts_of_a_method() -> None:
+    pairs = active("temporal", paired=lambda section: True)
+    assert resolved(active("distribution_matching"), pairs).paired
+    assert resolved(active("distribution_matching"), pairs).learns_from_clips
+    alone = resolved(active("distribution_matching"))
+    assert not alone.paired and not alone.learns_from_clips
+
+
+def test_only_rollouts_are_paired_with_real_clips() -> None:
+    with pytest.raises(ValueError, match="consistency compares rollouts with real clips, and judges none"):
+        resolved(active("consistency", paired=lambda section: True))
+
+
 def test_an_auxiliary_may_not_take_a_roles_name() -> None:
     with pytest.raises(ValueError, match="an auxiliary is called average"):
         resolved(active("consistency", auxiliaries=lambda section: (Averaged("average", 0.9),)))

@@ -133,6 +133,8 @@ def open_data(recipe: Recipe, method: Method) -> PreparedData | None:
         return None
     if not caches:
         _check_needs_no_clips(recipe, method)
+    elif prompts is not None:
+        _check_needs_no_list(recipe, method)
     return PreparedData(caches, tuple(each.weight for each in recipe.data.weighted), prompts)
 
 
@@ -261,7 +263,8 @@ def _check_mixture(recipe: Recipe, caches: tuple[LatentCache, ...]) -> None:
 def _check_needs_no_clips(recipe: Recipe, method: Method) -> None:
     """Raise UserError for what cannot be had of prompts alone."""
     for active in method.terms:
-        if isinstance(active.source, DataSource) or active.term.measures_data(active.section):
+        term, section = active.term, active.section
+        if isinstance(active.source, DataSource) or term.paired(section) or term.measures_data(section):
             raise UserError(
                 f"recipe {recipe.name} has prompts and no clips, which objective.{active.name} learns from: name a "
                 "cache with --data, or set its weight to 0"
@@ -270,4 +273,14 @@ def _check_needs_no_clips(recipe: Recipe, method: Method) -> None:
         raise UserError(
             f"recipe {recipe.name} has prompts and no clips, which its monitors compare with: name a cache with "
             "--data, or set monitors.every=0"
+        )
+
+
+def _check_needs_no_list(recipe: Recipe, method: Method) -> None:
+    """Raise UserError for prompts of their own where rollouts are on the captions of real clips."""
+    paired = [each.name for each in method.terms if each.term.paired(each.section)]
+    if paired:
+        raise UserError(
+            f"recipe {recipe.name} has data.prompts, and objective.{paired[0]} compares the student's clips with real "
+            "ones of the same captions, so no others would be read: leave data.prompts out, or set its weight to 0"
         )

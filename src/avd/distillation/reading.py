@@ -20,7 +20,6 @@ from avd.distillation.step import Batch
 from avd.engine.randomness import derive_seed
 from avd.engine.ranks import Ranks
 from avd.methods.method import Method
-from avd.objectives.source import DataSource
 from avd.types import Conditions
 
 
@@ -28,8 +27,9 @@ from avd.types import Conditions
 class _Read:
     """A batch on the CPU."""
 
-    latents_BCFHW: Tensor | None
-    captions: Conditions | None
+    latents: tuple[Tensor, ...]
+    """Real clips of the batch, and with paired rollouts of each further one; empty where none are read."""
+    captions: tuple[Conditions, ...]
     rollout_prompts: tuple[Conditions, ...]
 
 
@@ -45,12 +45,13 @@ class BatchReader:
     """This rank's batches of `samples` clips, endless, in the order that the run's `seed` gives.
 
     Real clips and the prompts of rollouts come from `data`, each in an order of their own. Real clips are read only
-    where a term of the method learns from them.
+    where a term of the method learns from them. Where the method pairs rollouts with real clips, the captions of these
+    are the prompts, a batch of clips for each rollout.
     """
 
     def __init__(self, data: RunData, method: Method, samples: int, seed: int, ranks: Ranks) -> None:
         self._data, self._rollouts, self._device = data, method.rollouts, ranks.device
-        self._reads_clips = any(isinstance(source, DataSource) for source in method.sources)
+        self._reads_clips, self._paired = method.learns_from_clips, method.paired
 
         def order(what: str, count: int, parts: tuple[Portion, ...]) -> BatchOrder:
             own = derive_seed(seed, what)
@@ -68,12 +69,14 @@ class BatchReader:
         ahead, self._ahead = self._ahead or self._begin(), None
         read = ahead.reading.result()
         self._state, self._ahead = ahead.state, self._begin()
-        latents, captions = read.latents_BCFHW, read.captions
+        latents = tuple(each.to(self._device, non_blocking=True) for each in read.latents)
+        captions = tuple(each.upload(self._device) for each in read.captions)
         return Batch(
-            None if latents is None else latents.to(self._device, non_blocking=True),
-            None if captions is None else captions.upload(self._device),
-            tuple(each.upload(self._device) for each in read.rollout_prompts),
+            latents[0] if latents else None,
+            captions[0] if captions else None,
+            captions if self._paired else tuple(each.upload(self._device) for each in read.rollout_prompts),
             self._data.latent_CFHW,
+            latents if self._paired else (),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,22 +97,25 @@ class BatchReader:
 
     def _begin(self) -> _Ahead:
         """Decide what the batch after the last one holds, and have it read."""
-        clips = self._orders["video_order"].next() if "video_order" in self._orders else []
-        prompts = [self._orders["prompt_order"].next() for _ in range(self._rollouts)]
+        batches = self._rollouts if self._paired else int("video_order" in self._orders)
+        clips = [self._orders["video_order"].next() for _ in range(batches)]
+        prompts = [] if self._paired else [self._orders["prompt_order"].next() for _ in range(self._rollouts)]
         return _Ahead(self._thread.submit(self._read, clips, prompts), self._positions())
 
-    def _read(self, clips: list[int], prompts: list[list[int]]) -> _Read:
+    def _read(self, clips: list[list[int]], prompts: list[list[int]]) -> _Read:
         """In pinned memory where a GPU is to copy from it."""
-        latents: Tensor | None = None
-        captions: Conditions | None = None
+        latents: tuple[Tensor, ...] = ()
+        captions: tuple[Conditions, ...] = ()
         if self._reads_clips:
-            assert self._data.clips is not None, "see `distillation.preflight`"
-            latents, captions = self._data.clips.latents(clips), self._data.clips.prompts(clips)
+            source = self._data.clips
+            assert source is not None, "see `distillation.preflight`"
+            latents = tuple(source.latents(indices) for indices in clips)
+            captions = tuple(source.prompts(indices) for indices in clips)
         rollouts = tuple(self._data.prompts.prompts(indices) for indices in prompts)
         if self._device.type != "cuda":
             return _Read(latents, captions, rollouts)
         return _Read(
-            None if latents is None else latents.pin_memory(),
-            None if captions is None else captions.pin_memory(),
+            tuple(each.pin_memory() for each in latents),
+            tuple(each.pin_memory() for each in captions),
             tuple(each.pin_memory() for each in rollouts),
         )

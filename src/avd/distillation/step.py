@@ -47,6 +47,8 @@ class Batch:
     """One with a shared rollout; else one per update of an auxiliary, the first also the student's."""
     latent_CFHW: tuple[int, int, int, int]
     """The shape of one clip, which rollouts have."""
+    rollout_latents: tuple[Tensor, ...] = ()
+    """The real latents whose captions `rollout_prompts` are, where the method pairs them; the first are `latents`."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class TrainingStep:
                 between((1.5 + i) / (1 + rounds))
             for each in learned:
                 if i < self.method.updates[each.name].updates:
-                    self._update_auxiliary(each.name, samples, batch.rollout_prompts[fresh], random, i, result)
+                    self._update_auxiliary(each.name, samples, batch, fresh, random, i, result)
         trained = {"student": self.roles.student, **self.roles.learned}
         skipped = {f"skipped_{name}": float(role.skipped) for name, role in trained.items()}
         result.metrics = self._ranks.mean_metrics(result.metrics | skipped)
@@ -162,7 +164,8 @@ class TrainingStep:
                 judged = [(torch.cat(watched), slice(0, count))]
             found = UpdateResult()
             for x, rows in judged:
-                self._backward(active, Sample(x, random.part(rows), self._bound(prompt[rows])), rows, count, found)
+                sample = self._sample(x, rows, batch, 0, random)
+                self._backward(active, sample, rows, count, found)
             _merge(result, found)
         for i, leaf in enumerate(leaves):
             (made[i] if in_one else predict(i, gradient=True)).backward(leaf.grad)
@@ -196,13 +199,21 @@ class TrainingStep:
             _merge(result, each)
 
     def _update_auxiliary(
-        self, name: str, samples: list[Tensor], prompt: Conditions, random: UpdateRandom, i: int, result: UpdateResult
+        self,
+        name: str,
+        samples: list[Tensor],
+        batch: Batch,
+        rollout: int,
+        random: UpdateRandom,
+        i: int,
+        result: UpdateResult,
     ) -> None:
+        """Its update `i`, on the clean videos `samples` of a rollout of the batch."""
         auxiliary = next(each for each in self.method.learned if each.name == name)
         count, found = len(random.samples), UpdateResult()
         for x, rows in zip(samples, self._parts(count), strict=True):
-            bound = self._bound(prompt[rows])
-            term = auxiliary.loss(Sample(x, random.part(rows), bound), partial(bound.auxiliary, name), i)
+            sample = self._sample(x, rows, batch, rollout, random)
+            term = auxiliary.loss(sample, partial(sample.networks.auxiliary, name), i)
             _backpropagate(term, 1.0, rows, count, found)
         _merge(result, found)
         result.metrics[f"{name}_grad_norm"] = self.roles.learned[name].step()
@@ -226,6 +237,12 @@ class TrainingStep:
             student = self.roles.student.network
             noisy.append(rollout.run_until(student, normal("start"), prompt[rows], normal, stage))
         return stage, noisy
+
+    def _sample(self, x: Tensor, rows: slice, batch: Batch, rollout: int, random: UpdateRandom) -> Sample:
+        """The samples `rows` of a rollout, whose clean video is `x`."""
+        bound = self._bound(batch.rollout_prompts[rollout][rows])
+        real = batch.rollout_latents[rollout][rows] if batch.rollout_latents else None
+        return Sample(x, random.part(rows), bound, x0_BCFHW=real)
 
     def _bound(self, prompt: Conditions, frame_stride: int = 1) -> _Bound:
         return _Bound(self.roles, prompt, self.unconditional, frame_stride)

@@ -34,6 +34,8 @@ class Method:
             for auxiliary in each.term.auxiliaries(each.section):
                 if auxiliaries.setdefault(auxiliary.name, auxiliary) != auxiliary:
                     raise ValueError(f"{each.name} needs another {auxiliary.name} than the terms before it")
+            if each.term.paired(each.section) and each.source != RolloutSource():
+                raise ValueError(f"{each.name} compares rollouts with real clips, and judges none")
             if each.term.full_batch and each.source != RolloutSource():
                 raise ValueError(f"{each.name} needs the full batch at once, which only rollouts are")
         reserved = auxiliaries.keys() & {"teacher", "student", "average"}
@@ -70,6 +72,16 @@ class Method:
         if RolloutSource() not in self.sources:
             return 0
         return 1 if self.shared else max([1, *(each.updates for each in self.updates.values())])
+
+    @property
+    def paired(self) -> bool:
+        """Whether rollouts are on the captions of real clips, which come with them."""
+        return any(each.term.paired(each.section) for each in self.terms)
+
+    @property
+    def learns_from_clips(self) -> bool:
+        """Whether a batch holds real clips."""
+        return self.paired or any(isinstance(source, DataSource) for source in self.sources)
 
     def passes(self, *, in_parts: bool = False) -> tuple[Pass, ...]:
         """Network passes per clip of one cycle. `in_parts`: a rank's clips go through the networks in several parts."""

@@ -66,7 +66,8 @@ class Sample:
     """A source's output for some samples of a batch, and what it was made from.
 
     `output_BCFHW` is a leaf: a clean video for a rollout, a velocity for real data. `x0`, `eps`, `sigma` and `index`
-    are those of noised real data; a rollout leaves them None.
+    are those of noised real data; a rollout leaves them None, unless it is paired (see `Term.paired`): `x0` then are
+    the real latents whose captions its prompts are.
     """
 
     output_BCFHW: Tensor
@@ -176,6 +177,9 @@ class Term:
     """Whether its loss is one function of the full batch, and not a mean over samples."""
     one_part: Callable[[Any], bool] = lambda section: False
     """Whether a batch must go through the networks in one part."""
+    paired: Callable[[Any], bool] = lambda section: False
+    """Whether rollouts are on the captions of real clips, which their samples then hold: a conditional comparison of
+    the two is one of clips of the same prompt. One such term pairs the rollouts of the method."""
     measures_data: Callable[[Any], bool] = lambda section: False
     """Whether it asks for `Setting.real_latents`, whatever its source is."""
 
