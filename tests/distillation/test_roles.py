@@ -84,6 +84,17 @@ def test_the_first_cycles_losses_are_the_same_in_both_modes() -> None:
         assert found[name] == pytest.approx(expected[name], rel=1e-5)
 
 
+@pytest.mark.parametrize(("clip", "largest"), [("null", 1000.0), ("1.0", 1.0)])
+def test_a_gradient_is_clipped_unless_it_need_not_be(
+    clip: str, largest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = make_roles(f"student.optimizer.clip={clip}").student
+    weight, taken = next(iter(student.network.parameters())), []
+    weight.grad = torch.zeros_like(weight).fill_(1000.0 / weight.numel() ** 0.5)
+    monkeypatch.setattr(student.optimizer, "step", lambda: taken.append(weight.grad.norm().item()))  # type: ignore[union-attr]
+    assert student.step() == pytest.approx(1000.0) and taken == [pytest.approx(largest)]
+
+
 def test_the_gradient_of_an_adapter_is_that_of_its_merged_weights() -> None:
     """For W' = W + (alpha / rank) B A: dL/dB = (alpha / rank) dL/dW' A^T, from the full mode's gradient at W'."""
     cycle = make_cycle(*ADAPTERS)

@@ -36,3 +36,10 @@ class GaussianVelocity:
         s = sigma_B.view(-1, 1, 1, 1, 1)
         spread = ((1 - s) ** 2 * self.std**2 + s**2).sqrt()
         return self.mean + self.std / spread * (x - (1 - s) * self.mean)
+
+    def to_clean(self, x: Tensor, sigma_B: Tensor) -> Tensor:
+        """The velocity that leads straight to `clean`, (x - clean) / sigma, and its limit at sigma = 0."""
+        s = sigma_B.view(-1, 1, 1, 1, 1)
+        variance, spread = self.std**2, ((1 - s) ** 2 * self.std**2 + s**2).sqrt()
+        slope = (s * (1 + variance) - 2 * variance) / (spread * (spread + self.std))
+        return -self.mean + slope * (x - (1 - s) * self.mean)

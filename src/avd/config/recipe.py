@@ -118,8 +118,8 @@ class OptimizerRecipe(Section):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float | None = Field(None, ge=0, le=100)
     """Decoupled. None: `FULL_WEIGHT_DECAY` for full models and none for adapters, as a `Recipe` fills in."""
-    clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient."""
+    clip: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient; None: any."""
     warmup: int = Field(0, ge=0, le=MOST_UPDATES)
     """Updates over which the learning rate rises to its value."""
 

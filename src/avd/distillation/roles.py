@@ -10,6 +10,7 @@ holds a complete one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -62,8 +63,9 @@ class Trained:
         """
         warmup = self.recipe.warmup
         set_learning_rate(self.optimizer, self.recipe.learning_rate * min(1.0, (self.steps + 1) / max(warmup, 1)))
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip).item()
-        if norm < float("inf"):  # false for nan too
+        largest = math.inf if self.recipe.clip is None else self.recipe.clip
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), largest).item()
+        if norm < math.inf:  # false for nan too
             self.optimizer.step()
             self.steps += 1
         else:
