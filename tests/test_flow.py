@@ -29,6 +29,39 @@ def test_noise_is_at_sigma_one() -> None:
     torch.testing.assert_close(flow.add_noise(x0, eps, 0.25), 0.75 * x0 + 0.25 * eps)
 
 
+def kernel(p: float, q: float) -> tuple[float, float]:
+    """What `renoise` keeps of x_p, and how much noise it adds."""
+    one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    return flow.renoise(one, p, q, zero).item(), flow.renoise(zero, p, q, one).item()
+
+
+@given(SIGMAS, SIGMAS)
+def test_renoising_has_the_moments_of_noising_the_clean_latents(a: float, b: float) -> None:
+    p, q = min(a, b) * 0.99, max(a, b)
+    keep, added = kernel(p, q)
+    assert keep * (1 - p) == pytest.approx(1 - q, abs=1e-9)  # of x0
+    assert (keep * p) ** 2 + added**2 == pytest.approx(q**2)  # variance of the noise
+    naive = (q - p) / (1 - p)  # as a linear path from x_p would have it
+    assert (keep * p) ** 2 + naive**2 < q**2 * (1 - 1e-4) or q - p < 0.02 or q > 0.98
+
+
+@given(st.lists(SIGMAS, min_size=3, max_size=3))
+def test_renoising_in_two_steps_is_renoising_in_one(levels: list[float]) -> None:
+    p, q, r = (0.99 * level for level in sorted(levels))
+    (k1, b1), (k2, b2), (k, b) = kernel(p, q), kernel(q, r), kernel(p, r)
+    assert k1 * k2 == pytest.approx(k)
+    assert (k2 * b1) ** 2 + b2**2 == pytest.approx(b**2, abs=1e-12)
+
+
+def test_renoising_ends_at_the_ends() -> None:
+    x, eps = pair()
+    levels = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(flow.renoise(x, 0.0, levels, eps), flow.add_noise(x, eps, levels), rtol=0, atol=0)
+    below = torch.tensor([0.0, 0.4, 0.99], dtype=torch.float64)
+    torch.testing.assert_close(flow.renoise(x, below, below, eps), x, rtol=0, atol=1e-7)
+    torch.testing.assert_close(flow.renoise(x, below, 1.0, eps), eps)
+
+
 @given(SIGMAS)
 def test_velocity_is_the_derivative_in_sigma(sigma: float) -> None:
     x0, eps = pair()

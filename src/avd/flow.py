@@ -36,6 +36,19 @@ def add_noise(x0: Tensor, eps: Tensor, sigma: Tensor | float) -> Tensor:
     return (1 - s) * x0 + s * eps
 
 
+def renoise(x_p: Tensor, p: Tensor | float, q: Tensor | float, eps: Tensor) -> Tensor:
+    """x_q from x_p by fresh noise, for levels p <= q with p < 1: the kernel p -> q of the forward process.
+
+        x_q = k x_p + sqrt(q^2 - k^2 p^2) eps        k = (1 - q) / (1 - p)
+
+    As x_p = (1 - p) x0 + p eps', this has the distribution of (1 - q) x0 + q eps, given x0 (Phased DMD, arXiv
+    2510.27684). p = 0 is `add_noise`, and p = q leaves x_p as it is. Numbers, or one per sample, of shape (B,).
+    """
+    from_, to = per_sample(p, x_p), per_sample(q, x_p)
+    keep = (1 - to) / (1 - from_)
+    return keep * x_p + (to**2 - (keep * from_) ** 2).clamp_min(0).sqrt() * eps
+
+
 def velocity_of(x0: Tensor, eps: Tensor) -> Tensor:
     """v = eps - x0."""
     return eps.to(torch.promote_types(eps.dtype, torch.float32)) - x0

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 if TYPE_CHECKING:  # so that rooms without maths can use UserError without loading torch
     import torch
@@ -29,6 +29,9 @@ class UserError(ValueError):
     The command line prints it and exits with code 2; anything else is a bug and may print a traceback.
     """
 
+
+Transition = Literal["renoise", "euler"]
+"""How a student goes from one stage to the next: it noises its clean video afresh, or takes an Euler step."""
 
 CountProgress = Callable[[int, int], None]
 """Called with the number done and the number in all."""

@@ -18,7 +18,7 @@ from avd.engine.loop import UpdateResult
 from avd.engine.saving import Saver
 from avd.methods.method import Method
 from avd.objectives.registry import terms
-from helpers.cycles import BATCH, Cycle, make_batch, make_cycle, networks, random_for_exit
+from helpers.cycles import BATCH, Cycle, make_batch, make_cycle, networks, random_for_all
 from helpers.distill_run import distill
 from helpers.tiny import tiny_data, tiny_interpolator, tiny_model
 
@@ -74,7 +74,7 @@ def test_gradient_reaches_exactly_the_roles_that_a_method_declares(
 
         monkeypatch.setattr(role, "step", counted)
     before = copies(cycle)
-    cycle.run(make_batch(cycle.recipe), random_for_exit(0))
+    cycle.run(make_batch(cycle.recipe), random_for_all(cycle, 0))
     learned = {name: each.updates for name, each in method.updates.items()}
     assert graded == {"student": 1, **learned}
     assert moved(cycle, before) - {"teacher"} == {"student", "average", *(each.name for each in method.auxiliaries)}
@@ -88,7 +88,7 @@ def test_a_checkpoint_holds_what_a_method_declares_and_nothing_else(recipe: str)
     method = cycle.step.method
     held = {name.partition(".")[0] for name in cycle.roles.tensors()}
     learned = ["student", *method.updates]
-    cycle.run(make_batch(cycle.recipe), random_for_exit(0))
+    cycle.run(make_batch(cycle.recipe), random_for_all(cycle, 0))
     held = {name.partition(".")[0] for name in cycle.roles.tensors()}
     assert held == {*learned, *(f"{name}_optimizer" for name in learned), "average", *(e.name for e in method.averaged)}
 
@@ -97,7 +97,7 @@ def test_lcm_has_no_fake_score_and_no_rollout_and_keeps_its_target() -> None:
     method = Method.of(load_recipe("lcm"))
     assert (method.rollouts, method.learned, [each.name for each in method.averaged]) == (0, (), ["target"])
     cycle = make_cycle(recipe="lcm")
-    metrics = cycle.run(make_batch(cycle.recipe), random_for_exit(0))
+    metrics = cycle.run(make_batch(cycle.recipe), random_for_all(cycle, 0))
     assert not any("fake_score" in name or "exit" in name for name in metrics)
     assert any(name.startswith("target.") for name in cycle.roles.tensors())
 
@@ -118,7 +118,7 @@ def count_forwards(cycle: Cycle, exit_stage: int) -> Counter[str]:
                 output[0].register_hook(lambda gradient: cost.update({name: 2 * units}))  # type: ignore[dict-item]
 
         handles.append(network.transformer.register_forward_hook(count))
-    cycle.run(make_batch(cycle.recipe), random_for_exit(exit_stage))
+    cycle.run(make_batch(cycle.recipe), random_for_all(cycle, exit_stage))
     for handle in handles:
         handle.remove()
     return cost
@@ -139,8 +139,8 @@ def test_declared_passes_are_those_of_a_real_step(recipe: str, way: str) -> None
 def test_a_batch_in_parts_measures_what_the_full_one_does(recipe: str) -> None:
     full, parts = make_cycle(recipe=recipe), make_cycle(*WAYS["in parts"], recipe=recipe)
     batch = make_batch(full.recipe)
-    expected = full.run(batch, random_for_exit(1))
-    assert parts.run(batch, random_for_exit(1)) == pytest.approx(expected, rel=1e-4)
+    expected = full.run(batch, random_for_all(full, 1))
+    assert parts.run(batch, random_for_all(parts, 1)) == pytest.approx(expected, rel=1e-4)
 
 
 # -- resume -------------------------------------------------------------------------------------------------------
@@ -152,7 +152,8 @@ class Killed(BaseException):
 
 def small_run(path: Path, recipe: str, *, resume: bool = False) -> None:
     changes = ["training.batch=2", "training.checkpoint_every=1", "training.sample_every=0", "monitors.every=0"]
-    resolved = load_recipe(recipe, changes)
+    late = [each.name for each in load_recipe(recipe).objective.active if each.section.start]
+    resolved = load_recipe(recipe, [*changes, *(f"objective.{name}.start=1" for name in late)])
     model = tiny_model()
     interpolator = tiny_interpolator() if resolved.rollout.half_rate_stages else None
     distill(

@@ -117,6 +117,26 @@ def test_what_has_no_weight_costs_no_forward() -> None:
     assert unguided + Counter(teacher=1) == full
 
 
+def test_a_term_that_starts_later_costs_and_changes_nothing_before() -> None:
+    cycle = make_cycle("objective.distribution_matching.start=5", "objective.temporal.start=5")
+    without = make_cycle("objective.distribution_matching.weight=0", "objective.temporal.weight=0")
+    batch, before = make_batch(cycle.recipe), copies(**networks(cycle))
+    with counted(cycle) as cost:
+        metrics = cycle.run(batch, update_random(4))
+    expected = without.run(make_batch(without.recipe), update_random(4))
+    assert cost == Counter(student=3) and changed(cycle, before) == {"student", "average"}
+    assert {name: value for name, value in metrics.items() if name != "skipped_fake_score"} == expected
+
+
+def test_from_its_start_on_a_term_acts_as_ever() -> None:
+    late, ever = make_cycle("objective.distribution_matching.start=5", "objective.temporal.start=5"), make_cycle()
+    batch = make_batch(ever.recipe)
+    assert late.run(batch, update_random(5)) == ever.run(batch, update_random(5))
+    for name, network in networks(ever).items():
+        for a, b in zip(network.parameters(), networks(late)[name].parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
 # -- who changes --------------------------------------------------------------------------------------------------
 
 

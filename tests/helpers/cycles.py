@@ -118,8 +118,13 @@ def update_random(update: int = 0, seed: int = 0, count: int = BATCH) -> UpdateR
     return UpdateRandom(seed, update, range(count))
 
 
-def random_for_exit(stage: int, stages: int = 4) -> UpdateRandom:
-    """UpdateRandom that send a rollout to `stage`."""
-    return next(
-        d for d in map(update_random, range(1000)) if d.shared_integer("rollout", 0, "exit", high=stages) == stage
-    )
+def random_for_exit(stage: int, stages: int = 4, first: int = 0) -> UpdateRandom:
+    """UpdateRandom of the first update from `first` on that send a rollout to `stage`."""
+    updates = range(first, first + 1000)
+    return next(d for d in map(update_random, updates) if d.shared_integer("rollout", 0, "exit", high=stages) == stage)
+
+
+def random_for_all(cycle: Cycle, exit_stage: int) -> UpdateRandom:
+    """UpdateRandom of an update in which every term of the method has started."""
+    last = max(each.section.start for each in cycle.step.method.terms)
+    return random_for_exit(exit_stage, first=last)

@@ -33,13 +33,20 @@ class GaussianVelocity:
 
     def clean(self, x: Tensor, sigma_B: Tensor) -> Tensor:
         """Where the exact path takes `x` at sigma = 0."""
-        s = sigma_B.view(-1, 1, 1, 1, 1)
-        spread = ((1 - s) ** 2 * self.std**2 + s**2).sqrt()
-        return self.mean + self.std / spread * (x - (1 - s) * self.mean)
+        return self.along(x, sigma_B, torch.zeros_like(sigma_B))
+
+    def along(self, x: Tensor, above: Tensor | float, below: Tensor | float) -> Tensor:
+        """Where the exact path through `x` at the level `above` is at the level `below`; numbers, or one per sample."""
+        s, r = (torch.as_tensor(level, dtype=x.dtype).view(-1, 1, 1, 1, 1) for level in (above, below))
+        return (1 - r) * self.mean + self.std_at(r) / self.std_at(s) * (x - (1 - s) * self.mean)
 
     def to_clean(self, x: Tensor, sigma_B: Tensor) -> Tensor:
         """The velocity that leads straight to `clean`, (x - clean) / sigma, and its limit at sigma = 0."""
         s = sigma_B.view(-1, 1, 1, 1, 1)
-        variance, spread = self.std**2, ((1 - s) ** 2 * self.std**2 + s**2).sqrt()
-        slope = (s * (1 + variance) - 2 * variance) / (spread * (spread + self.std))
+        variance, noisy = self.std**2, self.std_at(s)
+        slope = (s * (1 + variance) - 2 * variance) / (noisy * (noisy + self.std))
         return -self.mean + slope * (x - (1 - s) * self.mean)
+
+    def std_at(self, s: Tensor) -> Tensor:
+        """Standard deviation of noised data, S(sigma)."""
+        return ((1 - s) ** 2 * self.std**2 + s**2).sqrt()

@@ -96,3 +96,43 @@ def test_an_auxiliary_that_learns_needs_a_section() -> None:
     nameless = active("distribution_matching", auxiliaries=lambda section: (Learned("critic", None),))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="critic learns, and recipes have no section"):
         resolved(nameless)
+
+
+# -- terms that start later ---------------------------------------------------------------------------------------
+
+LATE = ("objective.consistency.weight=1", "objective.distribution_matching.start=10", "objective.temporal.weight=0")
+
+
+def test_before_a_term_starts_the_method_is_that_of_the_others() -> None:
+    late, without = (Method.of(load_recipe("avd", [*LATE, each])) for each in LATER)
+    early, full = late.at(9), late.at(10)
+    assert [each.name for each in early.terms] == ["regression", "consistency"]
+    assert [each.name for each in early.auxiliaries] == ["target"] and not early.updates and not early.rollouts
+    assert early.passes() == without.passes()
+    assert full is late and [each.name for each in full.learned] == ["fake_score"]
+
+
+LATER = ("objective.distribution_matching.weight=1", "objective.distribution_matching.weight=0")
+
+
+def test_updates_before_a_start_are_cheaper_and_counted_so() -> None:
+    method = Method.of(load_recipe("avd", LATE))
+    early, full = method.at(0).forwards(4), method.forwards(4)
+    assert early < full
+    assert method.updates_for(early * 7, 4) == 7
+    assert method.updates_for(early * 10 + full * 5, 4) == 15
+    assert method.updates_for(0.0, 4) == 1
+    plain = Method.of(load_recipe("avd"))
+    assert plain.updates_for(3825, 4) == 150
+
+
+def test_a_run_learns_from_its_first_update() -> None:
+    with pytest.raises(ValueError, match="every term has a start above 0"):
+        Method.of(load_recipe("dmd", ["objective.distribution_matching.start=1"]))
+
+
+def test_an_auxiliary_that_learns_needs_a_rollout_when_its_term_starts() -> None:
+    late = ActiveTerm(terms()["temporal"], terms()["temporal"].section(weight=1.0, start=5))
+    early = active("distribution_matching", source=lambda section: DataSource(AtStages("x")))
+    with pytest.raises(ValueError, match="fake_score learns on rollouts, and no term judges one at update 0"):
+        resolved(early, late)

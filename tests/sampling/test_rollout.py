@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from avd.flow import integrate
 from avd.sampling.rollout import Interpolate, Rollout, make_stages
-from avd.types import Conditions
+from avd.types import Conditions, Transition
+from helpers.gaussian import GaussianVelocity
 
 SIGMAS = (1.0, 0.9, 0.7, 0.5)
 SHAPE = (2, 3, 5, 2, 2)
@@ -196,6 +200,73 @@ def test_half_rate_needs_an_odd_number_of_latent_frames() -> None:
 def test_half_rate_needs_an_interpolator() -> None:
     with pytest.raises(ValueError, match="need an interpolator"):
         Rollout(make_stages(SIGMAS, 1))
+
+
+# -- Euler's steps -------------------------------------------------------------------------------------------------
+
+
+def no_noise(stage: int) -> Tensor:
+    raise AssertionError(f"stage {stage} asked for noise")
+
+
+def test_eulers_steps_are_those_of_the_flow_and_need_no_noise() -> None:
+    student, noise = GaussianStudent(), torch.randn(SHAPE)
+    found = Rollout(make_stages(SIGMAS), transition="euler")(student, noise, PROMPT, no_noise)
+    expected = integrate(lambda x, s: student(x, s, PROMPT), noise, torch.tensor([*SIGMAS, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad
+
+
+def test_an_euler_step_is_re_noising_with_the_noise_that_the_velocity_implies() -> None:
+    student, noise = GaussianStudent(), torch.randn(SHAPE)
+    euler = Rollout(make_stages(SIGMAS), transition="euler").run_until(student, noise, PROMPT, no_noise, 3)
+
+    def implied(stage: int) -> Tensor:
+        x, s = student.inputs[-1], SIGMAS[stage - 1]
+        position = torch.arange(5).view(1, 1, -1, 1, 1)
+        return (x + (1 - s) * student.velocity(x, s, position)).detach()
+
+    torch.testing.assert_close(Rollout(make_stages(SIGMAS)).run_until(student, noise, PROMPT, implied, 3), euler)
+
+
+@pytest.mark.parametrize("exit_stage", [0, 2])
+def test_an_exit_of_an_euler_path_is_the_clean_video_with_the_gradient_of_its_stage(exit_stage: int) -> None:
+    student, noise = GaussianStudent(), torch.randn(SHAPE)
+    rollout = Rollout(make_stages(SIGMAS), transition="euler")
+    x = rollout.run_until(student, noise, PROMPT, no_noise, exit_stage)
+    found = rollout.predict(student, x, PROMPT, exit_stage, gradient=True)
+    assert student.with_gradient == [False] * exit_stage + [True]
+    position = torch.arange(5).view(1, 1, -1, 1, 1)
+    sigma = SIGMAS[exit_stage]
+    torch.testing.assert_close(found, x - sigma * student.velocity(x, sigma, position))
+
+
+def test_euler_steps_are_refused_at_half_rate() -> None:
+    with pytest.raises(ValueError, match="full-rate stages only with Euler steps"):
+        Rollout(make_stages(SIGMAS, 1), Midpoints(), "euler")
+
+
+@pytest.mark.parametrize("trained_for", ["renoise", "euler"])
+def test_each_exact_student_samples_the_data_by_its_own_transition_and_not_by_the_other(
+    trained_for: Transition,
+) -> None:
+    """A consistency model's clean video is its path's end, re-noised; that of phases is a point at the next edge."""
+    data, many = GaussianVelocity(1.0, 0.5), (1, 1, 1, 200, 200)
+    edges = dict(pairwise((*SIGMAS, 0.0)))
+
+    def exact(x: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+        above = sigma_B[0].item()
+        below = 0.0 if trained_for == "renoise" else next(b for a, b in edges.items() if abs(a - above) < 1e-6)
+        return (x - data.along(x, above, below)) / (above - below)
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(many, generator=generator)
+    for transition in ("renoise", "euler"):
+        rollout = Rollout(make_stages(SIGMAS), transition=transition)  # type: ignore[arg-type]
+        found = rollout(exact, noise, PROMPT, lambda stage: torch.randn(many, generator=generator))
+        error = abs(found.std().item() - 0.5)  # of 40,000 values: 0.002 of it is chance
+        assert found.mean().item() == pytest.approx(1.0, abs=0.01)
+        assert error < 0.005 if transition == trained_for else error > 0.04
 
 
 @pytest.mark.parametrize("half_rate_stages", [-1, 4])

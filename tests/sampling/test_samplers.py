@@ -1,16 +1,24 @@
-"""A many-step model's sampler: what guidance leads away from."""
+"""A many-step model's sampler: what guidance leads away from. A student's: how it goes from stage to stage."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import WanPipeline
 from torch import Tensor
 
+from avd.flow import integrate
+from avd.models.family import load_model
+from avd.models.streams import stream
+from avd.models.wan.model import VideoModel
+from avd.models.weights import MemoryWeights
 from avd.sampling.choose import make_sampler
 from avd.types import UserError
-from helpers.tiny import tiny_model
+from helpers.tiny import LATENT_SHAPE, tiny_model
 
 
 def sample(negative_prompt: str | None, own: str = "") -> Tensor:
@@ -39,3 +47,50 @@ def test_a_student_takes_none() -> None:
     model.settings = replace(model.settings, student_timesteps=(1000.0, 500.0))
     with pytest.raises(UserError, match="leave --negative-prompt out"):
         make_sampler(model, negative_prompt="gaudy")
+
+
+def student(**settings: object) -> VideoModel:
+    model = tiny_model()
+    model.settings = replace(model.settings, student_timesteps=(1000.0, 700.0, 300.0), **settings)  # type: ignore[arg-type]
+    return model
+
+
+def test_a_students_transition_is_its_settings_and_part_of_its_identity_and_description() -> None:
+    samplers = [make_sampler(student(transition=transition)) for transition in ("renoise", "euler")]
+    assert [each.description["transition"] for each in samplers] == ["renoise", "euler"]
+    assert samplers[0].identity != samplers[1].identity
+    renoised, euler = (each(["a red square"], torch.Generator().manual_seed(0)) for each in samplers)
+    assert not torch.allclose(renoised, euler, atol=0.1)
+    model, noise = student(), torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    prompt, levels = model.encode_prompts(["a red square"]), torch.tensor([1.0, 0.7, 0.3, 0.0], dtype=torch.float64)
+    expected = integrate(lambda x, s: model.velocity()(x, s, prompt), noise, levels)
+    torch.testing.assert_close(euler, expected, rtol=0, atol=1e-5)
+
+
+def test_a_student_of_euler_steps_has_no_half_rate() -> None:
+    assert make_sampler(student(transition="euler"), half_rate=False).network_calls == 3
+    with pytest.raises(UserError, match="takes Euler steps, which are at full rate only: leave --half-rate out"):
+        make_sampler(student(transition="euler"), half_rate=True)
+
+
+@pytest.mark.parametrize("transition", ["renoise", "euler"])
+def test_stock_diffusers_samples_a_students_folder_as_it_is_meant(transition: str, tmp_path: Path) -> None:
+    """Its scheduler is in the folder; the noise levels, which are the student's timesteps, are given to it."""
+    weights = stream(MemoryWeights(tiny_model().transformer.state_dict()))
+    tiny_model().save(tmp_path / "s", weights, student_timesteps=(1000.0, 700.0, 300.0), transition=transition)
+    pipeline = WanPipeline.from_pretrained(tmp_path / "s", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler.set_timesteps = partial(pipeline.scheduler.set_timesteps, sigmas=[1.0, 0.7, 0.3])
+    torch.manual_seed(5)
+    stock = pipeline(
+        "a red square",
+        height=16,
+        width=16,
+        num_frames=17,
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        max_sequence_length=load_model(str(tmp_path / "s")).text_length,
+        output_type="latent",
+    ).frames
+    ours = make_sampler(load_model(str(tmp_path / "s")))(["a red square"], torch.Generator().manual_seed(5))
+    torch.testing.assert_close(ours, stock, rtol=0, atol=1e-4)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from avd import ui
+
+if TYPE_CHECKING:
+    from avd.objectives.term import ActiveTerm
 
 
 def recipes() -> None:
@@ -37,9 +42,14 @@ def methods() -> None:
     for name in sorted(shipped_recipes()):
         recipe = load_recipe(name)
         method = Method.of(recipe)
-        weights = " + ".join(f"{each.section.weight:g} {each.name}" for each in method.terms)
+        weights = " + ".join(_weighted(each) for each in method.terms)
         needs = f"; needs {', '.join(each.name for each in method.auxiliaries)}" if method.auxiliaries else ""
         _print(f"  {name}: {weights}{needs}; {method.forwards(len(recipe.rollout.timesteps)):g} forwards")
+
+
+def _weighted(each: ActiveTerm) -> str:
+    start = f" (from update {each.section.start})" if each.section.start else ""
+    return f"{each.section.weight:g} {each.name}{start}"
 
 
 def _print(text: str, *, bold: bool = False) -> None:

@@ -10,6 +10,7 @@ from avd.flow import few_step_sigmas
 from avd.objectives.registry import terms
 from avd.objectives.term import ActiveTerm, TermSection
 from avd.section import MOST_CLIPS, MOST_RANKS, MOST_SEED, MOST_UPDATES, MOST_WEIGHT, MOST_WORLD_CLIPS, Beta, Section
+from avd.types import Transition
 
 
 class CacheRecipe(Section):
@@ -58,12 +59,16 @@ class RolloutRecipe(Section):
     """Share of the cycles that include them; the others run at full rate, so one student learns both."""
     shared: bool = True
     """One rollout feeds the student update and all fake-score updates of a cycle; false: a fresh one for each."""
+    transition: Transition = "renoise"
+    """From a stage to the next, in training and in sampling: noise the clean video afresh, or take an Euler step."""
 
     @model_validator(mode="after")
     def _check(self) -> RolloutRecipe:
         few_step_sigmas(self.timesteps)
         if self.half_rate_stages >= len(self.timesteps):
             raise ValueError(f"half_rate_stages must be below the number of timesteps ({len(self.timesteps)})")
+        if self.half_rate_stages and self.transition == "euler":
+            raise ValueError("half-rate stages are re-noised: set transition to renoise, or half_rate_stages to 0")
         return self
 
 

@@ -93,12 +93,13 @@ class TrainingStep:
     def run(self, batch: Batch, random: UpdateRandom, rollout: Rollout, between: Between = one_part) -> UpdateResult:
         """One student update and all updates of the auxiliaries. `rollout` is the path that samples take this time.
 
-        `between` is called after the student's update, each further rollout, and each round of the auxiliaries'.
+        Terms that start later than this update, and the auxiliaries that only they need, are left out. `between` is
+        called after the student's update, each further rollout, and each round of the auxiliaries'.
         """
-        result = UpdateResult()
+        result, method = UpdateResult(), self.method.at(random.update)
         samples = self._update_student(batch, random, rollout, result)
-        learned, shared = self.method.learned, self.method.shared
-        rounds = max((self.method.updates[each.name].updates for each in learned), default=0)
+        learned, shared = method.learned, method.shared
+        rounds = max((method.updates[each.name].updates for each in learned), default=0)
         for i in range(rounds):
             between((1 + i) / (1 + rounds))
             fresh = 0 if shared else i
@@ -106,7 +107,7 @@ class TrainingStep:
                 samples = self._roll_out(batch, random, rollout, fresh)
                 between((1.5 + i) / (1 + rounds))
             for each in learned:
-                if i < self.method.updates[each.name].updates:
+                if i < method.updates[each.name].updates:
                     self._update_auxiliary(each.name, samples, batch, fresh, random, i, result)
         trained = {"student": self.roles.student, **self.roles.learned}
         skipped = {f"skipped_{name}": float(role.skipped) for name, role in trained.items()}
@@ -131,7 +132,7 @@ class TrainingStep:
     ) -> list[Tensor]:
         """Returns the samples it made of its rollout, detached, part by part; none without a rollout."""
         samples: list[Tensor] = []
-        for source in self.method.sources:
+        for source in self.method.at(random.update).sources:
             if isinstance(source, RolloutSource):
                 samples = self._judge_rollout(batch, random, rollout, result)
             else:
@@ -157,7 +158,7 @@ class TrainingStep:
 
         made = [predict(i, gradient=in_one) for i in range(len(parts))]
         leaves = [each.detach().requires_grad_() for each in made]
-        for active in self.method.judging(RolloutSource()):
+        for active in self.method.at(random.update).judging(RolloutSource()):
             watched = [self._gradients.on_video(active.name, leaf) for leaf in leaves]
             judged = list(zip(watched, parts, strict=True))
             if active.term.full_batch:
@@ -179,7 +180,7 @@ class TrainingStep:
         )
         latents_BCFHW, prompts = batch.latents_BCFHW, batch.prompts
         assert latents_BCFHW is not None and prompts is not None
-        count, judging = len(random.samples), self.method.judging(source)
+        count, judging = len(random.samples), self.method.at(random.update).judging(source)
         found = {active.name: UpdateResult() for active in judging}
         for rows in self._parts(count):
             own, prompt = random.part(rows), prompts[rows]

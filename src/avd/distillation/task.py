@@ -69,8 +69,9 @@ class DistillTask:
         if interpolator is not None:
             interpolator.eval().requires_grad_(False).to(ranks.device)
         sigmas = few_step_sigmas(recipe.rollout.timesteps)
-        self._full_rate = Rollout(make_stages(sigmas))
-        self.rollout = Rollout(make_stages(sigmas, half_rate), interpolator)
+        transition = recipe.rollout.transition
+        self._full_rate = Rollout(make_stages(sigmas), transition=transition)
+        self.rollout = Rollout(make_stages(sigmas, half_rate), interpolator, transition)
         self.step = TrainingStep(
             self.method,
             self.roles,
@@ -150,7 +151,10 @@ class DistillTask:
         """How the student is sampled."""
         rollout = self.recipe.rollout
         return replace(
-            self.model.settings, student_timesteps=rollout.timesteps, half_rate_stages=rollout.half_rate_stages
+            self.model.settings,
+            student_timesteps=rollout.timesteps,
+            half_rate_stages=rollout.half_rate_stages,
+            transition=rollout.transition,
         )
 
     def _student(self, weights: TensorStream, adapter: TensorStream | None) -> Student:

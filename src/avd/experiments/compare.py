@@ -106,8 +106,7 @@ def run_comparison(
 
 def with_forwards(recipe: Recipe, forwards: int) -> Recipe:
     """The recipe with as many updates as its method makes of so many network forwards per clip, at least one."""
-    each = Method.of(recipe).forwards(len(recipe.rollout.timesteps))
-    updates = max(1, round(forwards / each))
+    updates = Method.of(recipe).updates_for(forwards, len(recipe.rollout.timesteps))
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"updates": updates})})
 
 
@@ -137,7 +136,7 @@ def _teachers(teacher: TextToVideo, recipe: Recipe, output: Path, seed: int) -> 
     """The teacher with all its steps, and cut to the student's."""
     settings = teacher.settings
     many = ManySteps(teacher, settings.steps, settings.guidance)
-    few = FewSteps(teacher, recipe.rollout.timesteps)
+    few = FewSteps(teacher, recipe.rollout.timesteps, transition=recipe.rollout.transition)
     return [
         _Contender(f"teacher, {settings.steps}x2", seed, many, output / f"teacher-{seed}.json"),
         _Contender(f"teacher, cut to {few.steps}", seed, few, output / f"teacher-cut-{seed}.json"),
@@ -145,13 +144,13 @@ def _teachers(teacher: TextToVideo, recipe: Recipe, output: Path, seed: int) -> 
 
 
 def _students(recipe: Recipe, output: Path, half_rate: bool) -> list[_Contender]:
-    """A finished run's student at full rate, and at half rate if asked."""
+    """A finished run's student at full rate, and at half rate if asked and it has such stages."""
     run = _run_folder(output, recipe)
     student, seed = open_model(str(run / "student")), recipe.seed
     values = recipe.model_dump(mode="json")
     full = make_sampler(student, half_rate=False)
     found = [_Contender(recipe.name, seed, full, run / "row.json", values)]
-    if half_rate:
+    if half_rate and recipe.rollout.transition == "renoise":
         half = make_sampler(student, half_rate=True)
         found.append(_Contender(f"{recipe.name}, half rate", seed, half, run / "row-half.json", values))
     return found

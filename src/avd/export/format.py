@@ -33,7 +33,7 @@ class Student:
     adapter: TensorStream | None = None
     """The adapter by itself, as `models.adapters.adapter_stream` gives it; None if the student has none."""
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Settings in which it differs from the model: its timesteps and half-rate stages."""
+    """Settings in which it differs from the model: its timesteps, half-rate stages and transition."""
     interpolator: FrameInterpolator | None = None
 
     @property

@@ -2,12 +2,14 @@
 
 There is no list of methods. DMD is `distribution_matching` alone, AVD adds `regression` and `temporal`, LCM is
 `consistency`; a rival is another combination, or a term in a file of its own. The training step runs what is resolved
-here, and planning counts the same passes.
+here, and planning counts the same passes. A term may start later than a run does; until then the method is that of
+the other terms (`Method.at`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from avd.config import FakeScoreRecipe, Recipe
 from avd.objectives.passes import Pass
@@ -30,6 +32,8 @@ class Method:
     def of(cls, recipe: Recipe) -> Method:
         """Raises ValueError for terms that do not go together, or an auxiliary that a run cannot make."""
         terms, auxiliaries = recipe.objective.active, dict[str, Auxiliary]()
+        if all(each.section.start for each in terms):
+            raise ValueError("every term has a start above 0: nothing is learnt before")
         for each in terms:
             for auxiliary in each.term.auxiliaries(each.section):
                 if auxiliaries.setdefault(auxiliary.name, auxiliary) != auxiliary:
@@ -42,13 +46,27 @@ class Method:
         if reserved:
             raise ValueError(f"an auxiliary is called {min(reserved)}, as another role is")
         learned = [name for name, each in auxiliaries.items() if isinstance(each, Learned)]
-        if learned and all(each.source != RolloutSource() for each in terms):
-            raise ValueError(f"{learned[0]} learns on rollouts, and no term judges one")
         without = [name for name in learned if not isinstance(getattr(recipe, name, None), FakeScoreRecipe)]
         if without:
             raise ValueError(f"{without[0]} learns, and recipes have no section that says how")
         updates: dict[str, FakeScoreRecipe] = {name: getattr(recipe, name) for name in learned}
-        return cls(terms, tuple(auxiliaries.values()), updates, recipe.rollout.shared)
+        method = cls(terms, tuple(auxiliaries.values()), updates, recipe.rollout.shared)
+        for start in sorted({each.section.start for each in terms}):
+            now = method.at(start)
+            if now.learned and RolloutSource() not in now.sources:
+                when = f" at update {start}" if now is not method else ""
+                raise ValueError(f"{now.learned[0].name} learns on rollouts, and no term judges one{when}")
+        return method
+
+    def at(self, update: int) -> Method:
+        """What update `update` of a run, from 0, trains: the terms that have started, and what they need."""
+        started = tuple(each for each in self.terms if each.section.start <= update)
+        if len(started) == len(self.terms):
+            return self
+        needed = {auxiliary.name for each in started for auxiliary in each.term.auxiliaries(each.section)}
+        auxiliaries = tuple(each for each in self.auxiliaries if each.name in needed)
+        updates = {each.name: self.updates[each.name] for each in auxiliaries if each.name in self.updates}
+        return replace(self, terms=started, auxiliaries=auxiliaries, updates=updates)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -101,3 +119,13 @@ class Method:
     def forwards(self, stages: int) -> float:
         """Network forwards of one cycle per clip on a rollout of so many stages, on average over its exits."""
         return sum(each.forwards((stages - 1) / 2) for each in self.passes())
+
+    def updates_for(self, forwards: float, stages: int) -> int:
+        """Updates that a run makes of so many network forwards per clip, at least one; those before the start of a
+        term cost less than later ones."""
+        starts, updates = sorted({each.section.start for each in self.terms}), 0.0
+        for start, end in zip(starts, [*starts[1:], math.inf], strict=True):
+            each = self.at(start).forwards(stages)
+            count = min(forwards / each, end - start)
+            updates, forwards = updates + count, forwards - count * each
+        return max(1, round(updates))

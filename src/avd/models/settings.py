@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from avd.files import read_text, write_json
-from avd.types import UserError
+from avd.types import Transition, UserError
 
 SETTINGS_FILE = "avd.json"
 SolverName = Literal["euler", "unipc"]
@@ -34,6 +34,8 @@ class Settings:
     student_timesteps: tuple[float, ...] | None = None
     """Set for a distilled model: it is sampled with the few-step rollout at these timesteps."""
     half_rate_stages: int = 0
+    transition: Transition = "renoise"
+    """How a distilled model goes from a timestep to the next."""
     solver: SolverName = "euler"
     negative_prompt: str = ""
     """What guidance leads away from, in training and sampling alike; empty: the null prompt."""
@@ -97,8 +99,11 @@ def _checked(values: Mapping[str, Any]) -> Settings:
     stages, most = values.get("half_rate_stages", 0), 0 if timesteps is None else len(timesteps) - 1
     if not is_count(stages, 0, most):
         raise ValueError(f"half_rate_stages is {stages!r}, not a whole number from 0 to {most}")
-    if values.get("solver", "euler") not in get_args(SolverName):
-        raise ValueError(f"solver is {values['solver']!r}")
+    for key, known in (("transition", get_args(Transition)), ("solver", get_args(SolverName))):
+        if key in values and values[key] not in known:
+            raise ValueError(f"{key} is {values[key]!r}, not {' or '.join(known)}")
+    if stages and values.get("transition") == "euler":
+        raise ValueError(f"half_rate_stages is {stages} with Euler steps, which are at full rate only")
     if not isinstance(values.get("negative_prompt", ""), str):
         raise ValueError(f"negative_prompt is {values['negative_prompt']!r}, not a text")
     return Settings(**{**values, "student_timesteps": None if timesteps is None else tuple(timesteps)})

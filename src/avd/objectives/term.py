@@ -18,7 +18,7 @@ from torch import Tensor
 from avd.flow import GuidedVelocity
 from avd.objectives.passes import Pass
 from avd.objectives.source import Random, Source
-from avd.section import MOST_WEIGHT, Section
+from avd.section import MOST_UPDATES, MOST_WEIGHT, Section
 from avd.types import LossTerm
 
 
@@ -26,6 +26,9 @@ class TermSection(Section):
     """A term's values in a recipe; weight 0 leaves the term out."""
 
     weight: float = Field(0.0, ge=0, le=MOST_WEIGHT)
+    start: int = Field(0, ge=0, le=MOST_UPDATES)
+    """Student updates before the term acts. What only it needs is not run before: no pass is made, and a network that
+    learns for it is still the teacher."""
 
 
 class GuidedSection(TermSection):

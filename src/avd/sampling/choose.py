@@ -35,7 +35,8 @@ def make_sampler(
 ) -> Sampler:
     """How a model is run: a student by its rollout, any other model by many guided steps.
 
-    None is the model's own setting. Raises UserError for half rate without an interpolator, or with many steps.
+    None is the model's own setting. Raises UserError for half rate without an interpolator, or with many
+    or Euler steps.
     """
     settings = model.settings
     if settings.student_timesteps is None or steps is not None:
@@ -58,6 +59,8 @@ def make_sampler(
         stages = (stages or len(settings.student_timesteps) // 2) * half_rate
     if half_rate and not stages:
         raise UserError("a student with one step has none to run at half rate: leave --half-rate out")
+    if stages and settings.transition == "euler":
+        raise UserError("this student takes Euler steps, which are at full rate only: leave --half-rate out")
     frames = model.latent_shape()[1]
     if stages and frames % 2 == 0:
         raise UserError(
@@ -66,4 +69,4 @@ def make_sampler(
     interpolator = load_interpolator(model) if stages else None
     if stages and interpolator is None:
         raise UserError(f"{model.folder} holds no interpolator/, which half rate needs: leave --half-rate out")
-    return FewSteps(model, settings.student_timesteps, stages, interpolator)
+    return FewSteps(model, settings.student_timesteps, stages, interpolator, settings.transition)

@@ -6,6 +6,13 @@ stage's level (the multistep consistency sampler, arXiv 2303.01469, Alg. 1; DMD2
     x0_i    = x_i - sigma_i v(x_i, sigma_i)
     x_{i+1} = (1 - sigma_{i+1}) x0_i + sigma_{i+1} eps_i
 
+Or it takes an Euler step, and the path is deterministic; the last step ends at 0, with the clean video (PCM, arXiv
+2405.18407, Sec. 3). That is re-noising with the eps that the velocity implies, x_i + (1 - sigma_i) v_i:
+
+    x_{i+1} = x_i + (sigma_{i+1} - sigma_i) v(x_i, sigma_i)
+
+Which of them a student needs is a matter of what it was trained for; neither stands in for the other.
+
 A stage with frame stride 2 works on every second latent frame, at its true temporal position; between strides a network
 fills in the missing frames of x0 (AVD, Sec. "half frame rate").
 """
@@ -19,7 +26,7 @@ import torch
 from torch import Tensor
 
 from avd.flow import add_noise, x0_from_velocity
-from avd.types import Conditions, Velocity
+from avd.types import Conditions, Transition, Velocity
 
 Interpolate = Callable[[Tensor], Tensor]
 """Clean latents (B, C, F, H, W) at half rate to (B, C, 2F - 1, H, W)."""
@@ -44,15 +51,21 @@ def make_stages(sigmas: tuple[float, ...], half_rate_stages: int = 0) -> tuple[S
 
 
 class Rollout:
-    """Stages, and the network that fills frames in between strides.
+    """Stages, how the student goes from one to the next, and the network that fills frames in between strides.
 
-    Raises ValueError if a stage runs at half rate and there is no `interpolate`.
+    Raises ValueError if a stage runs at half rate and there is no `interpolate`, or the transition is Euler's: its
+    noise is the video's own, and frames that were left out have none.
     """
 
-    def __init__(self, stages: tuple[Stage, ...], interpolate: Interpolate | None = None) -> None:
-        if interpolate is None and any(stage.frame_stride > 1 for stage in stages):
+    def __init__(
+        self, stages: tuple[Stage, ...], interpolate: Interpolate | None = None, transition: Transition = "renoise"
+    ) -> None:
+        half_rate = any(stage.frame_stride > 1 for stage in stages)
+        if half_rate and transition == "euler":
+            raise ValueError("half-rate stages are re-noised: use full-rate stages only with Euler steps")
+        if half_rate and interpolate is None:
             raise ValueError("half-rate stages need an interpolator: give one, or use full-rate stages only")
-        self.stages, self._interpolate = stages, interpolate
+        self.stages, self._interpolate, self._transition = stages, interpolate, transition
 
     def __call__(self, student: Velocity, noise_BCFHW: Tensor, prompt: Conditions, renoise: Renoise) -> Tensor:
         """The clean video of the last stage, of the shape of the noise."""
@@ -74,6 +87,9 @@ class Rollout:
         x = noise_BCFHW.float()[:, :, :: self.stages[0].frame_stride]
         for i in range(1, stage + 1):
             before, current = self.stages[i - 1], self.stages[i]
+            if self._transition == "euler":
+                x = x + (current.sigma - before.sigma) * self._velocity(student, x, before, prompt, gradient=False)
+                continue
             x0 = self._predict(student, x, before, prompt, gradient=False)
             if before.frame_stride > current.frame_stride:
                 x0 = self._fill(x0, gradient=False)
@@ -90,8 +106,12 @@ class Rollout:
 
     def _predict(self, student: Velocity, x: Tensor, stage: Stage, prompt: Conditions, gradient: bool) -> Tensor:
         with torch.set_grad_enabled(gradient):
+            return x0_from_velocity(x, self._velocity(student, x, stage, prompt, gradient), stage.sigma)
+
+    def _velocity(self, student: Velocity, x: Tensor, stage: Stage, prompt: Conditions, gradient: bool) -> Tensor:
+        with torch.set_grad_enabled(gradient):
             sigma_B = torch.full((len(x),), stage.sigma, device=x.device)
-            return x0_from_velocity(x, student(x, sigma_B, prompt, frame_stride=stage.frame_stride), sigma_B)
+            return student(x, sigma_B, prompt, frame_stride=stage.frame_stride)
 
     def _fill(self, x0: Tensor, gradient: bool) -> Tensor:
         assert self._interpolate is not None

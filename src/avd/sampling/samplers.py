@@ -20,7 +20,7 @@ from avd.models.solvers import make_solver
 from avd.models.weights import Weights
 from avd.sampling.rollout import Rollout, make_stages
 from avd.sampling.teacher import sample_teacher
-from avd.types import Conditions
+from avd.types import Conditions, Transition
 
 
 class SampledModel(Protocol):
@@ -131,12 +131,16 @@ class ManySteps:
 
 @dataclass(frozen=True)
 class FewSteps:
-    """The student's rollout at `timesteps` (of 1000), its first stages at half rate if asked."""
+    """The student's rollout at `timesteps` (of 1000), its first stages at half rate if asked.
+
+    Raises ValueError as `Rollout` for stages and a transition that do not go together.
+    """
 
     model: SampledModel
     timesteps: tuple[float, ...]
     half_rate_stages: int = 0
     interpolator: FrameInterpolator | None = None
+    transition: Transition = "renoise"
 
     @property
     def steps(self) -> int:
@@ -149,7 +153,7 @@ class FewSteps:
     @property
     def identity(self) -> str:
         between = self.interpolator if self.half_rate_stages else None
-        return _identity(self.model, between, self.timesteps, self.half_rate_stages)
+        return _identity(self.model, between, self.timesteps, self.half_rate_stages, self.transition)
 
     @property
     def unconditional(self) -> tuple[str, ...]:
@@ -157,12 +161,17 @@ class FewSteps:
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"timesteps": list(self.timesteps), "half_rate_stages": self.half_rate_stages}
+        return {
+            "timesteps": list(self.timesteps),
+            "half_rate_stages": self.half_rate_stages,
+            "transition": self.transition,
+        }
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
         between = None if self.interpolator is None else self.interpolator.to(self.model.device)
-        rollout = Rollout(make_stages(few_step_sigmas(self.timesteps), self.half_rate_stages), between)
+        stages = make_stages(few_step_sigmas(self.timesteps), self.half_rate_stages)
+        rollout = Rollout(stages, between, self.transition)
         noise, device = _noise(self.model, len(prompts), generator), self.model.device
 
         def renoise(stage: int) -> Tensor:
