@@ -301,6 +301,11 @@ class Recipe(Section):
         active = self.objective.active
         if not active:
             raise ValueError("every weight of its objective is 0: give one of its terms a weight")
+        for each in active:
+            try:
+                each.term.check(each.section, len(self.rollout.timesteps))
+            except ValueError as error:
+                raise ValueError(f"objective.{each.name}: {error}") from None
         in_one = [each.name for each in active if each.term.one_part(each.section)]
         if self.compute.microbatch is not None and in_one:
             raise ValueError(

@@ -70,15 +70,16 @@ class Law(Protocol):
 
 @dataclass(frozen=True)
 class AtStages:
-    """Each sample at a random one of the student's stages."""
+    """Each sample at a random one of the student's stages, or of those in `only`."""
 
     name: str
+    only: tuple[int, ...] | None = None
     place: Place = "exit"
 
     def draw(self, random: Random, stages: Stages) -> Levels:
-        count = len(stages.sigmas)
-        stride = stages.strides[random.shared_integer(self.name, "stride", high=count)]
-        choices = [i for i, each in enumerate(stages.strides) if each == stride]
+        allowed = range(len(stages.sigmas)) if self.only is None else self.only
+        stride = stages.strides[allowed[random.shared_integer(self.name, "stride", high=len(allowed))]]
+        choices = [i for i in allowed if stages.strides[i] == stride]
         choice_B = random.integers(self.name, "timestep", high=len(choices))
         index_B = torch.tensor(choices, device=choice_B.device)[choice_B]
         return Levels(torch.tensor(stages.sigmas, device=index_B.device)[index_B], index_B, stride)

@@ -183,6 +183,8 @@ class Term:
     paired: Callable[[Any], bool] = lambda section: False
     """Whether rollouts are on the captions of real clips, which their samples then hold: a conditional comparison of
     the two is one of clips of the same prompt. One such term pairs the rollouts of the method."""
+    check: Callable[[Any, int], None] = lambda section, stages: None
+    """Raises ValueError for values that do not fit a student of so many stages."""
     measures_data: Callable[[Any], bool] = lambda section: False
     """Whether it asks for `Setting.real_latents`, whatever its source is."""
 
