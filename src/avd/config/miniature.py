@@ -1,6 +1,6 @@
 """What `avd train` does: recipes of the VAE, the teacher and the interpolator. Each is one flat section.
 
-Their defaults are what the shipped `wan-mini` was made with; the recipes in the package state the same values.
+Their defaults are what the shipped `wan-mini` was last trained with; the recipes in the package state the same values.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class TeacherRecipe(Section):
 
     kind: Literal["teacher"] = "teacher"
     updates: int = Field(9_000, ge=1, le=MOST_UPDATES)
-    batch: int = Field(32, ge=1, le=MOST_CLIPS)
+    batch: int = Field(64, ge=1, le=MOST_CLIPS)
     learning_rate: float = Field(1e-3, gt=0, le=1)
     warmup: int = Field(200, ge=0, le=MOST_UPDATES)
-    cooldown: float = Field(0.3, ge=0, le=1)
+    cooldown: float = Field(0.5, ge=0, le=1)
     """Share of the updates, at the end, over which the learning rate falls to zero."""
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """Share of the samples trained on the empty prompt, for classifier-free guidance."""
@@ -62,9 +62,15 @@ class TeacherRecipe(Section):
     """Training noise levels are sigmoid(N(mean, std)), logit-normal as in SD3 (arXiv 2403.03206) ..."""
     sigma_uniform: float = Field(0.15, ge=0, le=1)
     """... except for this share, drawn uniformly from (0, 1], so that sigma = 1 is learnt too."""
+    matrix_rate: float = Field(3.0, ge=0, le=1000)
+    """Learning rate of the matrices in the transformer's blocks, as a multiple of `learning_rate`: Muon trains them.
+    0: AdamW trains all."""
+    object_maps: float = Field(0.25, ge=0, le=1e6)
+    """Weight of a second loss, in training only: each token's objects, of which the world knows the truth, are read
+    from the features after the third block."""
     weight_decay: float = Field(0.01, ge=0, le=100)
     ema: float = Field(0.999, ge=0, lt=1)
-    clips: int = Field(16_384, ge=1, le=MOST_WORLD_CLIPS)
+    clips: int = Field(32_768, ge=1, le=MOST_WORLD_CLIPS)
     """Clips of the built-in world to encode."""
     seed: int = Field(0, ge=0, le=MOST_SEED)
     level: int = Field(0, ge=0)

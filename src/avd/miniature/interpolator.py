@@ -79,7 +79,7 @@ class InterpolatorTask(NetworkTraining[FrameInterpolator]):
         torch.manual_seed(derive_seed(config.seed, "interpolator", "weights"))
         network = FrameInterpolator(InterpolatorConfig(channels, config.widths)).to(ranks.device).train()
         optimizer = torch.optim.Adam(network.parameters(), lr=1.0, betas=(0.9, 0.99))
-        super().__init__("network", network, optimizer, config.ema, ranks)
+        super().__init__("network", network, {"optimizer": optimizer}, config.ema, ranks)
         self._samples = ranks.samples(config.batch)
         self._reader = ThreadPoolExecutor(1, "read")
         self._ahead: tuple[int, Future[Tensor]] | None = None

@@ -18,39 +18,41 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 class NetworkTraining(Generic[NetworkT]):
     """A base of `engine.loop.Task`: the optimizer's step and what a checkpoint holds. `name` is the network's there.
 
-    The optimizer is made with a learning rate of 1; each step names its own. Every rank has the full network and steps
-    by the mean of all gradients.
+    Optimizers, by their names in a checkpoint, are made with a learning rate of 1 or a multiple of it; each step names
+    its own. Every rank has the full network and steps by the mean of all gradients.
     """
 
     def __init__(
         self,
         name: str,
         network: NetworkT,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Mapping[str, torch.optim.Optimizer],
         decay: float,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
-        self.name, self.network, self.optimizer, self.ranks = name, network, optimizer, ranks
+        self.name, self.network, self.optimizers, self.ranks = name, network, optimizers, ranks
+        self._rates = {key: [group["lr"] for group in each.param_groups] for key, each in optimizers.items()}
         self.ema = EMA(network, decay)
 
     def step(self, loss: Tensor, n: int, learning_rate: float) -> Tensor:
         """Descend by the gradient of `loss`, clipped to a norm of 1, and average; the norm before clipping."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
+        for key, optimizer in self.optimizers.items():
+            for group, rate in zip(optimizer.param_groups, self._rates[key], strict=True):
+                group["lr"] = rate * learning_rate
+        self.network.zero_grad(set_to_none=True)
         loss.backward()
         self.ranks.average_gradients(self.network)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         self.ema.update(self.network, n)
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        return (
-            pack_module(self.name, self.network)
-            | pack_module("ema", self.ema.module)
-            | pack_optimizer("optimizer", self.optimizer)
-        )
+        tensors = pack_module(self.name, self.network) | pack_module("ema", self.ema.module)
+        for key, optimizer in self.optimizers.items():
+            tensors |= pack_optimizer(key, optimizer)
+        return tensors
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -58,4 +60,5 @@ class NetworkTraining(Generic[NetworkT]):
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         unpack_module(self.name, self.network, tensors)
         unpack_module("ema", self.ema.module, tensors)
-        unpack_optimizer("optimizer", self.optimizer, tensors)
+        for key, optimizer in self.optimizers.items():
+            unpack_optimizer(key, optimizer, tensors)

@@ -36,7 +36,7 @@ class VAETask(NetworkTraining[AutoencoderKLWan]):
         vae = build_vae().train()
         initialise(vae, to_signed(np.stack([world.clip(i).video[:1] for i in range(64)])))
         optimizer = torch.optim.AdamW(vae.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=1e-4)
-        super().__init__("vae", vae, optimizer, config.ema)
+        super().__init__("vae", vae, {"optimizer": optimizer}, config.ema)
 
     def update(self, n: int, between: Between = one_part) -> UpdateResult:
         video = self._clips(n)

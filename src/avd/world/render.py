@@ -34,6 +34,12 @@ def render(scene: Scene, size: int = 48) -> np.ndarray:
     return out
 
 
+def coverage(thing: Thing, frame: float, size: int) -> np.ndarray:
+    """The share of each pixel that the object covers, (size, size) in [0, 1]; `frame` may lie between two."""
+    axis = (np.arange(size) + 0.5) / size
+    return _cover(thing, *np.meshgrid(axis, axis), frame, size)[0]
+
+
 def _background(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     back = scene.background
     along = np.clip(0.5 + (x - 0.5) * back.axis[0] + (y - 0.5) * back.axis[1], 0.0, 1.0)[..., None]
@@ -45,13 +51,20 @@ def _background(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _draw(thing: Thing, x: np.ndarray, y: np.ndarray, frame: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Coverage in [0, 1] of shape (H, W) and colour of shape (H, W, 3) of one object."""
-    cx, cy = thing.centre(frame)
-    u, v = x - cx, y - cy
-    cover = np.clip(0.5 - _distance(thing.shape, u, v, thing.radius) * size, 0.0, 1.0)
+    cover, u, v = _cover(thing, x, y, frame, size)
     rgb = np.broadcast_to(np.asarray(thing.rgb), (*x.shape, 3))
     if thing.texture:
         rgb = rgb * (1.0 + thing.texture * _wave((u + v) * (1.0 / thing.radius))[..., None])
     return cover, rgb
+
+
+def _cover(
+    thing: Thing, x: np.ndarray, y: np.ndarray, frame: float, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coverage, and the distances from the object's centre along x and y, each (H, W)."""
+    cx, cy = thing.centre(frame)
+    u, v = x - cx, y - cy
+    return np.clip(0.5 - _distance(thing.shape, u, v, thing.radius) * size, 0.0, 1.0), u, v
 
 
 def _distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
