@@ -21,6 +21,7 @@ CROSS_CUTTING = {
     "test_golden.py": "numbers of every miniature recipe",
     "test_imports.py": "the order of the rooms",
     "test_layout.py": "this",
+    "test_numbers.py": "the count of the numbers, against the golden metrics",
     "test_same.py": "tools/same.py",
     "test_sizes.py": "sizes of files, functions, rooms",
     "test_unused.py": "callers of what is public",

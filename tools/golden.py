@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from helpers.golden import FOLDER, train, write_golden
-from helpers.miniatures import configurations
+from helpers.golden import FOLDER, golden_file, have_moved, train, write_golden, write_numbers
+from helpers.miniatures import configurations, read_metrics
 
 
 def main() -> None:
@@ -14,11 +14,13 @@ def main() -> None:
     for configuration in configurations():
         with TemporaryDirectory() as scratch:
             metrics[configuration.name] = train(configuration, Path(scratch) / "run")
+    before = {name: read_metrics(golden_file(name)) for name in metrics if golden_file(name).exists()}
     FOLDER.mkdir(exist_ok=True)
     for stale in FOLDER.glob("*.jsonl"):
         stale.unlink()
     for name, lines in metrics.items():
         write_golden(name, lines)
+    write_numbers(have_moved(before, metrics))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 
 from avd.cli.main import main
+from avd.evaluation.provenance import NUMBERS
 from helpers.miniatures import Configuration, read_metrics
 
 FOLDER = Path(__file__).parents[1] / "golden"
+NUMBERS_FILE = FOLDER.with_name("numbers.json")
+"""Which `provenance.NUMBERS` the golden metrics are of, and their digests."""
 
 RELATIVE = 1e-3
 """Another processor sums in another order, and six updates of AdamW enlarge the difference."""
@@ -59,3 +63,31 @@ def _close(found: float | None, expected: float | None) -> bool:
     if found is None or expected is None:
         return found is expected
     return abs(found - expected) <= max(RELATIVE * abs(expected), ABSOLUTE)
+
+
+def have_moved(before: dict[str, Metrics], after: dict[str, Metrics]) -> bool:
+    """Whether a configuration that there was before has other metrics now, past the tolerance."""
+    return any(differences(name, after[name], metrics) for name, metrics in before.items() if name in after)
+
+
+def digests() -> dict[str, str]:
+    """A digest of each golden file, by the name of its configuration."""
+    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted(FOLDER.glob("*.jsonl"))}
+
+
+def numbers_fault(recorded: dict[str, Any], found: dict[str, str], numbers: int) -> str | None:
+    """Why the golden files `found` are not those that `numbers` stands for; None if they are. New ones may be added."""
+    if recorded["numbers"] != numbers:
+        return f"tests/numbers.json is of NUMBERS {recorded['numbers']}, and it is {numbers}: run `make golden`"
+    moved = [name for name, digest in recorded["golden"].items() if name in found and found[name] != digest]
+    if moved:
+        return f"{moved[0]}.jsonl has moved: count NUMBERS up (evaluation/provenance.py) and run `make golden`"
+    return None
+
+
+def write_numbers(moved: bool) -> None:
+    """Record the golden files as those of today's NUMBERS. Exits where they have `moved` and it has not."""
+    if moved and NUMBERS_FILE.exists() and json.loads(NUMBERS_FILE.read_text())["numbers"] == NUMBERS:
+        sys.exit("golden metrics have moved: count NUMBERS up (src/avd/evaluation/provenance.py), then run this again")
+    content = {"numbers": NUMBERS, "golden": digests()}
+    NUMBERS_FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -43,6 +43,25 @@ def test_seeds_become_mean_and_spread(make_row: MakeRow) -> None:
     assert (cells["Seeds"], cells["Videos"]) == ("3", "48")
 
 
+def test_standard_errors_stand_in_brackets(make_row: MakeRow) -> None:
+    rows = [
+        make_row(seed=seed, dynamic_degree=share, errors={"world": {"dynamic_degree": error, "flicker": None}})
+        for seed, (share, error) in enumerate([(0.5, 0.01), (0.6, 0.03)])
+    ]
+    cells = cells_of(markdown_table(rows), "AVD, 4 steps")
+    assert cells["Dynamic degree"] == "55.0 ± 7.1 (2.2) %"
+    assert cells["Flicker"] == "0.0031"
+    assert "in brackets" in markdown_table(rows) and "in brackets" not in markdown_table([make_row()])
+    assert cells_of(markdown_table(rows[:1]), "AVD, 4 steps")["Dynamic degree"] == "50.0 (1.0) %"
+
+
+def test_stale_rows_are_marked_with_the_reason(make_row: MakeRow) -> None:
+    rows = [make_row(name="old"), make_row(name="new")]
+    markdown = markdown_table(rows, stale={"old": "its teacher is gone"})
+    assert "| old (stale) |" in markdown and "| new |" in markdown
+    assert "old is stale: its teacher is gone." in markdown
+
+
 def test_one_seed_has_no_spread_and_names_keep_their_order(make_row: MakeRow) -> None:
     markdown = markdown_table([make_row(name="teacher"), make_row(name="DMD", seconds_per_video=None)])
     assert markdown.index("| teacher") < markdown.index("| DMD")

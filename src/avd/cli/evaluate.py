@@ -193,12 +193,14 @@ def table(
     """Print rows as one Markdown table; rows of one name and several seeds become mean and spread.
 
     Rows of VBench that differ in prompts, samples, size, length or official code are refused; with --mixed-protocols a
-    column says in what they differ.
+    column says in what they differ. A row is marked stale if the numbers of the code, or the weights of its teacher,
+    have changed since; a line below the table says which.
 
     Example: avd table runs/*/row.json > docs/results-table.md
     """
     from avd.evaluation.rows import read_results
+    from avd.evaluation.staleness import stale_reasons
     from avd.report import markdown_table
 
     rows = [row for file in files for row in read_results(file).rows]
-    typer.echo(markdown_table(rows, mixed_protocols=mixed_protocols))
+    typer.echo(markdown_table(rows, mixed_protocols=mixed_protocols, stale=stale_reasons(rows)))

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from avd.evaluation.provenance import code_version, machine
+from avd.evaluation.provenance import NUMBERS, code_version, machine
 from avd.evaluation.records import RecordFolder
-from avd.evaluation.rows import Row
+from avd.evaluation.rows import Row, Teacher
 from avd.evaluation.sampling import Samples
 from avd.evaluation.suite import Clip, ClipRecord, ClipSuite, Prompt, Shape
 from avd.models.settings import Settings
@@ -24,11 +24,13 @@ class Origin:
     network_calls: int | None = None
     seconds_per_video: float | None = None
     recipe: dict[str, Any] | None = None
+    teacher: Teacher | None = None
 
     @staticmethod
-    def of_samples(samples: Samples, recipe: dict[str, Any] | None = None) -> Origin:
-        """How a model's clips were sampled; `recipe` is that of the model."""
-        return Origin(samples.seed, samples.steps, samples.network_calls, samples.seconds_per_video(), recipe)
+    def of_samples(samples: Samples, recipe: dict[str, Any] | None = None, teacher: Teacher | None = None) -> Origin:
+        """How a model's clips were sampled; `recipe` is that of the model, `teacher` as in its row."""
+        seconds = samples.seconds_per_video()
+        return Origin(samples.seed, samples.steps, samples.network_calls, seconds, recipe, teacher)
 
 
 RENDERED = Origin(steps=0, network_calls=0)
@@ -60,10 +62,12 @@ def judge_samples(
     *,
     name: str,
     recipe: dict[str, Any] | None = None,
+    teacher: Teacher | None = None,
     judged: Callable[[int], None] = lambda count: None,
 ) -> Row:
     """The row of clips that were sampled for the suite's prompts; `recipe` is that of the model."""
-    return judge(suite, samples.clips(), name=name, origin=Origin.of_samples(samples, recipe), judged=judged)
+    origin = Origin.of_samples(samples, recipe, teacher)
+    return judge(suite, samples.clips(), name=name, origin=origin, judged=judged)
 
 
 def measure_share(
@@ -103,6 +107,9 @@ def make_row(suite: ClipSuite, records: Sequence[ClipRecord], *, name: str, orig
         recipe=origin.recipe,
         code_version=code_version(),
         machine=machine(),
+        errors={suite.name: scores.errors} if scores.errors else {},
+        teacher=origin.teacher,
+        numbers=NUMBERS,
     )
 
 

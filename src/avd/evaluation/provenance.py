@@ -13,8 +13,15 @@ import yaml
 from avd import __version__
 from avd.distillation.saved_student import BEST
 from avd.engine.run_folder import RECIPE_FILE
+from avd.evaluation.rows import Teacher
 from avd.files import read_text
+from avd.models.family import open_local
+from avd.models.identity import entries_of, identity_of
 from avd.types import UserError
+
+NUMBERS = 1
+"""Counts up whenever the numbers of training, sampling or measuring move on purpose; tests/test_numbers.py holds it to
+the golden metrics. A row of another count describes what the code does no more."""
 
 
 def code_version() -> str:
@@ -55,3 +62,26 @@ def recipe_of(name: str) -> dict[str, Any] | None:
     if not isinstance(recipe, dict):
         raise UserError(f"{path} is no recipe of avd: restore it, or move the student out of the run's folder")
     return recipe
+
+
+def teacher_of(model: str, recipe: dict[str, Any] | None) -> Teacher | None:
+    """The teacher that `recipe` names, or without a recipe the model itself, with the weights that it has now.
+
+    The first values of each weight are read. None where it is not on this machine: nothing is fetched.
+    """
+    name, transformer = (model, None) if recipe is None else (recipe.get("model"), recipe.get("transformer"))
+    if recipe is not None and recipe.get("teacher") is not None:
+        name, transformer = recipe["teacher"], None
+    if not isinstance(name, str):
+        return None
+    identity = weights_identity(name, transformer)
+    return None if identity is None else Teacher(model=name, transformer=transformer, identity=identity)
+
+
+def weights_identity(model: str, transformer: str | None) -> str | None:
+    """The identity of a model's weights; None where it is not on this machine."""
+    try:
+        opened = open_local(model, transformer=transformer)
+    except UserError:  # it has moved
+        return None
+    return None if opened is None else identity_of("weights", entries_of(opened.weights()))

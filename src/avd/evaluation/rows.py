@@ -44,6 +44,34 @@ class Overlap(BaseModel):
     """Why some training data could not be compared, a line each."""
 
 
+class Teacher(BaseModel):
+    """A many-step model, and which weights it had."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    """Its name or folder."""
+    transformer: str | None = None
+    """The file that its transformer's weights were taken from, if another."""
+    identity: str
+    """A hash over the first values of each weight."""
+
+
+class Training(BaseModel):
+    """What a student has cost."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    updates: NonNegativeInt
+    """Those of the student in its last run."""
+    forwards: NonNegativeFloat
+    """Network forwards per clip of a batch, times the updates, with those of the runs that it began with."""
+    seconds: NonNegativeFloat
+    """Wall time of the updates, on the row's machine, with those of these runs."""
+    seconds_per_update: NonNegativeFloat
+    """The median over updates of its last run: a machine that others use too is slow at times."""
+
+
 class Row(BaseModel):
     """One line of a table of results."""
 
@@ -68,6 +96,14 @@ class Row(BaseModel):
     """With what the model's run was trained on; None where no run is known."""
     protocol: dict[str, Any] | None = None
     """How an official benchmark's numbers came about, by `evaluation/protocols.py`; None of other suites."""
+    errors: dict[str, dict[str, NonNegativeFloat | None]] = {}
+    """The standard error of values, by suite and measure, where one is known."""
+    training: Training | None = None
+    """What the student has cost; None where nobody recorded it."""
+    teacher: Teacher | None = None
+    """What the student was distilled from, or without a student what made the videos; None where it is not known."""
+    numbers: int | None = None
+    """`provenance.NUMBERS` of the code that measured; None of before there was one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,6 +136,10 @@ class Row(BaseModel):
     def score(self, suite: str, measure: str) -> float | None:
         """The value of a suite's measure; None where the row has none."""
         return self.scores.get(suite, {}).get(measure)
+
+    def error(self, suite: str, measure: str) -> float | None:
+        """Its standard error; None where none is known."""
+        return self.errors.get(suite, {}).get(measure)
 
 
 class Results(BaseModel):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # reports read what suites declare, and are made without torch
@@ -37,15 +37,22 @@ class NumberFormat:
             return ABSENT
         return f"{value * self.scale:{'+' if self.signed else ''}.{self.digits}f}{self.unit}"
 
-    def spread_text(self, values: Sequence[float]) -> str:
-        """`mean ± sample standard deviation`; the value alone where there is one, or all are equal."""
+    def spread_text(self, values: Sequence[float], errors: Sequence[float] = ()) -> str:
+        """`mean ± sample standard deviation`; the value alone where there is one, or all are equal.
+
+        With the standard `errors` of values, their root mean square follows in brackets.
+        """
         if not values:
             return ABSENT
         mean = sum(values) / len(values)
-        if len(set(values)) == 1:
-            return self.text(values[0])
-        deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-        return f"{self.text(mean).removesuffix(self.unit)} ± {deviation * self.scale:.{self.digits}f}{self.unit}"
+        text = self.text(mean).removesuffix(self.unit)
+        if len(set(values)) > 1:
+            deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+            text += f" ± {deviation * self.scale:.{self.digits}f}"
+        if errors:
+            error = (sum(each**2 for each in errors) / len(errors)) ** 0.5
+            text += f" ({error * self.scale:.{self.digits}f})"
+        return text + self.unit
 
 
 @dataclass(frozen=True)
@@ -202,6 +209,20 @@ class Scores:
 
     values: Values
     videos: int
+    errors: Values = field(default_factory=dict)
+    """The standard error of values that are means over clips, or over prompts: what as many others would change."""
+
+
+def standard_error(values: Iterable[float | None]) -> float | None:
+    """That of a mean, s / sqrt(n) with the sample standard deviation s; for values of 0 and 1, the binomial's.
+
+    What has no value is passed over; None with fewer than two.
+    """
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return None
+    mean = sum(known) / len(known)
+    return (sum((value - mean) ** 2 for value in known) / (len(known) - 1) / len(known)) ** 0.5
 
 
 class Suite(Protocol):

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from avd.evaluation.judging import judge_samples
+from avd.evaluation.provenance import teacher_of
 from avd.evaluation.rows import Row
 from avd.evaluation.sampling import Samples, sample_clips
 from avd.evaluation.suite import ClipSuite
 from avd.experiments import Bars
 from avd.models.devices import read_launch
+from avd.models.family import name_of
 from avd.sampling.samplers import Sampler
 from avd.types import UserError
 
@@ -40,4 +42,6 @@ def measure(
     """The row of a sampler and the clips in `folder` that it is of; a bar called `title` counts them."""
     with bars() as bar:
         samples = sample_clips(sampler, suite.prompts(), folder, seed=seed, progress=bar(title))
-    return judge_samples(suite, samples, name=name, recipe=recipe), samples
+    folder_of_model = sampler.model.folder
+    teacher = None if folder_of_model is None else teacher_of(name_of(folder_of_model), recipe)
+    return judge_samples(suite, samples, name=name, recipe=recipe, teacher=teacher), samples

@@ -202,6 +202,20 @@ def load_model(
     return family.load(source, dtype or torch.float32, device)
 
 
+def open_local(name: str, *, transformer: str | None = None) -> TextToVideo | None:
+    """`load_model` of what is on this machine; None for a hub id, as nothing is fetched."""
+    shipped = _shipped(families())
+    adapter = None if name in shipped else AdapterFolder.find(name)
+    if locate(name if adapter is None else adapter.base, shipped, fetch=False) is None:
+        return None
+    return load_model(name, transformer=transformer)
+
+
+def name_of(folder: Path) -> str:
+    """What to call a model by its folder, to find it again: the name of a shipped one, else the path."""
+    return next((name for name, path in _shipped(families()).items() if path == folder), str(folder))
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What the config files of a model say: its sizes, and how it is sampled."""

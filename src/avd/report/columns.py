@@ -50,6 +50,10 @@ class Column:
         value: float | None = getattr(row, self.measure.key)
         return value
 
+    def error(self, row: Row) -> float | None:
+        """The standard error of the row's value; None where none is known."""
+        return None if self.suite is None else row.error(self.suite, self.measure.key)
+
     def text(self, row: Row) -> str:
         """The row's value as shown."""
         return self.measure.format.text(self.value(row))

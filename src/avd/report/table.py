@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -11,7 +11,7 @@ from rich.table import Table
 from avd.evaluation.protocols import check_protocols, partial_notes, protocol_texts
 from avd.evaluation.rows import Row
 from avd.evaluation.suite import ABSENT
-from avd.report.columns import columns_of
+from avd.report.columns import Column, columns_of
 from avd.types import UserError
 
 _IN_TERMINAL = 5
@@ -38,12 +38,15 @@ def terminal_table(rows: Sequence[Row]) -> Group:
     return Group(*tables)
 
 
-def markdown_table(rows: Sequence[Row], *, mixed_protocols: bool = False) -> str:
+def markdown_table(
+    rows: Sequence[Row], *, mixed_protocols: bool = False, stale: Mapping[str, str] | None = None
+) -> str:
     """A Markdown table with one line per name, in order of first appearance, and a sentence on how to read it.
 
-    Rows of one name and different seeds become mean ± sample standard deviation. A row that is there twice, as a
-    teacher is in the files of its students, counts once. With `mixed_protocols` rows may differ in protocol, and a
-    column says in what.
+    Rows of one name and different seeds become mean ± sample standard deviation, and the standard error of one row
+    stands in brackets where it is known. A row that is there twice, as a teacher is in the files of its students,
+    counts once. With `mixed_protocols` rows may differ in protocol, and a column says in what. `stale` has the reasons
+    why rows are marked so, by name.
 
     Raises `UserError` when two rows share both name and seed: they are not independent, and counting both would make
     the spread look smaller than it is. So do rows of different protocols, unless they may be mixed.
@@ -62,13 +65,25 @@ def markdown_table(rows: Sequence[Row], *, mixed_protocols: bool = False) -> str
     heads = ["", *(column.heading for column in columns), "Videos", "Seeds", *["Protocol"] * mixed_protocols]
     lines = [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
     for name, seeds in groups.items():
-        cells = [column.measure.format.spread_text(_present(map(column.value, seeds.values()))) for column in columns]
+        cells = [_cell(column, list(seeds.values())) for column in columns]
         videos = sum(row.videos for row in seeds.values())
         protocol = [protocols[name] or ABSENT] if mixed_protocols else []
-        lines.append(_line([name, *cells, str(videos), str(len(seeds)), *protocol]))
-    lines += ["", f"mean ± sample standard deviation over seeds, where there are several; {ABSENT} does not apply."]
+        mark = " (stale)" if stale and name in stale else ""
+        lines.append(_line([name + mark, *cells, str(videos), str(len(seeds)), *protocol]))
+    note = f"mean ± sample standard deviation over seeds, where there are several; {ABSENT} does not apply."
+    if any(row.errors for row in rows):
+        note = f"{note[:-1]}; in brackets the standard error of one seed's value, from its number of videos."
+    lines += ["", note]
+    for name in groups:
+        if stale and name in stale:
+            lines += ["", f"{name} is stale: {stale[name]}."]
     lines += [text for note in partial_notes(rows) for text in ("", note)]
     return "\n".join(lines) + "\n"
+
+
+def _cell(column: Column, rows: Sequence[Row]) -> str:
+    """Mean, spread over the rows and standard error of a column's values."""
+    return column.measure.format.spread_text(_present(map(column.value, rows)), _present(map(column.error, rows)))
 
 
 def _present(values: Iterable[float | None]) -> list[float]:

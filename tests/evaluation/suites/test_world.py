@@ -14,7 +14,7 @@ from avd.evaluation.judging import RENDERED, judge, judge_samples
 from avd.evaluation.provenance import code_version, machine
 from avd.evaluation.rows import Row
 from avd.evaluation.sampling import sample_clips
-from avd.evaluation.suite import Clip, Prompt
+from avd.evaluation.suite import Clip, Prompt, standard_error
 from avd.evaluation.suites.world import OPEN_CAPTIONS, WorldSuite
 from avd.types import UserError
 from avd.world import World
@@ -39,6 +39,19 @@ def test_the_truth_is_a_perfect_row() -> None:
     assert row.score("world", "speed_ratio") == pytest.approx(1.0)
     assert (row.steps, row.network_calls, row.seconds_per_video, row.videos) == (0, 0, None, 12)
     assert row.score("world", "diversity_colour") is None
+
+
+def test_errors_are_those_of_shares_and_of_means() -> None:
+    row = truth()
+    share = row.score("world", "dynamic_degree")
+    assert share is not None and 0 < share < 1
+    assert row.error("world", "dynamic_degree") == pytest.approx((share * (1 - share) / 11) ** 0.5)  # 12 clips
+    assert row.error("world", "instance_preservation") == 0.0
+    judged = [SUITE.measure(clip.read(), clip.prompt) for clip in SUITE.rendered()]
+    speeds = np.array([values["speed"] for values in judged])
+    assert row.error("world", "speed_ratio") == pytest.approx(speeds.std(ddof=1) / 12**0.5 / speeds.mean())
+    assert row.error("world", "diversity_colour") is None
+    assert standard_error([1.0]) is None and standard_error([1.0, None, 3.0]) == pytest.approx(1.0)
 
 
 def test_a_sampler_that_draws_the_truth_scores_like_it(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from avd.evaluation.suite import (
     Values,
     group_by_prompt,
     share,
+    standard_error,
 )
 from avd.measures.clip import clip_refusal, measure_clip
 from avd.measures.diversity import Signature, diversity_of, signature
@@ -217,12 +218,15 @@ class NativeSuite:
         return {"diversity_appearance": found.appearance, "diversity_motion": found.motion}
 
     def summarise(self, records: Sequence[ClipRecord]) -> Scores:
-        values: Values = {each.key: _mean([record.values[each.key] for record in records]) for each in _OF_CLIPS}
+        of_clips = {each.key: [record.values[each.key] for record in records] for each in _OF_CLIPS}
+        values: Values = {key: _mean(found) for key, found in of_clips.items()}
+        errors: Values = {key: standard_error(found) for key, found in of_clips.items()}
         of_prompts = [found for group in group_by_prompt(records).values() if (found := self.prompt_values(group))]
         for measure in _OF_PROMPTS:
             known = [found[measure.key] for found in of_prompts]
             values[measure.key] = _mean([value for value in known if value is not None]) if known else None
-        return Scores(values, len(records))
+            errors[measure.key] = standard_error(known)
+        return Scores(values, len(records), errors)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -21,8 +21,10 @@ from avd.evaluation.suite import (
     Scores,
     Shape,
     Values,
+    group_by_prompt,
     number_repeats,
     share,
+    standard_error,
 )
 from avd.types import UserError
 from avd.world import World, is_caption, read_promises, unknown_words
@@ -207,7 +209,22 @@ class WorldSuite:
         values: Values = summarise(heldout, self.reference_speed())
         spread = diversity(by_caption) if by_caption else {}
         values |= {f"diversity_{attribute}": spread.get(attribute) for attribute in OPEN_ATTRIBUTES}
-        return Scores({measure.key: values[measure.key] for measure in self.measures}, len(heldout))
+        values = {measure.key: values[measure.key] for measure in self.measures}
+        return Scores(values, len(heldout), self._errors(records))
+
+    def _errors(self, records: Sequence[ClipRecord]) -> Values:
+        """Standard errors: of means over held-out clips, and of diversities over open captions."""
+        heldout = [record.values for record in records if record.prompt.part != OPEN]
+        errors = {
+            measure.key: standard_error(values.get(measure.key) for values in heldout) for measure in self.measures
+        }
+        speed = standard_error(values["speed"] for values in heldout)
+        errors["speed_ratio"] = None if speed is None else speed / self.reference_speed()
+        spreads = [self.prompt_values(group) for group in group_by_prompt(records).values()]
+        for attribute in OPEN_ATTRIBUTES:
+            key = f"diversity_{attribute}"
+            errors[key] = standard_error(spread.get(key) for spread in spreads)
+        return errors
 
     def _heldout(self) -> list[Prompt]:
         return number_repeats(self.world.describe(i, "heldout")[1].text for i in range(self.clips))
