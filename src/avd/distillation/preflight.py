@@ -210,6 +210,7 @@ def _check_model(
             f"recipe {recipe.name} has half-rate stages and its clips have {sizes.frames()} latent frames, an even "
             "number: prepare clips of 8 n + 1 frames or set rollout.half_rate_stages=0"
         )
+    check_frames(recipe, sizes.frames())
     _check_monitors(recipe, facts.settings, data)
     if compute.context > 1:
         _check_context(recipe, sizes)
@@ -225,6 +226,17 @@ def _refuse_student(recipe: Recipe, settings: Settings) -> None:
             f"model {recipe.model} is a student, which knows the velocity only at its own "
             f"{len(settings.student_timesteps)} timesteps: name the model that it was distilled from"
         )
+
+
+def check_frames(recipe: Recipe, frames: int) -> None:
+    """Whether clips of so many latent frames are long enough for every term."""
+    for active in recipe.objective.active:
+        least = active.term.least_frames(active.section)
+        if frames < least:
+            raise UserError(
+                f"recipe {recipe.name} has clips of {frames} latent frames, and objective.{active.name}, as it is set, "
+                f"needs {least}: prepare longer clips, or set its weight to 0"
+            )
 
 
 def _check_monitors(recipe: Recipe, settings: Settings, data: PreparedData | None) -> None:

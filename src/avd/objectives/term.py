@@ -185,6 +185,8 @@ class Term:
     the two is one of clips of the same prompt. One such term pairs the rollouts of the method."""
     check: Callable[[Any, int], None] = lambda section, stages: None
     """Raises ValueError for values that do not fit a student of so many stages."""
+    least_frames: Callable[[Any], int] = lambda section: 1
+    """Latent frames below which its loss does not exist."""
     measures_data: Callable[[Any], bool] = lambda section: False
     """Whether it asks for `Setting.real_latents`, whatever its source is."""
 
