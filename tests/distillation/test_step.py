@@ -137,6 +137,21 @@ def test_from_its_start_on_a_term_acts_as_ever() -> None:
             assert torch.equal(a, b)
 
 
+def test_a_term_in_every_second_update_costs_and_changes_nothing_in_the_others() -> None:
+    seldom, without, ever = (
+        make_cycle(*changes) for changes in (("objective.regression.every=2",), ("objective.regression.weight=0",), ())
+    )
+    for update, other in ((1, without), (2, ever)):
+        expected = other.run(make_batch(other.recipe), update_random(update))
+        fresh = make_cycle("objective.regression.every=2")
+        assert fresh.run(make_batch(fresh.recipe), update_random(update)) == expected
+    with counted(seldom) as cost:
+        seldom.run(make_batch(seldom.recipe), update_random(1))
+    with counted(without) as cheaper:
+        without.run(make_batch(without.recipe), update_random(1))
+    assert cost == cheaper and not seldom.means.seen_S.any()
+
+
 # -- who changes --------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,13 +119,14 @@ def update_random(update: int = 0, seed: int = 0, count: int = BATCH) -> UpdateR
     return UpdateRandom(seed, update, range(count))
 
 
-def random_for_exit(stage: int, stages: int = 4, first: int = 0) -> UpdateRandom:
-    """UpdateRandom of the first update from `first` on that send a rollout to `stage`."""
-    updates = range(first, first + 1000)
+def random_for_exit(stage: int, stages: int = 4, first: int = 0, every: int = 1) -> UpdateRandom:
+    """UpdateRandom of the first update, from `first` on and a multiple of `every`, that send a rollout to `stage`."""
+    updates = range(first + -first % every, first + 1000, every)
     return next(d for d in map(update_random, updates) if d.shared_integer("rollout", 0, "exit", high=stages) == stage)
 
 
 def random_for_all(cycle: Cycle, exit_stage: int) -> UpdateRandom:
-    """UpdateRandom of an update in which every term of the method has started."""
-    last = max(each.section.start for each in cycle.step.method.terms)
-    return random_for_exit(exit_stage, first=last)
+    """UpdateRandom of an update in which every term of the method acts."""
+    terms = cycle.step.method.terms
+    last = max(each.section.start for each in terms)
+    return random_for_exit(exit_stage, first=last, every=math.lcm(*(each.every for each in terms)))

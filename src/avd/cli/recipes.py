@@ -49,7 +49,8 @@ def methods() -> None:
 
 def _weighted(each: ActiveTerm) -> str:
     start = f" (from update {each.section.start})" if each.section.start else ""
-    return f"{each.section.weight:g} {each.name}{start}"
+    every = f" (in 1 of {each.every} updates)" if each.every > 1 else ""
+    return f"{each.section.weight:g} {each.name}{start}{every}"
 
 
 def _print(text: str, *, bold: bool = False) -> None:

@@ -2,8 +2,8 @@
 
 There is no list of methods. DMD is `distribution_matching` alone, AVD adds `regression` and `temporal`, LCM is
 `consistency`; a rival is another combination, or a term in a file of its own. The training step runs what is resolved
-here, and planning counts the same passes. A term may start later than a run does; until then the method is that of
-the other terms (`Method.at`).
+here, and planning counts the same passes. A term may start later than a run does, or act in every so many updates only;
+in the other updates the method is that of the other terms (`Method.at`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Method:
         terms, auxiliaries = recipe.objective.active, dict[str, Auxiliary]()
         if all(each.section.start for each in terms):
             raise ValueError("every term has a start above 0: nothing is learnt before")
+        if all(each.section.start or each.every > 1 for each in terms):
+            raise ValueError("no term acts in every update from the first on: nothing is learnt in the others")
         for each in terms:
             for auxiliary in each.term.auxiliaries(each.section):
                 if auxiliaries.setdefault(auxiliary.name, auxiliary) != auxiliary:
@@ -51,22 +53,37 @@ class Method:
             raise ValueError(f"{without[0]} learns, and recipes have no section that says how")
         updates: dict[str, FakeScoreRecipe] = {name: getattr(recipe, name) for name in learned}
         method = cls(terms, tuple(auxiliaries.values()), updates, recipe.rollout.shared)
-        for start in sorted({each.section.start for each in terms}):
-            now = method.at(start)
+        updates_to_check = {each.section.start + i for each in terms for i in range(method._period)}
+        for update in sorted(updates_to_check):
+            now = method.at(update)
             if now.learned and RolloutSource() not in now.sources:
-                when = f" at update {start}" if now is not method else ""
+                when = f" at update {update}" if now is not method else ""
                 raise ValueError(f"{now.learned[0].name} learns on rollouts, and no term judges one{when}")
         return method
 
     def at(self, update: int) -> Method:
-        """What update `update` of a run, from 0, trains: the terms that have started, and what they need."""
-        started = tuple(each for each in self.terms if each.section.start <= update)
-        if len(started) == len(self.terms):
+        """What update `update` of a run, from 0, trains: the terms that act in it, and what they need."""
+        return self._started(update)._acting(update)
+
+    def _started(self, update: int) -> Method:
+        return self._with(tuple(each for each in self.terms if each.section.start <= update))
+
+    def _acting(self, update: int) -> Method:
+        return self._with(tuple(each for each in self.terms if update % each.every == 0))
+
+    def _with(self, terms: tuple[ActiveTerm, ...]) -> Method:
+        """Some of its terms, and what these need."""
+        if len(terms) == len(self.terms):
             return self
-        needed = {auxiliary.name for each in started for auxiliary in each.term.auxiliaries(each.section)}
+        needed = {auxiliary.name for each in terms for auxiliary in each.term.auxiliaries(each.section)}
         auxiliaries = tuple(each for each in self.auxiliaries if each.name in needed)
         updates = {each.name: self.updates[each.name] for each in auxiliaries if each.name in self.updates}
-        return replace(self, terms=started, auxiliaries=auxiliaries, updates=updates)
+        return replace(self, terms=terms, auxiliaries=auxiliaries, updates=updates)
+
+    @property
+    def _period(self) -> int:
+        """Updates after which the same terms act again, once all have started."""
+        return math.lcm(*(each.every for each in self.terms))
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -102,7 +119,8 @@ class Method:
         return self.paired or any(isinstance(source, DataSource) for source in self.sources)
 
     def passes(self, *, in_parts: bool = False) -> tuple[Pass, ...]:
-        """Network passes per clip of one cycle. `in_parts`: a rank's clips go through the networks in several parts."""
+        """Network passes per clip of one cycle in which all terms act. `in_parts`: a rank's clips go through the
+        networks in several parts."""
         found: list[Pass] = []
         for source in self.sources:
             if isinstance(source, DataSource):
@@ -116,16 +134,26 @@ class Method:
             found.append(Pass(title, name, recipe.updates, learns=True))
         return tuple(found)
 
+    def mean_passes(self, *, in_parts: bool = False) -> tuple[Pass, ...]:
+        """The same of one cycle on average, once all terms have started."""
+        totals: dict[Pass, float] = {}
+        for update in range(self._period):
+            for each in self._acting(update).passes(in_parts=in_parts):
+                kind = replace(each, count=1.0)
+                totals[kind] = totals.get(kind, 0.0) + each.count
+        return tuple(replace(kind, count=total / self._period) for kind, total in totals.items())
+
     def forwards(self, stages: int) -> float:
-        """Network forwards of one cycle per clip on a rollout of so many stages, on average over its exits."""
-        return sum(each.forwards((stages - 1) / 2) for each in self.passes())
+        """Network forwards of one cycle per clip on a rollout of so many stages, on average over its exits and over
+        cycles, once all terms have started."""
+        return sum(each.forwards((stages - 1) / 2) for each in self.mean_passes())
 
     def updates_for(self, forwards: float, stages: int) -> int:
         """Updates that a run makes of so many network forwards per clip, at least one; those before the start of a
         term cost less than later ones."""
         starts, updates = sorted({each.section.start for each in self.terms}), 0.0
         for start, end in zip(starts, [*starts[1:], math.inf], strict=True):
-            each = self.at(start).forwards(stages)
+            each = self._started(start).forwards(stages)
             count = min(forwards / each, end - start)
             updates, forwards = updates + count, forwards - count * each
         return max(1, round(updates))

@@ -214,6 +214,8 @@ class RegressionRecipe(TermSection):
     """What k multiplies: a loss's distance from its mean (paper), or that in units of the usual one."""
     informed: bool = False
     """Whether a timestep also weighs by what its input tells about the clip."""
+    every: int = Field(1, ge=1, le=100)
+    """It acts in one of so many updates; the weight is that of these updates."""
     timestep_weights: tuple[Annotated[float, Field(ge=0, le=MOST_WEIGHT)], ...] | None = None
     """A constant weight per student timestep, of which one of 0 is left out. None: 1 for each."""
 
@@ -297,4 +299,5 @@ TERM = Term(
     make=Regression,
     one_part=lambda section: section.order == "update_first",
     check=_check,
+    every=lambda section: section.every,
 )

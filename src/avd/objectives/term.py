@@ -185,6 +185,8 @@ class Term:
     the two is one of clips of the same prompt. One such term pairs the rollouts of the method."""
     check: Callable[[Any, int], None] = lambda section, stages: None
     """Raises ValueError for values that do not fit a student of so many stages."""
+    every: Callable[[Any], int] = lambda section: 1
+    """It acts in one of so many updates, the first of a run among them, and costs nothing in the others."""
     least_frames: Callable[[Any], int] = lambda section: 1
     """Latent frames below which its loss does not exist."""
     measures_data: Callable[[Any], bool] = lambda section: False
@@ -205,3 +207,7 @@ class ActiveTerm:
     @property
     def source(self) -> Source:
         return self.term.source(self.section)
+
+    @property
+    def every(self) -> int:
+        return self.term.every(self.section)

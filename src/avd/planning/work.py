@@ -1,4 +1,4 @@
-"""What the network passes cost that a method declares for one cycle.
+"""What the network passes cost that a method declares for one cycle, on average over cycles.
 
 Exits are uniform over the stages, so stage i of S runs before the exit in (S - 1 - i) / S of the rollouts and is the
 exit in 1 / S. A backward counts as two forwards, blocks that are computed again as the share of one that they are, and
@@ -55,7 +55,7 @@ def work_of(recipe: Recipe, sizes: Sizes, others: Mapping[str, Sizes], *, in_par
     all_costs, stages = {name: _costs(recipe, each) for name, each in others.items()}, len(recipe.rollout.timesteps)
     own = _costs(recipe, sizes)
     found = []
-    for each in Method.of(recipe).passes(in_parts=in_parts):
+    for each in Method.of(recipe).mean_passes(in_parts=in_parts):
         costs = all_costs.get(each.network, own)
         forwards = 1 + BACKWARD + costs.again if each.learns else 1
         least, mean, most = (
