@@ -106,18 +106,28 @@ def test_lcm_has_no_fake_score_and_no_rollout_and_keeps_its_target() -> None:
 
 
 def count_forwards(cycle: Cycle, exit_stage: int) -> Counter[str]:
-    """Forwards of each real network, in full batches; a backward that passes counts two."""
+    """Forwards of each real network, in full batches; a backward that passes counts one, and one more to weights."""
     cost: Counter[str] = Counter()
+    passing: dict[str, float] = {}
     handles = []
     for name, network in networks(cycle).items():
 
         def count(module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor], name: str = name) -> None:
             units = len(args[0]) / BATCH
+
+            def passes(gradient: Tensor) -> None:
+                passing[name] = units
+                cost[name] += units  # type: ignore[assignment]
+
             cost[name] += units  # type: ignore[assignment]
             if output[0].requires_grad:
-                output[0].register_hook(lambda gradient: cost.update({name: 2 * units}))  # type: ignore[dict-item]
+                output[0].register_hook(passes)
+
+        def reaches_weights(gradient: Tensor, name: str = name) -> None:
+            cost[name] += passing[name]  # type: ignore[assignment]
 
         handles.append(network.transformer.register_forward_hook(count))
+        handles += [p.register_hook(reaches_weights) for p in list(network.parameters())[-1:] if p.requires_grad]
     cycle.run(make_batch(cycle.recipe), random_for_all(cycle, exit_stage))
     for handle in handles:
         handle.remove()

@@ -30,6 +30,11 @@ class Flops:
         """With adapters the other weights are frozen."""
         return (1 if self.adapters else 2) * self.weights + 2 * (self.attention + self.adapters)
 
+    @property
+    def input_backward(self) -> int:
+        """Of a backward pass to the input alone. Both factors of attention's products depend on it."""
+        return self.weights + 2 * self.attention + self.adapters
+
 
 def flops_of(sizes: Sizes, stride: int = 1, adapters: AdaptersRecipe | None = None) -> Flops:
     """Operations of one clip at every `stride`-th latent frame, with `adapters` on or, without, as the bare model."""

@@ -174,10 +174,16 @@ class Account:
             waiting = learning.saved if self._one_part or on_data else 0.0  # the student's graph, until it is walked
             gradients = had if on_data else 0.0  # a rollout is judged before the first gradient
             judges = [each for term in self._method.judging(source) for each in term.term.passes(term.section)]
-            for network, count in {each.network: each.count for each in judges if not each.learns}.items():
+            plain = {each.network: each.count for each in judges if not each.backward}
+            for network, count in plain.items():
                 forward = self._measure(network, round(count * self._part), gradient=False)
                 gathered = self._gathered(network, learning=False)
                 found.append(Moment(f"{_title(network)}'s forward", waiting + forward.peak, gradients, gathered))
+            for each in (each for each in judges if each.to_input):
+                # at most: gradients of weights, which this measures too, are not computed
+                through = self._measure(each.network, round(each.count * self._part), gradient=True)
+                gathered, title = self._gathered(each.network, learning=False), _title(each.network)
+                found.append(Moment(f"through the {title}", waiting + through.peak, gradients, gathered))
             title = source.name if isinstance(source, DataSource) else "student"
             found.append(self._backward(f"{title}'s backward", "student", had))
             had = self._gradients("student")

@@ -1,9 +1,9 @@
 """What the network passes cost that a method declares for one cycle, on average over cycles.
 
 Exits are uniform over the stages, so stage i of S runs before the exit in (S - 1 - i) / S of the rollouts and is the
-exit in 1 / S. A backward counts as two forwards, blocks that are computed again as the share of one that they are, and
-a half-rate stage as a full-rate one; operations are counted for what each really is. The interpolator is left out: it
-takes less than a thousandth of a large network.
+exit in 1 / S. A backward counts as two forwards, one to the input alone as one, blocks that are computed again as the
+share of one that they are, and a half-rate stage as a full-rate one; operations are counted for what each really is.
+The interpolator is left out: it takes less than a thousandth of a large network.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from avd.config import Recipe
 from avd.flow import few_step_sigmas
 from avd.methods.method import Method
 from avd.models.sizes import Sizes
-from avd.objectives.passes import BACKWARD, Pass
+from avd.objectives.passes import Pass
 from avd.planning.flops import Flops, flops_of
 from avd.sampling.rollout import make_stages
 
@@ -46,6 +46,10 @@ class _Costs:
         flops = self.trained(stride)
         return flops.forward + flops.backward + self.again * self.blocks(stride)
 
+    def to_input(self, flops: Flops, stride: int) -> float:
+        """Forward and backward to the input."""
+        return flops.forward + flops.input_backward + self.again * self.blocks(stride)
+
 
 def work_of(recipe: Recipe, sizes: Sizes, others: Mapping[str, Sizes], *, in_parts: bool) -> list[Work]:
     """The passes of a cycle, per clip of the batch. `in_parts`: a rank's clips go through the networks in several.
@@ -57,7 +61,7 @@ def work_of(recipe: Recipe, sizes: Sizes, others: Mapping[str, Sizes], *, in_par
     found = []
     for each in Method.of(recipe).mean_passes(in_parts=in_parts):
         costs = all_costs.get(each.network, own)
-        forwards = 1 + BACKWARD + costs.again if each.learns else 1
+        forwards = 1 + each.backward + (costs.again if each.backward else 0)
         least, mean, most = (
             each.count * forwards * (exit if each.place == "before_exit" else 1)
             for exit in (0, (stages - 1) / 2, stages - 1)
@@ -70,9 +74,10 @@ def _flops(recipe: Recipe, which: Pass, costs: _Costs) -> float:
     """Operations of one clip where the pass runs once per rollout."""
 
     def once(stride: int) -> float:
-        if which.network == "teacher":
-            return costs.bare(stride).forward
-        return costs.learn(stride) if which.learns else costs.trained(stride).forward
+        if which.learns:
+            return costs.learn(stride)
+        flops = (costs.bare if which.network == "teacher" else costs.trained)(stride)
+        return costs.to_input(flops, stride) if which.to_input else flops.forward
 
     stages = len(recipe.rollout.timesteps)
     if which.place == "before_exit":
