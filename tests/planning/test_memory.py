@@ -56,6 +56,7 @@ def plan_for(recipe: Recipe, gpus: int = 1) -> Plan:
         ["training.batch=1", "objective.regression.weight=0"],
         ["training.batch=8", "compute.checkpointing=full"],
         ["training.batch=8", "compute.checkpointing=selective", "compute.microbatch=2"],
+        ["training.batch=2", "objective.distribution_matching.weight=0", "objective.fisher.weight=1"],
         ["training.batch=8", "roles=adapters"],
         ["training.batch=8", "roles=adapters", "compute.checkpointing=full", "compute.microbatch=2"],
     ],

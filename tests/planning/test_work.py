@@ -44,6 +44,7 @@ def flops(*overrides: str) -> float:
         (["objective.distribution_matching.weight=0"], (6, 7.5, 9)),
         (["objective.distribution_matching.weight=0", "objective.temporal.weight=0"], (3, 3, 3)),
         (["objective.distribution_matching.guidance=1"], (23, 24.5, 26)),
+        (["objective.distribution_matching.weight=0", "objective.fisher.weight=1"], (25, 26.5, 28)),
         (["compute.checkpointing=full"], (31, 32.5, 34)),
         (["compute.checkpointing=selective"], (27.5, 29, 30.5)),
     ],

@@ -19,26 +19,17 @@ The second does not fade as the student comes to match the teacher. (Decoupled D
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from avd.flow import GuidedVelocity, add_noise, per_sample, x0_from_velocity
-from avd.objectives.fake_score import ScoreLevels, fake_score
+from avd.flow import add_noise, per_sample, x0_from_velocity
+from avd.objectives.fake_score import GuidedScore, Score, ScoreSection, distance_to_real, fake_score
 from avd.objectives.passes import Pass
 from avd.objectives.source import RolloutSource
-from avd.objectives.term import GuidedSection, Sample, Setting, Stateless, Term
+from avd.objectives.term import Sample, Setting, Stateless, Term
 from avd.section import MOST_WEIGHT
 from avd.types import LossTerm
-
-Score = Callable[[Tensor, Tensor], Tensor]
-"""Velocity of (x_BCFHW, sigma_B), with prompts already bound."""
-GuidedScore = Callable[[Tensor, Tensor], GuidedVelocity]
-"""The same with guidance bound."""
-
-_SMALLEST_NORM = 1e-6
 
 
 def distribution_matching(
@@ -56,7 +47,7 @@ def distribution_matching(
         real = x0_from_velocity(noisy, answer.velocity, sigma_B)
         unguided = x0_from_velocity(noisy, answer.unguided, sigma_B)
         fake = x0_from_velocity(noisy, fake_score(noisy, sigma_B), sigma_B)
-        norm_B = (x - real).abs().flatten(1).mean(1).clamp_min(_SMALLEST_NORM)
+        norm_B = distance_to_real(x, real)
         gradient = (fake - real) / per_sample(norm_B, x)
         target = x - gradient
         parts = {
@@ -68,22 +59,8 @@ def distribution_matching(
     return LossTerm("distribution_matching", loss_B, {"dm_norm": norm_B.mean().item()}, gradient_parts=squares)
 
 
-class DistributionMatchingRecipe(GuidedSection):
+class DistributionMatchingRecipe(ScoreSection):
     weight: float = Field(1.0, ge=0, le=MOST_WEIGHT)
-    sigma_min: float = Field(0.02, gt=0, lt=1)
-    sigma_max: float = Field(0.98, gt=0, le=1)
-    shift: float = Field(1.0, gt=0, le=1000)
-    """Shift of the uniformly drawn noise levels at which the two scores are compared."""
-
-    @model_validator(mode="after")
-    def _check(self) -> DistributionMatchingRecipe:
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min must be below sigma_max ({self.sigma_max})")
-        return self
-
-    @property
-    def levels(self) -> ScoreLevels:
-        return ScoreLevels(self.sigma_min, self.sigma_max, self.shift)
 
 
 def _make(section: DistributionMatchingRecipe, setting: Setting) -> Stateless:

@@ -32,7 +32,7 @@ class Flops:
 
     @property
     def input_backward(self) -> int:
-        """Of a backward pass to the input alone. Both factors of attention's products depend on it."""
+        """The same to the input alone. Both factors of attention's products depend on it."""
         return self.weights + 2 * self.attention + self.adapters
 
 
