@@ -38,6 +38,7 @@ TOPICS = {
     "distillation/test_learnt.py": "what a run has learnt against what its student does",
     "distillation/test_ranks.py": "several processes against one",
     "distillation/test_run_folder_of_ranks.py": "a run folder that ranks see differently",
+    "distillation/test_reductions.py": "methods that are others where a term has no weight",
     "distillation/test_step_gradient.py": "the student's gradient against autograd's",
     "measures/test_damage.py": "every measure on damaged clips",
     "measures/test_dynamic_degree_calibration.py": "dynamic degree on rendered clips",

@@ -94,6 +94,42 @@ def test_exits_are_uniform() -> None:
     assert all(abs(count - 500) < 5 * (2000 * 0.25 * 0.75) ** 0.5 for count in exits.values())
 
 
+def levels_of(cycle: Cycle, update: int) -> tuple[list[float], list[float]]:
+    """Noise levels at which the student is called without a gradient, and those at which with one."""
+    found: dict[bool, list[float]] = {True: [], False: []}
+    student = cycle.roles.student.network
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        found[torch.is_grad_enabled()] += args[1].unique().tolist()
+
+    handle = student.register_forward_pre_hook(note)  # type: ignore[attr-defined]
+    cycle.run(make_batch(cycle.recipe), update_random(update))
+    handle.remove()
+    return found[False], found[True]
+
+
+def test_drawn_levels_are_a_rollouts_own_and_real_data_keep_to_the_timesteps() -> None:
+    drawn, fixed = make_cycle("rollout.drawn_shift=5.0"), make_cycle()
+    deep = [n for n in range(60) if update_random(n).shared_integer("rollout", 0, "exit", high=4) == 3][:2]
+    paths = []
+    for update in deep:
+        before, at_exit = levels_of(drawn, update)
+        again, _ = levels_of(make_cycle("rollout.drawn_shift=5.0"), update)
+        assert before == again and before[0] == 1.0 and len(before) == 3
+        path = [*before, at_exit[0]]
+        assert path == sorted(path, reverse=True)
+        assert {round(sigma, 3) for sigma in at_exit[1:]} <= {1.0, 0.9, 0.757, 0.522}
+        assert levels_of(fixed, update)[0] == pytest.approx([1.0, 0.9, 0.757])
+        paths.append(path)
+    assert not set(paths[0][1:]) & set(paths[1][1:])
+
+
+def test_fresh_rollouts_draw_levels_of_their_own() -> None:
+    unshared = make_cycle("rollout.drawn_shift=5.0", "rollout.shared=false", "fake_score.updates=4")
+    without, _ = levels_of(unshared, 0)
+    assert len(set(without)) > 3
+
+
 def test_what_has_no_weight_costs_no_forward() -> None:
     def run(*overrides: str) -> tuple[Counter[str], dict[str, float]]:
         cycle = make_cycle(*overrides)

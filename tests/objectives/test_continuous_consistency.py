@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from avd.flow import GuidedVelocity, add_noise
+from avd.flow import GuidedVelocity, add_noise, guide
 from avd.objectives.continuous_consistency import (
     ContinuousConsistency,
     ContinuousConsistencyRecipe,
@@ -18,6 +18,7 @@ from avd.objectives.continuous_consistency import (
     central_difference,
     continuous_consistency,
 )
+from avd.objectives.distribution_matching import distribution_matching
 from avd.objectives.source import Stages
 from avd.objectives.term import Sample, Setting
 from helpers.gaussian import GaussianVelocity
@@ -244,30 +245,56 @@ def test_the_usual_tangent_is_logged_by_noise_level() -> None:
     assert {name: value for name, value in later.items() if name != "tangent_rms"} == pytest.approx(expected)
 
 
-def test_training_in_closed_form_finds_the_end_of_the_exact_path() -> None:
-    """The student is the consistency model of some Gaussian, and becomes that of the teacher's."""
-    parameters = torch.tensor([-0.5, 0.0], requires_grad=True)  # mean, and logarithm of the standard deviation
-    optimizer = torch.optim.Adam([parameters], lr=0.05)
+class Fitted:
+    """The consistency model of a Gaussian whose mean and standard deviation are trained."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.parameters = torch.tensor([mean, std], requires_grad=True)
+
+    @property
+    def mean_and_std(self) -> list[float]:
+        return self.parameters.tolist()
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return GaussianVelocity(*self.parameters).to_clean(x, sigma)  # type: ignore[arg-type]
+
+
+def train(student: Fitted, teacher: Network, matching: float, updates: int = 400) -> None:
+    """Consistency, and distribution matching of this weight, on the samples of one step and with the exact fake score,
+    once the derivative is all there."""
+    optimizer = torch.optim.Adam([student.parameters], lr=0.05, betas=(0.0, 0.999))
     generator = torch.Generator().manual_seed(0)
-
-    def student(x: Tensor, sigma: Tensor) -> Tensor:
-        return GaussianVelocity(parameters[0], parameters[1].exp()).to_clean(x, sigma)  # type: ignore[arg-type]
-
-    for update in range(400):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - update / 400)
-        x0, eps = (torch.randn(32, 1, 1, 2, 2, generator=generator) for _ in range(2))
+    for update in range(updates):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - update / updates)
+        x0, eps, start, noise = (torch.randn(32, 1, 1, 2, 2, generator=generator) for _ in range(4))
         sigma = torch.sigmoid(0.7 + 1.6 * torch.randn(32, generator=generator))
         x = add_noise(1 + 0.5 * x0, eps, sigma)
-        term = continuous_consistency(
+        loss = continuous_consistency(
             student(x, sigma),
             x_BCFHW=x,
             sigma_B=sigma,
-            teacher=TEACHER,
+            teacher=teacher,
             tangent=central_difference(student, 0.02),
             warmth=min(1.0, update / 50),
-        )
+        ).per_sample_B.mean()
+        if matching and update >= 50:
+            term = distribution_matching(
+                start - student(start, torch.ones(32)),
+                teacher=lambda x, sigma: GuidedVelocity(teacher(x, sigma), teacher(x, sigma)),
+                fake_score=GaussianVelocity(*student.mean_and_std),
+                sigma_B=0.02 + 0.96 * torch.rand(32, generator=generator),
+                eps_BCFHW=noise,
+            )
+            loss = loss + matching * term.per_sample_B.mean()
         optimizer.zero_grad()
-        term.per_sample_B.mean().backward()
+        loss.backward()
         optimizer.step()
-    assert parameters[0].item() == pytest.approx(1.0, abs=0.02)
-    assert parameters[1].exp().item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("matching", [0.0, 14.0])
+def test_training_in_closed_form_finds_the_end_of_the_guided_teachers_path(matching: float) -> None:
+    """Alone and with distribution matching, which have one optimum: guidance of two Gaussians is a Gaussian."""
+    cond, uncond = GaussianVelocity(1.0, 0.5), GaussianVelocity(0.8, 0.5)
+    student = Fitted(-0.5, 1.0)
+    train(student, lambda x, sigma: guide(cond(x, sigma), uncond(x, sigma), 5.0), matching)
+    assert student.mean_and_std == pytest.approx([0.8 + 5.0 * 0.2, 0.5], abs=0.02)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avd.flow import integrate
-from avd.sampling.rollout import Interpolate, Rollout, make_stages
+from avd.sampling.rollout import Interpolate, Rollout, falling_levels, make_stages
 from avd.types import Conditions, Transition
 from helpers.gaussian import GaussianVelocity
 
@@ -267,6 +267,33 @@ def test_each_exact_student_samples_the_data_by_its_own_transition_and_not_by_th
         error = abs(found.std().item() - 0.5)  # of 40,000 values: 0.002 of it is chance
         assert found.mean().item() == pytest.approx(1.0, abs=0.01)
         assert error < 0.005 if transition == trained_for else error > 0.04
+
+
+def test_drawn_levels_begin_at_the_first_stage_and_never_rise() -> None:
+    levels = falling_levels(0.99, (0.5, 0.9, 0.25), 3.0)
+    assert levels == pytest.approx((0.99, 0.75, 0.75, 0.5))  # 3u / (1 + 2u), of which the second is above the first
+    assert falling_levels(0.5, (0.9,), 1.0) == (0.5, 0.5)
+    rollout = Rollout(make_stages(SIGMAS, 2), Midpoints()).at(levels)
+    assert [(stage.sigma, stage.frame_stride) for stage in rollout.stages] == list(
+        zip(levels, (2, 2, 1, 1), strict=True)
+    )
+    student = GaussianStudent()
+    leave_at(rollout, student, 3)
+    assert [sigma for sigma, *_ in student.calls] == pytest.approx(levels)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_exact_student_samples_the_data_at_any_levels(seed: int) -> None:
+    data, many, generator = GaussianVelocity(1.0, 0.5), (1, 1, 1, 200, 200), torch.Generator().manual_seed(seed)
+
+    def exact(x: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+        return data.to_clean(x, sigma_B)
+
+    levels = falling_levels(1.0, torch.rand(3, generator=generator).tolist(), 5.0)
+    rollout, noise = Rollout(make_stages(SIGMAS)).at(levels), torch.randn(many, generator=generator)
+    found = rollout(exact, noise, PROMPT, lambda stage: torch.randn(many, generator=generator))
+    assert found.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert found.std().item() == pytest.approx(0.5, abs=0.006)
 
 
 @pytest.mark.parametrize("half_rate_stages", [-1, 4])

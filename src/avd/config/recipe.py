@@ -61,6 +61,9 @@ class RolloutRecipe(Section):
     """One rollout feeds the student update and all fake-score updates of a cycle; false: a fresh one for each."""
     transition: Transition = "renoise"
     """From a stage to the next, in training and in sampling: noise the clean video afresh, or take an Euler step."""
+    drawn_shift: float | None = Field(None, gt=0, le=1000)
+    """Train on rollouts through random noise levels after the first, drawn again for each: uniform with this timestep
+    shift, but never above the level before. None: through the timesteps. Sampling is at the timesteps in any case."""
 
     @model_validator(mode="after")
     def _check(self) -> RolloutRecipe:
@@ -69,6 +72,10 @@ class RolloutRecipe(Section):
             raise ValueError(f"half_rate_stages must be below the number of timesteps ({len(self.timesteps)})")
         if self.half_rate_stages and self.transition == "euler":
             raise ValueError("half-rate stages are re-noised: set transition to renoise, or half_rate_stages to 0")
+        if self.drawn_shift is not None and self.transition == "euler":
+            raise ValueError(
+                "Euler steps are learnt between the timesteps: set transition to renoise, or drawn_shift to null"
+            )
         return self
 
 

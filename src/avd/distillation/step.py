@@ -31,7 +31,7 @@ from avd.flow import GuidedVelocity, add_noise
 from avd.methods.method import Method
 from avd.objectives.source import DataSource, RolloutSource, Stages
 from avd.objectives.term import ActiveTerm, Sample, Setting
-from avd.sampling.rollout import Rollout
+from avd.sampling.rollout import Rollout, falling_levels
 from avd.sampling.teacher import guided
 from avd.types import Conditions, LossTerm
 
@@ -148,8 +148,11 @@ class TrainingStep:
         self, batch: Batch, random: UpdateRandom, rollout: Rollout, result: UpdateResult
     ) -> list[Tensor]:
         student, count, prompt = self.roles.student.network, len(random.samples), batch.rollout_prompts[0]
+        rollout = self._path(rollout, random, 0)
         exit_stage, noisy = self._run_until(batch, random, rollout, 0)
         result.metrics["exit_stage"] = exit_stage
+        if self.method.drawn_shift is not None:
+            result.metrics["exit_sigma"] = rollout.stages[exit_stage].sigma
         parts = self._parts(count)
         in_one = len(parts) == 1
 
@@ -221,12 +224,24 @@ class TrainingStep:
 
     def _roll_out(self, batch: Batch, random: UpdateRandom, rollout: Rollout, i: int) -> list[Tensor]:
         """The samples of rollout `i`, part by part, without gradient."""
+        rollout = self._path(rollout, random, i)
         stage, noisy = self._run_until(batch, random, rollout, i)
         prompt, student = batch.rollout_prompts[i], self.roles.student.network
         return [
             rollout.predict(student, x, prompt[rows], stage)
             for x, rows in zip(noisy, self._parts(len(random.samples)), strict=True)
         ]
+
+    def _path(self, rollout: Rollout, random: UpdateRandom, i: int) -> Rollout:
+        """What rollout `i` goes through: the student's stages, at noise levels of its own where the method draws them.
+
+        They are the same for the full batch, as the exit is.
+        """
+        shift = self.method.drawn_shift
+        if shift is None:
+            return rollout
+        uniform = [random.shared_uniform("rollout", i, "level", stage) for stage in range(1, len(rollout.stages))]
+        return rollout.at(falling_levels(rollout.stages[0].sigma, uniform, shift))
 
     def _run_until(self, batch: Batch, random: UpdateRandom, rollout: Rollout, i: int) -> tuple[int, list[Tensor]]:
         """The exit stage of rollout `i`, random and the same for the full batch, and what that stage starts from."""

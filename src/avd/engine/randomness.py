@@ -58,5 +58,9 @@ class UpdateRandom:
         """One integer in [0, high) for the full batch, whichever of its samples these are."""
         return int(torch.randint(high, (), generator=generator_for(self.seed, self.update, *what)))
 
+    def shared_uniform(self, *what: int | str) -> float:
+        """One number in [0, 1), likewise."""
+        return float(torch.rand((), generator=generator_for(self.seed, self.update, *what)))
+
     def _each(self, what: tuple[int | str, ...]) -> list[torch.Generator]:
         return [generator_for(self.seed, self.update, *what, "sample", row) for row in self.samples]

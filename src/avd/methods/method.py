@@ -27,6 +27,8 @@ class Method:
     """How each learned auxiliary is trained."""
     shared: bool
     """Whether one rollout per cycle feeds the student and all auxiliaries."""
+    drawn_shift: float | None = None
+    """Timestep shift of the noise levels that rollouts draw; None: they go through the student's own."""
 
     @classmethod
     def of(cls, recipe: Recipe) -> Method:
@@ -52,7 +54,8 @@ class Method:
         if without:
             raise ValueError(f"{without[0]} learns, and recipes have no section that says how")
         updates: dict[str, FakeScoreRecipe] = {name: getattr(recipe, name) for name in learned}
-        method = cls(terms, tuple(auxiliaries.values()), updates, recipe.rollout.shared)
+        rollout = recipe.rollout
+        method = cls(terms, tuple(auxiliaries.values()), updates, rollout.shared, rollout.drawn_shift)
         updates_to_check = {each.section.start + i for each in terms for i in range(method._period)}
         for update in sorted(updates_to_check):
             now = method.at(update)

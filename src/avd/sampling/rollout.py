@@ -19,13 +19,13 @@ fills in the missing frames of x0 (AVD, Sec. "half frame rate").
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from avd.flow import add_noise, x0_from_velocity
+from avd.flow import add_noise, shift_sigma, x0_from_velocity
 from avd.types import Conditions, Transition, Velocity
 
 Interpolate = Callable[[Tensor], Tensor]
@@ -50,6 +50,17 @@ def make_stages(sigmas: tuple[float, ...], half_rate_stages: int = 0) -> tuple[S
     return tuple(Stage(sigma, 2 if i < half_rate_stages else 1) for i, sigma in enumerate(sigmas))
 
 
+def falling_levels(first: float, uniform: Sequence[float], shift: float) -> tuple[float, ...]:
+    """`first` and a noise level for each number in [0, 1): that number, shifted, but at most the level before it.
+
+    So a student is trained on rollouts of any levels, and may be sampled at any (rCM, arXiv 2510.08431).
+    """
+    levels = [first]
+    for sigma in shift_sigma(torch.tensor(uniform, dtype=torch.float64), shift).tolist():
+        levels.append(min(sigma, levels[-1]))
+    return tuple(levels)
+
+
 class Rollout:
     """Stages, how the student goes from one to the next, and the network that fills frames in between strides.
 
@@ -66,6 +77,11 @@ class Rollout:
         if half_rate and interpolate is None:
             raise ValueError("half-rate stages need an interpolator: give one, or use full-rate stages only")
         self.stages, self._interpolate, self._transition = stages, interpolate, transition
+
+    def at(self, sigmas: tuple[float, ...]) -> Rollout:
+        """The same path at other noise levels, one per stage."""
+        stages = tuple(replace(stage, sigma=sigma) for stage, sigma in zip(self.stages, sigmas, strict=True))
+        return Rollout(stages, self._interpolate, self._transition)
 
     def __call__(self, student: Velocity, noise_BCFHW: Tensor, prompt: Conditions, renoise: Renoise) -> Tensor:
         """The clean video of the last stage, of the shape of the noise."""
