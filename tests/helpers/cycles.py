@@ -70,14 +70,14 @@ def make_cycle(*overrides: str, together: bool = False, ranks: Ranks = SINGLE_PR
         _part_ways(roles)
     source = tiny_source(MODEL)
     setting = Setting(
-        stages=len(stages),
+        sigmas=tuple(stage.sigma for stage in stages),
         real_latents=lambda count: source.latents(range(min(count, len(source)))),
         all_sum=ranks.all_sum,
         global_mean=ranks.global_mean,
     )
     unconditional, microbatch = MODEL.encode_prompts([""]), resolved.compute.microbatch
     step = TrainingStep(method, roles, unconditional, setting, microbatch=microbatch, ranks=ranks)
-    return Cycle(resolved, step, Rollout(stages, INTERPOLATOR))
+    return Cycle(resolved, step, Rollout(stages, INTERPOLATOR, resolved.rollout.transition))
 
 
 def _part_ways(roles: Roles) -> None:

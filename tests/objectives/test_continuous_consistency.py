@@ -203,7 +203,7 @@ def test_levels_have_a_normal_logit_and_the_index_of_their_band() -> None:
 
 def made(warmup: int) -> ContinuousConsistency:
     return ContinuousConsistency(
-        ContinuousConsistencyRecipe(guidance=1.0, warmup=warmup), Setting(4, lambda count: torch.zeros(0))
+        ContinuousConsistencyRecipe(guidance=1.0, warmup=warmup), Setting((1.0,), lambda count: torch.zeros(0))
     )
 
 

@@ -180,7 +180,7 @@ def test_a_sample_that_moves_as_its_clip_is_left_alone(counts: Counts) -> None:
 def test_the_datas_threshold_is_what_counts_of_the_data(counts: Counts) -> None:
     real = flickering(3, 5, 0.2) + moving(3, 5)
     section = TERM.section(truncation="data", counts=counts)  # type: ignore[call-arg]
-    term = TERM.make(section, Setting(stages=4, real_latents=lambda count: real))
+    term = TERM.make(section, Setting((1.0,), real_latents=lambda count: real))
     lively = Sample(9 * moving(2, 5), None, None)  # type: ignore[arg-type]
     found = temporal_regularization(real, counts=counts).per_sample_B[0]
     assert term(lively).per_sample_B[0] == found

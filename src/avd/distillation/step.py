@@ -132,13 +132,14 @@ class TrainingStep:
     ) -> list[Tensor]:
         """Returns the samples it made of its rollout, detached, part by part; none without a rollout."""
         samples: list[Tensor] = []
-        for source in self.method.at(random.update).sources:
+        method = self.method.at(random.update)
+        for source in method.sources:
             if isinstance(source, RolloutSource):
                 samples = self._judge_rollout(batch, random, rollout, result)
             else:
                 self._judge_data(source, batch, random, rollout, result)
-        for term in self.terms.values():
-            term.commit()
+        for active in method.terms:
+            self.terms[active.name].commit()
         norm = self.roles.step_student()
         result.metrics |= self._gradients.pop_metrics(self._ranks)
         result.metrics["student_grad_norm"] = norm

@@ -166,7 +166,7 @@ class DistillTask:
 
     def _setting(self) -> Setting:
         return Setting(
-            stages=len(self.recipe.rollout.timesteps),
+            sigmas=few_step_sigmas(self.recipe.rollout.timesteps),
             real_latents=self._first_latents,
             all_sum=self.ranks.all_sum,
             global_mean=self.ranks.global_mean,

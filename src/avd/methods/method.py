@@ -44,6 +44,10 @@ class Method:
                     raise ValueError(f"{each.name} needs another {auxiliary.name} than the terms before it")
             if each.term.paired(each.section) and each.source != RolloutSource():
                 raise ValueError(f"{each.name} compares rollouts with real clips, and judges none")
+            if each.term.transition not in (None, recipe.rollout.transition):
+                raise ValueError(
+                    f"{each.name} trains for another sampler: set rollout.transition={each.term.transition}"
+                )
             if each.term.full_batch and each.source != RolloutSource():
                 raise ValueError(f"{each.name} needs the full batch at once, which only rollouts are")
         reserved = auxiliaries.keys() & {"teacher", "student", "average"}

@@ -243,7 +243,7 @@ class Regression:
         self.means: LossMeans | None = None
         if section.adaptive or section.informed:
             self.means = LossMeans(
-                setting.stages,
+                len(setting.sigmas),
                 omega=section.omega,
                 k=section.k,
                 order=section.order,

@@ -21,10 +21,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from avd.flow import many_step_sigmas, per_sample, x0_from_velocity
+from avd.flow import many_step_sigmas, per_sample
+from avd.objectives.adaptive import weigh_by_band
 from avd.objectives.passes import Pass, Place
 from avd.objectives.source import DataSource, Levels, Random, Stages
-from avd.objectives.term import Auxiliary, Averaged, GuidedSection, Sample, Setting, Stateless, Term
+from avd.objectives.term import Auxiliary, Averaged, Evaluate, GuidedSection, Sample, Setting, Stateless, Term
 from avd.types import LossTerm
 
 Distance = Literal["huber", "square"]
@@ -44,20 +45,28 @@ def consistency(
     teacher: Predict,
     target: Predict,
     distance: Distance = "huber",
+    edge_B: Tensor | None = None,
+    name: str = "consistency",
 ) -> LossTerm:
     """The loss of the student's velocity at `x_BCFHW`, of noise level `sigma_B`; gradient reaches only the velocity.
 
-    `below_B` are the levels, from 0 up to below `sigma_B`, that the teacher steps to. `teacher` is the guided velocity
-    and `target` that of the target network; both are called once, without gradient.
+    `below_B` are the levels, from `edge_B` up to below `sigma_B`, that the teacher steps to. `teacher` is the guided
+    velocity and `target` that of the target network; both are called once, without gradient. `edge_B`, None for 0, are
+    the levels at which both predictions are compared: at 0 clean videos.
     """
-    found = x0_from_velocity(x_BCFHW, velocity_BCFHW, sigma_B)
+    edge_B = torch.zeros_like(sigma_B) if edge_B is None else edge_B
+
+    def step(x: Tensor, velocity: Tensor, above_B: Tensor, level_B: Tensor) -> Tensor:
+        return x + per_sample(level_B - above_B, x) * velocity
+
+    found = step(x_BCFHW, velocity_BCFHW, sigma_B, edge_B)
     with torch.no_grad():
-        stepped = x_BCFHW + per_sample(below_B - sigma_B, x_BCFHW) * teacher(x_BCFHW, sigma_B)
-        wanted = x0_from_velocity(stepped, target(stepped, below_B), below_B)
+        stepped = step(x_BCFHW, teacher(x_BCFHW, sigma_B), sigma_B, below_B)
+        wanted = step(stepped, target(stepped, below_B), below_B, edge_B)
     square = (found - wanted).square()
     each = square if distance == "square" else (square + _HUBER**2).sqrt() - _HUBER
-    metrics = {"consistency_square": square.detach().mean().item()}  # a mean, so parts of a batch add up
-    return LossTerm("consistency", each.flatten(1).mean(1), metrics)
+    metrics = {f"{name}_square": square.detach().mean().item()}  # a mean, so parts of a batch add up
+    return LossTerm(name, each.flatten(1).mean(1), metrics)
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,12 @@ class ConsistencyRecipe(GuidedSection):
     distance: Distance = "huber"
     target_ema: float = Field(0.95, ge=0, lt=1)
     """Decay of the average of the student that is the target; 0: the student itself."""
+    adaptive: bool = False
+    """Weigh each sample by how its loss compares with what is usual at its noise levels."""
+    omega: float = Field(0.95, ge=0, lt=1)
+    """Decay of what is usual."""
+    k: float = Field(1.0, ge=0, le=1e6)
+    """How sharply a sample that is worse than usual loses weight, per spread of the losses there."""
 
     @model_validator(mode="after")
     def _check(self) -> ConsistencyRecipe:
@@ -103,29 +118,48 @@ class ConsistencyRecipe(GuidedSection):
         return OnGrid(self.steps, self.shift)
 
 
-def _make(section: ConsistencyRecipe, setting: Setting) -> Stateless:
-    def loss(sample: Sample) -> LossTerm:
-        networks = sample.networks
-        assert sample.x_BCFHW is not None and sample.sigma_B is not None and sample.index_B is not None
+def consistency_of(
+    sample: Sample, section: ConsistencyRecipe, below_B: Tensor, edge_B: Tensor | None = None, name: str = "consistency"
+) -> LossTerm:
+    """`consistency` of a sample of real data, with the networks and the values of its section."""
+    networks = sample.networks
+    assert sample.x_BCFHW is not None and sample.sigma_B is not None
 
-        def target(x: Tensor, sigma: Tensor) -> Tensor:
-            return networks.auxiliary("target", x, sigma) if section.target_ema else networks.student(x, sigma)
+    def target(x: Tensor, sigma: Tensor) -> Tensor:
+        return networks.auxiliary("target", x, sigma) if section.target_ema else networks.student(x, sigma)
 
-        return consistency(
-            sample.output_BCFHW,
-            x_BCFHW=sample.x_BCFHW,
-            sigma_B=sample.sigma_B,
-            below_B=section.law.sigmas(sample.index_B + section.skip),
-            teacher=lambda x, sigma: networks.teacher(x, sigma, section.standard_guidance).velocity,
-            target=target,
-            distance=section.distance,
-        )
+    return consistency(
+        sample.output_BCFHW,
+        x_BCFHW=sample.x_BCFHW,
+        sigma_B=sample.sigma_B,
+        below_B=below_B,
+        teacher=lambda x, sigma: networks.teacher(x, sigma, section.standard_guidance).velocity,
+        target=target,
+        distance=section.distance,
+        edge_B=edge_B,
+        name=name,
+    )
 
-    return Stateless(loss)
 
-
-def _auxiliaries(section: ConsistencyRecipe) -> tuple[Auxiliary, ...]:
+def auxiliaries(section: ConsistencyRecipe) -> tuple[Auxiliary, ...]:
     return (Averaged("target", section.target_ema),) if section.target_ema else ()
+
+
+def passes(section: ConsistencyRecipe) -> tuple[Pass, ...]:
+    return (
+        Pass("teacher's step with guidance", "teacher", section.branches),
+        Pass("target", "target" if section.target_ema else "student"),
+    )
+
+
+def _make(section: ConsistencyRecipe, setting: Setting) -> Evaluate:
+    def loss(sample: Sample) -> LossTerm:
+        assert sample.index_B is not None
+        return consistency_of(sample, section, section.law.sigmas(sample.index_B + section.skip))
+
+    if not section.adaptive:
+        return Stateless(loss)
+    return weigh_by_band("consistency", loss, section.steps, section.omega, section.k, setting)
 
 
 TERM = Term(
@@ -134,10 +168,8 @@ TERM = Term(
     paper="LCM, arXiv 2310.04378",
     section=ConsistencyRecipe,
     source=lambda section: DataSource(section.law),
-    auxiliaries=_auxiliaries,
-    passes=lambda section: (
-        Pass("teacher's step with guidance", "teacher", section.branches),
-        Pass("target", "target" if section.target_ema else "student"),
-    ),
+    auxiliaries=auxiliaries,
+    passes=passes,
+    transition="renoise",
     make=_make,
 )

@@ -163,5 +163,6 @@ TERM = Term(
         Pass("teacher with guidance, tangent", "teacher", section.branches),
         Pass("student, tangent", "student", 2),
     ),
+    transition="renoise",
     make=ContinuousConsistency,
 )

@@ -19,7 +19,7 @@ from avd.flow import GuidedVelocity
 from avd.objectives.passes import Pass
 from avd.objectives.source import Random, Source
 from avd.section import MOST_UPDATES, MOST_WEIGHT, Section
-from avd.types import LossTerm
+from avd.types import LossTerm, Transition
 
 
 class TermSection(Section):
@@ -87,8 +87,8 @@ class Sample:
 class Setting:
     """What a term may know of its run when it is made."""
 
-    stages: int
-    """Number of the student's stages."""
+    sigmas: tuple[float, ...]
+    """Noise levels of the student's stages."""
     real_latents: Callable[[int], Tensor]
     """The first so many real latents of the run's data, (N, C, F, H, W), or all if there are fewer."""
     all_sum: Callable[[Tensor], Tensor] = lambda values: values
@@ -189,6 +189,8 @@ class Term:
     """It acts in one of so many updates, the first of a run among them, and costs nothing in the others."""
     least_frames: Callable[[Any], int] = lambda section: 1
     """Latent frames below which its loss does not exist."""
+    transition: Transition | None = None
+    """How a student that it trains is sampled; None: in either way."""
     measures_data: Callable[[Any], bool] = lambda section: False
     """Whether it asks for `Setting.real_latents`, whatever its source is."""
 
