@@ -1,8 +1,9 @@
-"""How much sooner a 4-step sample is there when the first two steps run at half the frame rate.
+"""How much sooner a 4-step sample is there when the first two steps run at half the frame rate, or half the resolution.
 
-Full-rate and half-rate rollouts take turns in one run, because a shared machine changes its speed from minute to
-minute; compare metrics of one run only. Timed is the sampling of latents: no text encoding and no decoding. Weights do
-not matter to the time, so the interpolator is an untrained one.
+Rollouts of all kinds take turns in one run, because a shared machine changes its speed from minute to minute; compare
+metrics of one run only. Half resolution is left out where the latents do not halve into patches. Timed is the sampling
+of latents: no text encoding and no decoding. Weights do not matter to the time, so the interpolator is an untrained
+one.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ class Workload:
     student: WanVelocity
     latent_shape: tuple[int, int, int, int]
     prompt_shape: tuple[int, int]
+    halves: bool
+    """Whether every second row and column of the latents divide into patches."""
 
 
 def shipped_or_folder(name: str) -> Workload:
     model = load_model(name)
     prompt_shape = (model.text_length, model.transformer.config.text_dim)
-    return Workload(name, model.velocity(), model.latent_shape(), prompt_shape)
+    return Workload(name, model.velocity(), model.latent_shape(), prompt_shape, model.sizes.halves)
 
 
 def random_weights(layers: int, width: int, frames: int, height: int, columns: int) -> Workload:
@@ -62,22 +65,28 @@ def random_weights(layers: int, width: int, frames: int, height: int, columns: i
     )
     name = f"random weights, {layers} layers of width {width}"
     shape = (RANDOM_CHANNELS, frames, height, columns)
-    return Workload(name, WanVelocity(transformer), shape, (RANDOM_TEXT_LENGTH, transformer.config.text_dim))
+    text = (RANDOM_TEXT_LENGTH, transformer.config.text_dim)
+    return Workload(name, WanVelocity(transformer), shape, text, halves=not (height % 4 or columns % 4))
 
 
 @torch.no_grad()
-def measure(work: Workload, batch: int, repeats: int, device: str, dtype: torch.dtype) -> list[tuple[float, float]]:
-    """Seconds at full and at half rate, `repeats` times in turn after one warm-up of each."""
+def measure(work: Workload, batch: int, repeats: int, device: str, dtype: torch.dtype) -> list[tuple[float, ...]]:
+    """Seconds of each way of `ways_of`, `repeats` times in turn after one warm-up of each."""
     student = work.student.to(device, dtype).eval()
-    interpolator = FrameInterpolator(InterpolatorConfig(work.latent_shape[0])).to(device).eval()
+    config = InterpolatorConfig(work.latent_shape[0], space=work.halves)
+    interpolator = FrameInterpolator(config).to(device).eval()
     noise = torch.randn(batch, *work.latent_shape, device=device)
     prompt = Conditions({"embedding": torch.randn(batch, *work.prompt_shape, device=device)})
     sigmas = few_step_sigmas(TIMESTEPS)
-    full, half = (Rollout(make_stages(sigmas, stages), interpolator) for stages in (0, 2))
-    rounds = [
-        (seconds_of(full, student, noise, prompt), seconds_of(half, student, noise, prompt)) for _ in range(repeats + 1)
-    ]
+    rollouts = [Rollout(make_stages(sigmas, *strided), interpolator) for strided in ways_of(work).values()]
+    rounds = [tuple(seconds_of(rollout, student, noise, prompt) for rollout in rollouts) for _ in range(repeats + 1)]
     return rounds[1:]
+
+
+def ways_of(work: Workload) -> dict[str, tuple[int, int]]:
+    """Stages at half rate and at half resolution, of 4."""
+    space = {"half resolution": (0, 2), "both": (2, 2)} if work.halves else {}
+    return {"full": (0, 0), "half rate": (2, 0), **space}
 
 
 def seconds_of(rollout: Rollout, student: WanVelocity, noise: Tensor, prompt: Conditions) -> float:
@@ -91,22 +100,21 @@ def seconds_of(rollout: Rollout, student: WanVelocity, noise: Tensor, prompt: Co
     return time.perf_counter() - started
 
 
-def print_table(work: Workload, batch: int, device: str, rounds: Sequence[tuple[float, float]]) -> None:
+def print_table(work: Workload, batch: int, device: str, rounds: Sequence[tuple[float, ...]]) -> None:
     frames, height, columns = work.latent_shape[1:]
     place = f"{torch.get_num_threads()} CPU threads" if device == "cpu" else torch.cuda.get_device_name(device)
     print(f"{work.name}; latents {frames} x {height} x {columns}, batch {batch}; {len(rounds)} rounds; {place}\n")
-    print("| sampling  | frames by step | seconds, median | fastest | slowest | times as fast |")
-    print("|-----------|----------------|-----------------|---------|---------|---------------|")
-    for name, early, seconds in zip(
-        ("full rate", "half rate"), (frames, (frames + 1) // 2), zip(*rounds, strict=True), strict=True
-    ):
-        steps = f"{early}, {early}, {frames}, {frames}"
-        ratio = median(full / own for (full, _), own in zip(rounds, seconds, strict=True))
+    print("| first two steps | their latents   | seconds, median | fastest | slowest | times as fast |")
+    print("|-----------------|-----------------|-----------------|---------|---------|---------------|")
+    for (name, (rate, space)), seconds in zip(ways_of(work).items(), zip(*rounds, strict=True), strict=True):
+        shrunk = (frames + 1) // 2 if rate else frames, *((side // 2 if space else side) for side in (height, columns))
+        early = " x ".join(map(str, shrunk))
+        ratio = median(each[0] / own for each, own in zip(rounds, seconds, strict=True))
         print(
-            f"| {name} | {steps:<14} | {median(seconds):15.3f} | {min(seconds):7.3f} | {max(seconds):7.3f} "
+            f"| {name:<15} | {early:<15} | {median(seconds):15.3f} | {min(seconds):7.3f} | {max(seconds):7.3f} "
             f"| {ratio:13.2f} |"
         )
-    print("\nThe last column is the median over rounds of full-rate time by own time.")
+    print("\nThe last column is the median over rounds of the full rollout's time by own time.")
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

@@ -263,7 +263,11 @@ def test_no_override_breaks_out(text: str) -> None:
         ("objective.temporl.weight=1", "unknown key objective.temporl (did you mean temporal?)"),
         ("objective.temporal.wieght=1", "unknown key objective.temporal.wieght (did you mean weight?)"),
         ("student.optimizer.lerning_rate=1", "(did you mean learning_rate?)"),
-        ("rollout.zzz=1", "unknown key rollout.zzz: known are timesteps, half_rate_stages, half_rate_share, shared"),
+        (
+            "rollout.zzz=1",
+            "unknown key rollout.zzz: known are timesteps, half_rate_stages, half_resolution_stages, half_rate_share, "
+            "shared",
+        ),
     ],
 )
 def test_an_unknown_key_names_the_nearest(override: str, hint: str, tmp_path: Path) -> None:
@@ -297,6 +301,7 @@ def test_an_unknown_key_names_the_nearest(override: str, hint: str, tmp_path: Pa
         ("rollout.timesteps=[500, 1000]", ["500.0, 1000.0", "must fall"]),
         ("rollout.timesteps=[]", ["timesteps", "[]"]),
         ("rollout.half_rate_stages=4", ["'half_rate_stages': 4", "below the number of timesteps (4)"]),
+        ("rollout.half_resolution_stages=4", ["half_resolution_stages must be below the number of timesteps (4)"]),
         ("objective=5", ["objective is 5"]),
         ("objective.temporal=", ["objective.temporal is None"]),
         ("training.batch.size=5", ["training.batch.size", "batch is a value, not a section"]),

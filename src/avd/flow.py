@@ -49,6 +49,16 @@ def renoise(x_p: Tensor, p: Tensor | float, q: Tensor | float, eps: Tensor) -> T
     return keep * x_p + (to**2 - (keep * from_) ** 2).clamp_min(0).sqrt() * eps
 
 
+def subsample(x_BCFHW: Tensor, frame_stride: int = 1, space_stride: int = 1) -> Tensor:
+    """Every `frame_stride`-th frame and of these every `space_stride`-th row and column, from the first on; a view.
+
+    It commutes with `add_noise`, and of independent unit noise it leaves independent unit noise: a noise level means
+    the same at every stride, and rollouts of different strides share their noise. An average over squares of side r
+    does neither: it shrinks noise to 1 / r and latents by less, so each level would ask for another one.
+    """
+    return x_BCFHW[:, :, ::frame_stride, ::space_stride, ::space_stride]
+
+
 def velocity_of(x0: Tensor, eps: Tensor) -> Tensor:
     """v = eps - x0."""
     return eps.to(torch.promote_types(eps.dtype, torch.float32)) - x0

@@ -110,11 +110,18 @@ class Velocity(Protocol):
     """A network seen as the maths sees it: the velocity v = eps - x0 that it predicts at a noise level.
 
     `x_BCFHW` is the noisy latent, `sigma_B` its noise level in (0, 1], `conditions` the encoded prompts. With
-    `frame_stride` s, frame i of `x_BCFHW` stands at position s * i of the full-rate video.
+    `frame_stride` s, frame i of `x_BCFHW` stands at position s * i of the full-rate video, and with `space_stride` r
+    row and column j stand at r * j of the full-resolution one.
     """
 
     def __call__(
-        self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1
+        self,
+        x_BCFHW: Tensor,
+        sigma_B: Tensor,
+        conditions: Conditions,
+        *,
+        frame_stride: int = 1,
+        space_stride: int = 1,
     ) -> Tensor: ...
 
 

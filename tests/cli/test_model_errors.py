@@ -67,6 +67,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "no shift": (SETTINGS_FILE, {"shift": 0}, "shift is 0"),
     "half rate past the end": (SETTINGS_FILE, {**STUDENT, "half_rate_stages": 9}, "is 9, not a whole number from 0 to"),
     "half rate of a teacher": (SETTINGS_FILE, {"half_rate_stages": 1}, "half_rate_stages is 1"),
+    "half resolution past the end": (SETTINGS_FILE, {**STUDENT, "half_resolution_stages": 4}, "half_resolution_stages"),
     "half rate by Euler": (SETTINGS_FILE, {**STUDENT, "half_rate_stages": 1, "transition": "euler"}, "at full rate"),
     "no such transition": (SETTINGS_FILE, {**STUDENT, "transition": "heun"}, "'heun', not renoise or euler"),
     "half a step": (SETTINGS_FILE, {"steps": 2.5}, "steps is 2.5"),

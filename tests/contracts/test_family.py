@@ -18,6 +18,7 @@ from avd.data import CacheWriter, Geometry, Item, LatentCache, MemoryLatents, en
 from avd.distillation.data import RunData
 from avd.distillation.task import DistillTask
 from avd.engine.sources import open_cache
+from avd.flow import subsample
 from avd.models.adapters import AdapterVelocity, add_adapters, merged_stream
 from avd.models.backbone import Backbone
 from avd.models.family import TextToVideo, families, load_model, read_sizes
@@ -143,6 +144,32 @@ def test_a_frame_stride_changes_positions_for_one_call(model: TextToVideo) -> No
         assert torch.equal(network(alone, sigma, conditions, frame_stride=2), network(alone, sigma, conditions))
 
 
+def test_a_space_stride_changes_positions_for_one_call(model: TextToVideo) -> None:
+    network, side = model.velocity(), model.sizes.patch_side
+    generator = torch.Generator().manual_seed(0)
+    x, sigma = torch.randn(2, model.latent_shape()[0], 3, 2 * side, 2 * side, generator=generator), inputs(model)[1]
+    conditions = prompts_of(model)
+    with torch.no_grad():
+        before, strided = network(x, sigma, conditions), network(x, sigma, conditions, space_stride=2)
+        assert not torch.allclose(before, strided, atol=1e-6)
+        assert torch.equal(network(x, sigma, conditions), before)
+        alone = x[..., :side, :side]  # the first patch stands at 0 whatever the stride
+        assert torch.equal(network(alone, sigma, conditions, space_stride=2), network(alone, sigma, conditions))
+
+
+def test_half_resolution_is_refused_where_the_latents_do_not_halve(model: TextToVideo) -> None:
+    channels, frames, _, _ = model.latent_shape()
+    multiple = 2 * model.sizes.patch_side
+    fits = replace(model.sizes, latent_CFHW=(channels, frames, 3 * multiple, multiple))
+    fits.check_half_resolution(24 * multiple)
+    assert fits.halves
+    odd = replace(model.sizes, latent_CFHW=(channels, frames, 3 * multiple, multiple + 1))
+    with pytest.raises(
+        UserError, match=rf"multiples of {8 * multiple} pixels .*{3 * multiple} x {multiple + 1} latents"
+    ):
+        odd.check_half_resolution(24 * multiple)
+
+
 def test_shard_units_are_apart_and_hold_every_block(model: TextToVideo) -> None:
     network = model.velocity()
     units = network.shard_units()
@@ -168,19 +195,19 @@ def test_sizes_are_those_of_the_network(folder: Path, model: TextToVideo) -> Non
     assert len(deeper.blocks) == sizes.layers + 1
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("adapters", [None, AdaptersRecipe(rank=2)])
 def test_operations_are_those_that_are_counted(
-    model: TextToVideo, stride: int, adapters: AdaptersRecipe | None
+    model: TextToVideo, strides: tuple[int, int], adapters: AdaptersRecipe | None
 ) -> None:
-    sizes = model.sizes
+    (channels, frames, *_), side = model.latent_shape(), 4 * model.sizes.patch_side
+    sizes = replace(model.sizes, latent_CFHW=(channels, frames, side, 2 * side))
     network = build_hollow(sizes, torch.float32, adapters)
-    channels, _, height, width = sizes.latent_CFHW
-    x = torch.empty(1, channels, sizes.frames(stride), height, width, device="meta")
+    x = subsample(torch.empty(1, *sizes.latent_CFHW, device="meta"), *strides)
     conditions = Conditions({k: torch.empty(1, *shape, device="meta") for k, shape in sizes.conditions.items()})
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(x, torch.empty(1, device="meta"), conditions, frame_stride=stride)
-    assert flops_of(sizes, stride, adapters).forward == counter.get_total_flops()
+        network(x, torch.empty(1, device="meta"), conditions, frame_stride=strides[0], space_stride=strides[1])
+    assert flops_of(sizes, strides, adapters).forward == counter.get_total_flops()
 
 
 def test_a_plan_counts_the_parameters_that_there_are(folder: Path, model: TextToVideo) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,25 @@ def test_a_named_interpolator_comes_before_the_model_s(model: Path, tmp_path: Pa
     for refused in (lambda: resolve(recipe, tmp_path / "run"), lambda: resolve_workload(recipe, 1)):
         with pytest.raises(UserError, match=r"other is for latents of 3 channels, and those of .* have 12"):
             refused()
+
+
+def test_half_resolution_needs_clips_that_halve_and_an_interpolator_of_space(model: Path, tmp_path: Path) -> None:
+    """As a run and as a plan refuse it; a plan needs no interpolator unless one is named."""
+    asks = "rollout.half_resolution_stages=2"
+    small = recipe_for(model, asks)
+    for refused in (lambda: resolve(small, tmp_path / "run"), lambda: resolve_workload(small, 1)):
+        with pytest.raises(
+            UserError, match=r"multiples of 32 pixels \(4 latents\), and these clips have 2 x 2 latents"
+        ):
+            refused()
+    large = Path(shutil.copytree(model, tmp_path / "large"))
+    settings = json.loads((large / "avd.json").read_text())
+    (large / "avd.json").write_text(json.dumps({**settings, "height": 32, "width": 32}))
+    with pytest.raises(UserError, match="fills in frames alone"):
+        resolve(recipe_for(large, asks), tmp_path / "run")
+    tiny_interpolator(space=True).save(tmp_path / "space")
+    found = resolve(recipe_for(large, asks, f"interpolator={tmp_path / 'space'}"), tmp_path / "run")
+    assert found.interpolator == tmp_path / "space"
 
 
 def test_every_rank_resolves_by_itself_and_the_first_looks_at_the_folder(model: Path, tmp_path: Path) -> None:

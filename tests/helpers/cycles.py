@@ -63,7 +63,7 @@ def make_cycle(*overrides: str, together: bool = False, ranks: Ranks = SINGLE_PR
     resolved = load_recipe(
         recipe, [f"training.batch={BATCH}", "objective.temporal.truncation=-10", *overrides]
     )  # the temporal term acts
-    stages = make_stages(few_step_sigmas(resolved.rollout.timesteps), resolved.rollout.half_rate_stages)
+    stages = make_stages(few_step_sigmas(resolved.rollout.timesteps), *resolved.rollout.strided_stages)
     model, method = tiny_model(), Method.of(resolved)
     roles = Roles(Starts.alike(model, method), resolved, method, ranks)
     if not together:

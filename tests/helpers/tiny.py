@@ -53,11 +53,11 @@ def tiny_model(seed: int = 0) -> VideoModel:
     return VideoModel(transformer, vae, text_encoder, tokenizer, settings)
 
 
-def tiny_interpolator(seed: int = 0) -> FrameInterpolator:
+def tiny_interpolator(seed: int = 0, *, space: bool = False) -> FrameInterpolator:
     """One that does more than its linear start."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        interpolator = FrameInterpolator(InterpolatorConfig(CHANNELS, widths=(8, 16)))
+        interpolator = FrameInterpolator(InterpolatorConfig(CHANNELS, widths=(8, 16), space=space))
         torch.nn.init.normal_(interpolator.leave[-1].weight, std=0.05)
     return interpolator
 

@@ -16,7 +16,7 @@ from avd.config import InterpolatorRecipe
 from avd.data.cache import MemoryLatents
 from avd.engine.loop import Schedule, run
 from avd.engine.run_folder import RunFolder
-from avd.miniature.interpolator import InterpolatorTask, count_heldout, missing_frames_error
+from avd.miniature.interpolator import InterpolatorTask, check_clips, count_heldout, missing_error
 from avd.models.interpolator import FrameInterpolator
 from avd.types import Conditions, UserError
 
@@ -64,7 +64,24 @@ def test_training_beats_linear_interpolation(tmp_path: Path) -> None:
 
     task.export(tmp_path)
     filled = FrameInterpolator.load(tmp_path / "interpolator")(waves(32, seed=2)[:, :, ::2])
-    assert missing_frames_error(filled, waves(32, seed=2)).mean().item() == pytest.approx(after["heldout_mse"])
+    assert missing_error(filled, waves(32, seed=2)).mean().item() == pytest.approx(after["heldout_mse"])
+
+
+def test_training_in_space_beats_linear_interpolation_of_each_kind(tmp_path: Path) -> None:
+    config = InterpolatorRecipe(updates=90, batch=16, learning_rate=8e-3, warmup=5, widths=(8, 16), ema=0.9, space=True)
+    task = InterpolatorTask(config, source(), heldout(32))
+    before = task.validate(0)
+    kinds = ("heldout", "heldout_space", "heldout_both")
+    assert [before[f"{kind}_ratio"] for kind in kinds] == pytest.approx([1.0, 1.0, 1.0])
+    for n in range(config.updates):
+        task.update(n)
+    after = task.validate(config.updates)
+    assert all(after[f"{kind}_ratio"] < 0.6 for kind in kinds), after
+
+    task.export(tmp_path)
+    x = waves(32, seed=2)
+    filled = FrameInterpolator.load(tmp_path / "interpolator")(x[:, :, ::2, ::2, ::2], space=True)
+    assert missing_error(filled, x, (2, 2)).mean().item() == pytest.approx(after["heldout_both_mse"])
 
 
 def test_the_error_is_that_of_the_missing_frames() -> None:
@@ -72,7 +89,10 @@ def test_the_error_is_that_of_the_missing_frames() -> None:
     filled = x.clone()
     filled[:, :, ::2] += 7.0
     filled[1, :, 1] += 2.0  # one of its two missing frames is off by 2
-    torch.testing.assert_close(missing_frames_error(filled, x), torch.tensor([0.0, 2.0]))
+    torch.testing.assert_close(missing_error(filled, x), torch.tensor([0.0, 2.0]))
+    everywhere = x + 3.0
+    everywhere[:, :, ::2, ::2, ::2] = 99.0
+    torch.testing.assert_close(missing_error(everywhere, x, (2, 2)), torch.tensor([9.0, 9.0]))
 
 
 def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -144,6 +164,8 @@ def test_clips_that_cannot_be_halved_are_refused() -> None:
         InterpolatorTask(TINY, source(frames=4), heldout(frames=4))
     with pytest.raises(UserError, match="1 latent frames"):
         InterpolatorTask(TINY, source(frames=1), heldout(frames=1))
+    with pytest.raises(UserError, match="latents of 6 x 5"):
+        check_clips(4, (2, 5, 6, 5), space=True)
     with pytest.raises(UserError, match="held-out clips of"):
         InterpolatorTask(TINY, source(), heldout(frames=7))
 

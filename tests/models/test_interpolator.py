@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avd.models.interpolator import FrameInterpolator, InterpolatorConfig
+from avd.models.interpolator import FrameInterpolator, InterpolatorConfig, interpolate_linearly
 from avd.types import UserError
 
 
@@ -20,6 +20,12 @@ def untrained(channels: int = 3) -> FrameInterpolator:
 def stirred(channels: int = 3) -> FrameInterpolator:
     """An interpolator whose residual is far from zero."""
     network = untrained(channels)
+    nn.init.normal_(network.leave[-1].weight)
+    return network.eval()
+
+
+def stirred_in_space(channels: int = 3) -> FrameInterpolator:
+    network = FrameInterpolator(InterpolatorConfig(channels, widths=(8, 16), space=True))
     nn.init.normal_(network.leave[-1].weight)
     return network.eval()
 
@@ -36,6 +42,41 @@ def test_any_size_goes_in_and_known_frames_come_out_unchanged(frames: int, heigh
     assert filled.shape == (2, 3, 2 * frames - 1, height, width)
     assert torch.equal(filled[:, :, ::2], x)
     assert filled.isfinite().all()
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 4), (6, 5)])
+def test_space_doubles_and_given_values_come_out_unchanged(frames: int, height: int, width: int) -> None:
+    network, x = stirred_in_space(), torch.randn(2, 3, frames, height, width)
+    doubled, both = network(x, frames=False, space=True), network(x, frames=True, space=True)
+    assert doubled.shape == (2, 3, frames, 2 * height, 2 * width)
+    assert both.shape == (2, 3, 2 * frames - 1, 2 * height, 2 * width)
+    assert torch.equal(doubled[..., ::2, ::2], x) and torch.equal(both[:, :, ::2], doubled)
+    assert torch.equal(both, network(doubled))  # space first, then frames
+
+
+def test_untrained_space_is_linear_in_rows_and_columns() -> None:
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(5.0), indexing="ij")
+    x = (2 * rows + 3 * columns).expand(1, 3, 3, 4, 5)
+    network = FrameInterpolator(InterpolatorConfig(3, widths=(8, 16), space=True))
+    filled = network(x, frames=False, space=True)
+    finer, fine = torch.meshgrid(torch.arange(8.0) / 2, torch.arange(10.0) / 2, indexing="ij")
+    expected = 2 * finer.clamp(max=3) + 3 * fine.clamp(max=4)  # past the last ones nothing is given
+    torch.testing.assert_close(filled, expected.expand(1, 3, 3, 8, 10))
+    assert torch.equal(filled, interpolate_linearly(x, frames=False, space=True))
+    assert torch.equal(network(x, space=True), interpolate_linearly(x, space=True))
+
+
+def test_gradients_pass_through_filled_space() -> None:
+    network, x = stirred_in_space(), torch.randn(1, 3, 1, 4, 4, requires_grad=True)
+    network(x, frames=False, space=True).square().sum().backward()
+    assert x.grad is not None and x.grad.abs().min() > 0
+    assert network.enter.weight.grad is not None and network.enter.weight.grad[:, -1].abs().sum() > 0
+
+
+def test_a_network_of_frames_alone_refuses_space() -> None:
+    with pytest.raises(UserError, match=r"frames alone.*avd train interpolator --space"):
+        stirred()(torch.randn(1, 3, 3, 4, 4), space=True)
 
 
 def test_default_widths_and_a_low_precision_input() -> None:
@@ -116,6 +157,8 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         ("config.json", json.dumps({"channels": 3, "widths": [12]}).encode()),
         ("config.json", json.dumps({"channels": 3, "widths": [8, 16], "depth": 2}).encode()),
         ("config.json", json.dumps({"channels": 4, "widths": [8, 16]}).encode()),
+        ("config.json", json.dumps({"channels": 3, "widths": [8, 16], "space": "both"}).encode()),
+        ("config.json", json.dumps({"channels": 3, "widths": [8, 16], "space": True}).encode()),
         ("model.safetensors", b"cut short"),
         ("model.safetensors", None),
     ],

@@ -52,7 +52,7 @@ def counted(
 )
 def test_a_forward(change: dict[str, object], adapters: AdaptersRecipe | None, stride: int) -> None:
     sizes = make_sizes({**SIZES.config, **change}, SIZES.latent_CFHW, SIZES.text_tokens)
-    assert flops_of(sizes, stride, adapters).forward == counted(sizes, stride=stride, adapters=adapters)
+    assert flops_of(sizes, (stride, 1), adapters).forward == counted(sizes, stride=stride, adapters=adapters)
 
 
 def test_a_backward_takes_every_product_twice() -> None:

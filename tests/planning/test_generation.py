@@ -11,9 +11,11 @@ from avd.models.family import load_model, read_facts, read_parts
 from avd.models.settings import Settings
 from avd.models.wan.model import VideoModel
 from avd.planning.activations import LiveBytes
+from avd.planning.flops import flops_of
 from avd.planning.generation import HOST_LINK, GenerationPlanner, Sampling
 from avd.planning.plan import Machine
 from avd.sampling.placement import Placement
+from avd.sampling.rollout import FULL
 
 LARGE = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 PLAIN = Placement(offload="none", tiling=False)
@@ -97,14 +99,38 @@ def test_decoding_takes_what_the_decoder_allocates(tiling: bool) -> None:
 @pytest.mark.parametrize(
     ("settings", "steps", "expected"),
     [
-        (Settings(student_timesteps=(1000, 900, 700, 500), half_rate_stages=2), None, Sampling((2, 2, 1, 1))),
-        (Settings(), None, Sampling((1, 1, 1, 1))),
-        (Settings(), 3, Sampling((1, 1, 1), guided=True)),
-        (Settings(guidance=1.0), 3, Sampling((1, 1, 1))),
+        (
+            Settings(student_timesteps=(1000, 900, 700, 500), half_rate_stages=2),
+            None,
+            Sampling(((2, 1), (2, 1), FULL, FULL)),
+        ),
+        (Settings(), None, Sampling((FULL,) * 4)),
+        (Settings(), 3, Sampling((FULL,) * 3, guided=True)),
+        (Settings(guidance=1.0), 3, Sampling((FULL,) * 3)),
     ],
 )
 def test_steps_are_those_of_the_model(settings: Settings, steps: int | None, expected: Sampling) -> None:
     assert Sampling.of(settings, steps) == expected
+
+
+def test_strides_of_denoising_are_compared_at_wans_true_sizes() -> None:
+    """32,760 tokens, 17,160 at half rate, 4,290 at half rate and resolution; attention grows with their square."""
+    planner = planner_of("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    machine = Machine(peak_tflops=1000.0, mfu=0.5)
+    found = planner.denoising_by_strides(machine)
+    sizes = planner.sizes
+    full, half, both = (flops_of(sizes, strides).forward for strides in (FULL, (2, 1), (2, 2)))
+    assert found == pytest.approx(
+        {
+            "full": 4 * full / 5e14,
+            "half rate": (2 * half + 2 * full) / 5e14,
+            "half rate and resolution": (2 * both + 2 * full) / 5e14,
+        }
+    )
+    assert found["full"] / found["half rate"] == pytest.approx(1.5, abs=0.05)
+    assert found["full"] / found["half rate and resolution"] == pytest.approx(1.9, abs=0.05)
+    assert list(planner_of("wan-mini").denoising_by_strides(machine)) == ["full", "half rate"]  # 6 x 6 do not halve
+    assert planner_of("wan-mini", 4).denoising_by_strides(machine) == {}
 
 
 def test_guidance_and_half_rate_are_counted() -> None:

@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from avd.flow import integrate
+from avd.flow import add_noise, integrate, subsample
 from avd.sampling.rollout import Interpolate, Rollout, falling_levels, make_stages
 from avd.types import Conditions, Transition
 from helpers.gaussian import GaussianVelocity
@@ -21,21 +22,27 @@ PROMPT = Conditions({"embedding": torch.zeros(2, 4, 8)})
 class GaussianStudent(nn.Module):
     """The exact velocity of data ~ N(mean + slope * position, std^2), position counted in full-rate frames.
 
-    It keeps what it was called with. `mean` is a parameter, to see where gradient goes.
+    It keeps what it was called with. `mean` is a parameter, to see where gradient goes. Positions of rows and columns
+    count too, each with a slope of its own.
     """
 
     def __init__(self, std: float = 0.5, slope: float = 0.3) -> None:
         super().__init__()
         self.mean, self.std, self.slope = nn.Parameter(torch.tensor(1.0)), std, slope
         self.calls: list[tuple[float, int, int]] = []
+        self.pictures: list[tuple[int, int, int]] = []
         self.inputs: list[Tensor] = []
         self.with_gradient: list[bool] = []
 
-    def forward(self, x: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+    def forward(
+        self, x: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1, space_stride: int = 1
+    ) -> Tensor:
         self.calls.append((round(sigma_B[0].item(), 6), frame_stride, x.shape[2]))
+        self.pictures.append((space_stride, x.shape[3], x.shape[4]))
         self.inputs.append(x.detach().clone())
         self.with_gradient.append(torch.is_grad_enabled())
-        position = (torch.arange(x.shape[2]) * frame_stride).view(1, 1, -1, 1, 1)
+        frame, row, column = torch.meshgrid(*map(torch.arange, x.shape[2:]), indexing="ij")
+        position = frame * frame_stride + (10 * row + 20 * column) * space_stride
         return self.velocity(x, sigma_B[0].item(), position)
 
     def velocity(self, x: Tensor, s: float, position: Tensor) -> Tensor:
@@ -45,15 +52,22 @@ class GaussianStudent(nn.Module):
 
 
 class Midpoints(nn.Module):
-    """Fills each missing frame with the mean of its neighbours, times a parameter that is 1."""
+    """Fills each missing frame with the mean of its neighbours, times a parameter that is 1; rows and columns by
+    repeating those before them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(1.0))
         self.inputs: list[Tensor] = []
+        self.asked: list[tuple[bool, bool]] = []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, frames: bool = True, space: bool = False) -> Tensor:
         self.inputs.append(x.detach().clone())
+        self.asked.append((frames, space))
+        if space:
+            x = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
+        if not frames:
+            return x
         between = self.factor * (x[:, :, 1:] + x[:, :, :-1]) / 2
         paired = torch.stack([x[:, :, :-1], between], dim=3).flatten(2, 3)
         return torch.cat([paired, x[:, :, -1:]], dim=2)
@@ -71,35 +85,69 @@ def leave_at(
     return rollout.predict(student, x, PROMPT, stage, gradient=gradient)
 
 
-def reference(student: GaussianStudent, noise: Tensor, half_rate_stages: int, interpolate: Interpolate) -> Tensor:
+def everywhere() -> Tensor:
+    """Positions (F, H, W) of all frames, rows and columns."""
+    frame, row, column = torch.meshgrid(*map(torch.arange, SHAPE[2:]), indexing="ij")
+    return frame + 10 * row + 20 * column
+
+
+def reference(
+    student: GaussianStudent, noise: Tensor, half_rate: int, half_resolution: int, interpolate: Interpolate
+) -> Tensor:
     """x0 = x - sigma v, then x = (1 - sigma') x0 + sigma' eps; written without the code under test."""
-    every = torch.arange(noise.shape[2])
-    strides = [2 if i < half_rate_stages else 1 for i in range(len(SIGMAS))]
     x0 = noise  # only its place is needed: the first stage starts from pure noise
-    for i, (sigma, stride) in enumerate(zip(SIGMAS, strides, strict=True)):
+    for i, sigma in enumerate(SIGMAS):
+        s, r = 2 if i < half_rate else 1, 2 if i < half_resolution else 1
         if i == 0:
-            x = noise[:, :, ::stride]
+            x = noise[:, :, ::s, ::r, ::r]
         else:
-            if x0.shape[2] < noise.shape[2] and stride == 1:
-                x0 = interpolate(x0)
-            eps = renoise(i)[:, :, ::stride]
+            if i == half_resolution:
+                x0 = interpolate(x0, frames=False, space=True)
+            if i == half_rate:
+                x0 = interpolate(x0, frames=True, space=False)
+            eps = renoise(i)[:, :, ::s, ::r, ::r]
             x = (1 - sigma) * x0 + sigma * eps
-        x0 = x - sigma * student.velocity(x, sigma, every[::stride].view(1, 1, -1, 1, 1))
+        x0 = x - sigma * student.velocity(x, sigma, everywhere()[::s, ::r, ::r])
     return x0
 
 
-@pytest.mark.parametrize("half_rate_stages", [0, 1, 2, 3])
-def test_steps_match_a_reference_written_by_hand(half_rate_stages: int) -> None:
+@pytest.mark.parametrize("half_resolution", [0, 1, 2])
+@pytest.mark.parametrize("half_rate", [0, 1, 2, 3])
+def test_steps_match_a_reference_written_by_hand(half_rate: int, half_resolution: int) -> None:
     student, interpolate, noise = GaussianStudent(), Midpoints(), torch.randn(SHAPE)
-    found = Rollout(make_stages(SIGMAS, half_rate_stages), interpolate)(student, noise, PROMPT, renoise)
-    torch.testing.assert_close(found, reference(student, noise, half_rate_stages, interpolate).detach())
+    stages = make_stages(SIGMAS, half_rate, half_resolution)
+    found = Rollout(stages, interpolate)(student, noise, PROMPT, renoise)
+    torch.testing.assert_close(found, reference(student, noise, half_rate, half_resolution, interpolate).detach())
     assert found.shape == noise.shape and not found.requires_grad
+
+
+def test_space_and_frames_are_filled_where_their_own_stages_end() -> None:
+    student, interpolate = GaussianStudent(), Midpoints()
+    rollout = Rollout(make_stages(SIGMAS, 2, 1), interpolate)
+    leave_at(rollout, student, 3)
+    assert interpolate.asked == [(False, True), (True, False)]
+    assert student.pictures == [(2, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2)]
+    interpolate.asked.clear()
+    assert leave_at(rollout, student, 0).shape == SHAPE and interpolate.asked == [(True, True)]
+
+
+def test_subsampled_noise_is_unit_noise_and_keeps_its_level() -> None:
+    """Subsampling commutes with noising, and leaves noise of unit variance without correlation; an average does not."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 4, 5, 32, 32, generator=generator), torch.randn(2, 4, 5, 32, 32, generator=generator)
+    noisy = add_noise(x0, eps, 0.7)
+    thin = subsample(eps, 2, 2)
+    torch.testing.assert_close(subsample(noisy, 2, 2), add_noise(subsample(x0, 2, 2), thin, 0.7))
+    assert thin.shape == (2, 4, 3, 16, 16) and thin.std().item() == pytest.approx(1.0, abs=0.03)
+    assert (thin[..., 1:] * thin[..., :-1]).mean().abs().item() < 0.03
+    pooled = functional.avg_pool3d(eps, (1, 2, 2))
+    assert pooled.std().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_one_stage_is_one_prediction() -> None:
     student, noise = GaussianStudent(), torch.randn(SHAPE)
     found = Rollout(make_stages((1.0,)))(student, noise, PROMPT, renoise)
-    position = torch.arange(5).view(1, 1, -1, 1, 1)
+    position = everywhere()
     torch.testing.assert_close(found, noise - student.velocity(noise, 1.0, position).detach())
     assert len(student.calls) == 1
 
@@ -174,7 +222,7 @@ def test_the_missing_frames_are_filled_once_before_the_first_full_rate_stage() -
     student, interpolate = GaussianStudent(), Midpoints()
     Rollout(make_stages(SIGMAS, 2), interpolate)(student, torch.randn(SHAPE), PROMPT, renoise)
     (given,) = interpolate.inputs
-    position = torch.tensor([0, 2, 4]).view(1, 1, -1, 1, 1)
+    position = everywhere()[::2]
     x = student.inputs[1]
     torch.testing.assert_close(given, (x - 0.9 * student.velocity(x, 0.9, position)).detach())
 
@@ -197,9 +245,16 @@ def test_half_rate_needs_an_odd_number_of_latent_frames() -> None:
     )
 
 
-def test_half_rate_needs_an_interpolator() -> None:
+def test_half_resolution_needs_even_sides() -> None:
+    with pytest.raises(ValueError, match="latents of 2 x 3"):
+        odd = torch.randn(2, 3, 5, 2, 3)
+        Rollout(make_stages(SIGMAS, 0, 1), Midpoints())(GaussianStudent(), odd, PROMPT, renoise)
+
+
+@pytest.mark.parametrize("strided", [(1, 0), (0, 1)])
+def test_strided_stages_need_an_interpolator(strided: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="need an interpolator"):
-        Rollout(make_stages(SIGMAS, 1))
+        Rollout(make_stages(SIGMAS, *strided))
 
 
 # -- Euler's steps -------------------------------------------------------------------------------------------------
@@ -223,8 +278,7 @@ def test_an_euler_step_is_re_noising_with_the_noise_that_the_velocity_implies() 
 
     def implied(stage: int) -> Tensor:
         x, s = student.inputs[-1], SIGMAS[stage - 1]
-        position = torch.arange(5).view(1, 1, -1, 1, 1)
-        return (x + (1 - s) * student.velocity(x, s, position)).detach()
+        return (x + (1 - s) * student.velocity(x, s, everywhere())).detach()
 
     torch.testing.assert_close(Rollout(make_stages(SIGMAS)).run_until(student, noise, PROMPT, implied, 3), euler)
 
@@ -236,14 +290,14 @@ def test_an_exit_of_an_euler_path_is_the_clean_video_with_the_gradient_of_its_st
     x = rollout.run_until(student, noise, PROMPT, no_noise, exit_stage)
     found = rollout.predict(student, x, PROMPT, exit_stage, gradient=True)
     assert student.with_gradient == [False] * exit_stage + [True]
-    position = torch.arange(5).view(1, 1, -1, 1, 1)
     sigma = SIGMAS[exit_stage]
-    torch.testing.assert_close(found, x - sigma * student.velocity(x, sigma, position))
+    torch.testing.assert_close(found, x - sigma * student.velocity(x, sigma, everywhere()))
 
 
-def test_euler_steps_are_refused_at_half_rate() -> None:
-    with pytest.raises(ValueError, match="full-rate stages only with Euler steps"):
-        Rollout(make_stages(SIGMAS, 1), Midpoints(), "euler")
+@pytest.mark.parametrize("strided", [(1, 0), (0, 1)])
+def test_euler_steps_are_refused_at_half_rate_and_resolution(strided: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="full stages only with Euler steps"):
+        Rollout(make_stages(SIGMAS, *strided), Midpoints(), "euler")
 
 
 @pytest.mark.parametrize("trained_for", ["renoise", "euler"])
@@ -254,7 +308,9 @@ def test_each_exact_student_samples_the_data_by_its_own_transition_and_not_by_th
     data, many = GaussianVelocity(1.0, 0.5), (1, 1, 1, 200, 200)
     edges = dict(pairwise((*SIGMAS, 0.0)))
 
-    def exact(x: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+    def exact(
+        x: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1, space_stride: int = 1
+    ) -> Tensor:
         above = sigma_B[0].item()
         below = 0.0 if trained_for == "renoise" else next(b for a, b in edges.items() if abs(a - above) < 1e-6)
         return (x - data.along(x, above, below)) / (above - below)
@@ -286,7 +342,7 @@ def test_drawn_levels_begin_at_the_first_stage_and_never_rise() -> None:
 def test_an_exact_student_samples_the_data_at_any_levels(seed: int) -> None:
     data, many, generator = GaussianVelocity(1.0, 0.5), (1, 1, 1, 200, 200), torch.Generator().manual_seed(seed)
 
-    def exact(x: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+    def exact(x: Tensor, sigma_B: Tensor, conditions: Conditions, **strides: int) -> Tensor:
         return data.to_clean(x, sigma_B)
 
     levels = falling_levels(1.0, torch.rand(3, generator=generator).tolist(), 5.0)
@@ -297,6 +353,8 @@ def test_an_exact_student_samples_the_data_at_any_levels(seed: int) -> None:
 
 
 @pytest.mark.parametrize("half_rate_stages", [-1, 4])
-def test_the_last_stage_is_at_full_rate(half_rate_stages: int) -> None:
-    with pytest.raises(ValueError, match="0 to 3"):
+def test_the_last_stage_is_full(half_rate_stages: int) -> None:
+    with pytest.raises(ValueError, match=r"half_rate_stages is .* 0 to 3"):
         make_stages(SIGMAS, half_rate_stages)
+    with pytest.raises(ValueError, match=r"half_resolution_stages is .* 0 to 3"):
+        make_stages(SIGMAS, 0, half_rate_stages)

@@ -18,7 +18,7 @@ from avd.models.wan.model import VideoModel
 from avd.models.weights import MemoryWeights
 from avd.sampling.choose import make_sampler
 from avd.types import UserError
-from helpers.tiny import LATENT_SHAPE, tiny_model
+from helpers.tiny import LATENT_SHAPE, tiny_interpolator, tiny_model
 
 
 def sample(negative_prompt: str | None, own: str = "") -> Tensor:
@@ -40,6 +40,45 @@ def test_the_negative_prompt_is_part_of_a_samplers_identity_and_description() ->
     own, other = (make_sampler(model, steps=2, negative_prompt=text) for text in (None, "gaudy"))
     assert own.identity != other.identity
     assert (own.description["negative_prompt"], other.description["negative_prompt"]) == ("", "gaudy")
+
+
+def test_half_resolution_is_another_path_of_a_student(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.settings = replace(model.settings, height=32, width=32, student_timesteps=(1000.0, 500.0))
+    tiny_interpolator(space=True).save(tmp_path / "interpolator")
+    model.save(tmp_path)
+    student = load_model(str(tmp_path))
+
+    def sample(**options: bool) -> Tensor:
+        return make_sampler(student, **options)(["a red square"], torch.Generator().manual_seed(0))
+
+    full, half = sample(), sample(half_resolution=True)
+    assert full.shape == half.shape == (1, 12, 5, 4, 4) and not torch.allclose(full, half)
+    assert torch.equal(sample(half_resolution=False, half_rate=False), full)
+    assert not torch.allclose(sample(half_resolution=True, half_rate=True), half)
+    few = make_sampler(student, half_resolution=True)
+    assert few.description["half_resolution_stages"] == 1 and few.network_calls == 2
+    assert few.identity != make_sampler(student).identity
+
+
+def test_half_resolution_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
+    model = tiny_model()
+    with pytest.raises(UserError, match="leave --half-resolution out"):
+        make_sampler(model, half_resolution=True)
+    model.settings = replace(model.settings, student_timesteps=(1000.0, 500.0))
+    with pytest.raises(UserError, match="multiples of 32 pixels"):
+        make_sampler(model, half_resolution=True)
+    model.settings = replace(model.settings, height=32, width=32)
+    with pytest.raises(UserError, match=r"no interpolator/, which half resolution needs"):
+        make_sampler(model, half_resolution=True)
+    model.settings = replace(model.settings, transition="euler")
+    with pytest.raises(UserError, match="Euler steps, which are at full resolution only"):
+        make_sampler(model, half_resolution=True)
+    model.settings = replace(model.settings, transition="renoise")
+    tiny_interpolator().save(tmp_path / "interpolator")
+    model.save(tmp_path)
+    with pytest.raises(UserError, match="fills in frames alone"):
+        make_sampler(load_model(str(tmp_path)), half_resolution=True)
 
 
 def test_a_student_takes_none() -> None:

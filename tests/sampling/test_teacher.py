@@ -20,7 +20,9 @@ class PointMass:
         self.batches: list[int] = []
         self.sigmas: list[float] = []
 
-    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+    def __call__(
+        self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1, space_stride: int = 1
+    ) -> Tensor:
         self.batches.append(len(x_BCFHW))
         self.sigmas.append(sigma_B[0].item())
         return (x_BCFHW - conditions["embedding"].mean((1, 2)).view(-1, 1, 1, 1, 1)) / sigma_B.view(-1, 1, 1, 1, 1)

@@ -17,6 +17,7 @@ from avd.cli.placement import (
     Float8,
     Guidance,
     HalfRate,
+    HalfResolution,
     Int8,
     NegativePrompt,
     Offload,
@@ -77,6 +78,7 @@ def evaluate(
         Path | None, typer.Option("--page", help="HTML file with plots, verdicts and the worst clips.")
     ] = None,
     half_rate: HalfRate = None,
+    half_resolution: HalfResolution = None,
     steps: Steps = None,
     guidance: Guidance = None,
     negative_prompt: NegativePrompt = None,
@@ -124,7 +126,8 @@ def evaluate(
     placement = placement_of(offload, tiling, attention, fp8, int8, compiled, decoder)
     options = {"prompts_file": prompts and str(prompts), "clips": clips, "repeats": repeats, "level": level}
     judging = make_suite(suite, _options(options, changes or []))
-    sampling = {"half_rate": half_rate, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
+    strides = {"half_rate": half_rate, "half_resolution": half_resolution}
+    sampling = {**strides, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
     refuse_options(context, judging)
     if isinstance(judging, OfficialSuite):
         paths = map(Path, what if reference is None else [*what, reference])

@@ -16,6 +16,7 @@ from avd.cli.placement import (
     Float8,
     Guidance,
     HalfRate,
+    HalfResolution,
     Int8,
     NegativePrompt,
     Offload,
@@ -57,6 +58,7 @@ def generate(
     ] = 0,
     count: Annotated[int, typer.Option("--count", help="Videos per prompt.", min=1, max=100_000)] = 1,
     half_rate: HalfRate = None,
+    half_resolution: HalfResolution = None,
     steps: Steps = None,
     guidance: Guidance = None,
     solver: Annotated[
@@ -143,6 +145,7 @@ def generate(
     sampler = make_sampler(
         place(opened, placement),
         half_rate=half_rate,
+        half_resolution=half_resolution,
         steps=steps,
         guidance=guidance,
         solver=solver,
@@ -150,8 +153,7 @@ def generate(
     )
     name = _pinned_name(opened, model)
     fps = None if folder is None else _begin(folder, sampler, name)
-    to_make = set(missing)
-    check_made_by(sampler, [video for video in own if video not in to_make])
+    check_made_by(sampler, sorted(set(own) - set(missing), key=lambda video: video.path))
     if folder is not None:
         folder.link_existing()
     with ui.bars() as bar:

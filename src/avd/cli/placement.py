@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 
 HalfRate = Annotated[bool | None, typer.Option("--half-rate/--full-rate", help="High-noise steps at half frame rate.")]
+HalfResolution = Annotated[
+    bool | None,
+    typer.Option("--half-resolution/--full-resolution", help="High-noise steps at half the height and width."),
+]
 Steps = Annotated[int | None, typer.Option("--steps", help="Steps of a many-step model.", min=1)]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale of a many-step model.")]
 NegativePrompt = Annotated[

@@ -40,7 +40,16 @@ def plan_generation(model: str, steps: int | None, machine: Machine, layout: Lay
     kind = "" if machine.peak_tflops else ", an H100's in bfloat16"
     _say(f"products and convolutions at {machine.mfu:.0%} of {_peak(machine):g} TFLOP/s{kind}, and transfers from the")
     _say("host that do not hide behind them; without loading, and without what memory slows down in decoding")
-    numbers = {"model": model, "memory": machine.memory, "plans": [plan.to_json() for plan in plans]}
+    ways = planner.denoising_by_strides(machine)
+    if ways:
+        _say("denoising alone, by how the first half of its steps runs:")
+        _say(_ways(ways))
+    numbers = {
+        "model": model,
+        "memory": machine.memory,
+        "plans": [plan.to_json() for plan in plans],
+        "denoising_by_strides": ways,
+    }
     return numbers if layout is None else numbers | {"benchmark": _plan_benchmark(layout, first, machine.gpus)}
 
 
@@ -64,9 +73,18 @@ def _plan_benchmark(layout: Layout, plan: GenerationPlan, gpus: int) -> dict[str
 def _described(planner: GenerationPlanner, *, is_own: bool) -> str:
     sampling = planner.sampling
     what = f"{len(sampling.strides)} {'guided ' if sampling.guided else ''}steps"
-    half = sum(stride > 1 for stride in sampling.strides)
-    what += f", {half} of them at half rate" if half else ""
+    for which, name in enumerate(("rate", "resolution")):
+        half = sum(strides[which] > 1 for strides in sampling.strides)
+        what += f", {half} of them at half {name}" if half else ""
     return what if is_own else f"as its student of {what}"
+
+
+def _ways(ways: dict[str, float]) -> str:
+    full = ways["full"]
+    return ", ".join(
+        f"{name} {seconds:,.1f} s" + (f" ({full / seconds:.2f} times as fast)" if name != "full" else "")
+        for name, seconds in ways.items()
+    )
 
 
 def _peak(machine: Machine) -> float:

@@ -109,19 +109,24 @@ def interpolator(
         Path | None, typer.Option("--data", help="A cache written by `avd prepare`; default: the built-in world.")
     ] = None,
     clips: Annotated[int | None, typer.Option("--clips", help="Clips of the world to encode.", min=16)] = None,
+    space: Annotated[
+        bool | None,
+        typer.Option("--space/--frames-only", help="Fill in rows and columns too, for steps at half resolution."),
+    ] = None,
     updates: Updates = None,
     seed: Seed = None,
     level: _Level = None,
     changes: Changes = None,
     resume: Resume = False,
 ) -> None:
-    """Train the latent-frame interpolator: every second frame in, the full sequence out. Runs under torchrun too.
+    """Train the interpolator of latents: every second frame in, the full sequence out. Runs under torchrun too.
 
     Example: avd train interpolator --output runs/interpolator
     """
     from avd.config import ComputeRecipe, InterpolatorRecipe, load
 
     options = {"updates": updates, "seed": seed, "level": level, "model": model, "data": _text(data), "clips": clips}
+    options |= {"space": space}
     resolved = load(InterpolatorRecipe, recipe, changes or (), options)
 
     from avd.data import LatentSource
@@ -138,10 +143,10 @@ def interpolator(
     video_model = open_model(resolved.model)
     if resolved.data is not None:
         source: LatentSource = open_cache(Path(resolved.data), video_model)
-        check_clips(len(source), source.latents([]).shape[2])
+        check_clips(len(source), source.latents([]).shape[1:], space=resolved.space)
     else:
         world = world_of(video_model.settings, resolved.level, resolved.model)
-        check_clips(resolved.clips, video_model.latent_shape()[1])
+        check_clips(resolved.clips, video_model.latent_shape(), space=resolved.space)
         with ui.bars() as bar:
             source = encode_world(video_model, world, resolved.clips, progress=bar("encoding clips"))
     training = len(source) - count_heldout(len(source), resolved.heldout)

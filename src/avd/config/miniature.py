@@ -82,7 +82,7 @@ class TeacherRecipe(Section):
 
 
 class InterpolatorRecipe(Section):
-    """Every second latent frame in, the missing ones out."""
+    """Every second latent frame in, the missing ones out; with `space` also every second row and column."""
 
     kind: Literal["interpolator"] = "interpolator"
     updates: int = Field(2000, ge=1, le=MOST_UPDATES)
@@ -95,6 +95,8 @@ class InterpolatorRecipe(Section):
         (32, 64, 128), min_length=1, max_length=8
     )
     """Channels of the U-Net, finest level first."""
+    space: bool = False
+    """Fill in rows and columns too, for students with stages at half resolution."""
     ema: float = Field(0.999, ge=0, lt=1)
     noise: float = Field(0.0, ge=0, le=100)
     """Standard deviation of Gaussian noise on the frames that go in, against clean ones to come out.

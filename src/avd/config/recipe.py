@@ -55,8 +55,11 @@ class RolloutRecipe(Section):
     """Student timesteps, of 1000 (paper, Settings)."""
     half_rate_stages: int = Field(0, ge=0)
     """Stages at half frame rate that training's rollout includes."""
+    half_resolution_stages: int = Field(0, ge=0)
+    """Stages at half the height and width of the latents that training's rollout includes."""
     half_rate_share: float = Field(1.0, gt=0, le=1)
-    """Share of the cycles that include them; the others run at full rate, so one student learns both."""
+    """Share of the cycles that include stages at half rate or resolution; the others run at full rate and resolution,
+    so one student learns both."""
     shared: bool = True
     """One rollout feeds the student update and all fake-score updates of a cycle; false: a fresh one for each."""
     transition: Transition = "renoise"
@@ -65,13 +68,21 @@ class RolloutRecipe(Section):
     """Train on rollouts through random noise levels after the first, drawn again for each: uniform with this timestep
     shift, but never above the level before. None: through the timesteps. Sampling is at the timesteps in any case."""
 
+    @property
+    def strided_stages(self) -> tuple[int, int]:
+        """How many of the first stages run at half rate, and at half resolution."""
+        return self.half_rate_stages, self.half_resolution_stages
+
     @model_validator(mode="after")
     def _check(self) -> RolloutRecipe:
         few_step_sigmas(self.timesteps)
-        if self.half_rate_stages >= len(self.timesteps):
-            raise ValueError(f"half_rate_stages must be below the number of timesteps ({len(self.timesteps)})")
-        if self.half_rate_stages and self.transition == "euler":
-            raise ValueError("half-rate stages are re-noised: set transition to renoise, or half_rate_stages to 0")
+        for name in ("half_rate_stages", "half_resolution_stages"):
+            count = getattr(self, name)
+            if count >= len(self.timesteps):
+                raise ValueError(f"{name} must be below the number of timesteps ({len(self.timesteps)})")
+            if count and self.transition == "euler":
+                which = name.removesuffix("_stages").replace("_", "-")
+                raise ValueError(f"{which} stages are re-noised: set transition to renoise, or {name} to 0")
         if self.drawn_shift is not None and self.transition == "euler":
             raise ValueError(
                 "Euler steps are learnt between the timesteps: set transition to renoise, or drawn_shift to null"

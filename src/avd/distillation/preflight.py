@@ -45,6 +45,7 @@ from avd.engine.ranks import clips_per_rank
 from avd.engine.run_folder import RunFolder, check_same_recipe
 from avd.engine.sources import world_of
 from avd.engine.trackers import check_trackers
+from avd.flow import few_step_sigmas
 from avd.measures.clip import clip_refusal
 from avd.methods.method import Method
 from avd.models.adapters import check_targets
@@ -54,6 +55,7 @@ from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import Settings
 from avd.models.sizes import Sizes
 from avd.sampling.choose import find_interpolator
+from avd.sampling.rollout import FULL, make_stages
 from avd.section import Section
 from avd.types import UserError
 from avd.world import World
@@ -205,6 +207,9 @@ def _check_model(
     named = named_interpolator(recipe)
     if named is not None:
         _check_interpolator(recipe, named, sizes.latent_CFHW[0])
+    if recipe.rollout.half_resolution_stages:
+        clip = facts.settings if data is None or data.geometry is None else data.geometry
+        sizes.check_half_resolution(clip.height)
     if recipe.rollout.half_rate_stages and sizes.frames() % 2 == 0:
         raise UserError(
             f"recipe {recipe.name} has half-rate stages and its clips have {sizes.frames()} latent frames, an even "
@@ -255,8 +260,9 @@ def _check_monitors(recipe: Recipe, settings: Settings, data: PreparedData | Non
 def _check_context(recipe: Recipe, sizes: Sizes) -> None:
     ranks = recipe.compute.context
     sizes.check_context(ranks)
-    strides = (1, 2) if recipe.rollout.half_rate_stages else (1,)
-    lengths = sorted({sizes.tokens(stride) for stride in strides}, reverse=True)
+    rollout = recipe.rollout
+    stages = make_stages(few_step_sigmas(rollout.timesteps), *rollout.strided_stages)
+    lengths = sorted({sizes.tokens(*strides) for strides in (FULL, *(stage.strides for stage in stages))}, reverse=True)
     if any(length % ranks for length in lengths):
         raise UserError(
             f"clips are sequences of {' and '.join(map(str, lengths))} tokens, which compute.context={ranks} does not "
@@ -288,15 +294,19 @@ def named_interpolator(recipe: Recipe) -> Path | None:
 
 def _check_interpolator(recipe: Recipe, folder: Path | None, channels: int) -> None:
     config = None if folder is None else FrameInterpolator.read_config(folder)
-    if not recipe.rollout.half_rate_stages and recipe.interpolator is None:
+    rate, resolution = recipe.rollout.strided_stages
+    if not (rate or resolution) and recipe.interpolator is None:
         return
     if config is None:
+        which, key = ("half-rate", "half_rate_stages") if rate else ("half-resolution", "half_resolution_stages")
         raise UserError(
-            f"recipe {recipe.name} has half-rate stages and {recipe.model} ships no interpolator: train one with "
-            "`avd train interpolator` and name its folder with interpolator=, or set rollout.half_rate_stages=0"
+            f"recipe {recipe.name} has {which} stages and {recipe.model} ships no interpolator: train one with "
+            f"`avd train interpolator` and name its folder with interpolator=, or set rollout.{key}=0"
         )
     if config.channels != channels:
         raise UserError(
             f"the interpolator {folder} is for latents of {config.channels} channels, and those of {recipe.model} have "
             f"{channels}: train one with `avd train interpolator --model {recipe.model}`"
         )
+    if resolution:
+        config.check_space()

@@ -67,8 +67,10 @@ class RunSampler:
 def _heeding(network: Velocity, heed: Heed) -> Velocity:
     """The network, calling `heed` before it computes."""
 
-    def call(x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+    def call(
+        x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1, space_stride: int = 1
+    ) -> Tensor:
         heed()
-        return network(x_BCFHW, sigma_B, conditions, frame_stride=frame_stride)
+        return network(x_BCFHW, sigma_B, conditions, frame_stride=frame_stride, space_stride=space_stride)
 
     return call

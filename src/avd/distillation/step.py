@@ -27,7 +27,7 @@ from avd.engine.loop import UpdateResult
 from avd.engine.randomness import UpdateRandom
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
 from avd.engine.stopping import Between, one_part
-from avd.flow import GuidedVelocity, add_noise
+from avd.flow import GuidedVelocity, add_noise, subsample
 from avd.methods.method import Method
 from avd.objectives.source import DataSource, RolloutSource, Stages
 from avd.objectives.term import ActiveTerm, Sample, Setting
@@ -53,22 +53,26 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Bound:
-    """See `objectives.term.Networks`: the networks of a run, for some samples' prompts and their frame stride."""
+    """See `objectives.term.Networks`: the networks of a run, for some samples' prompts and their strides."""
 
     roles: Roles
     prompt: Conditions
     unconditional: Conditions
     frame_stride: int = 1
+    space_stride: int = 1
 
     def teacher(self, x_BCFHW: Tensor, sigma_B: Tensor, guidance: float) -> GuidedVelocity:
-        teacher, stride = self.roles.teacher, self.frame_stride
-        return guided(teacher, x_BCFHW, sigma_B, self.prompt, self.unconditional, guidance, frame_stride=stride)
+        return guided(self.roles.teacher, x_BCFHW, sigma_B, self.prompt, self.unconditional, guidance, **self._strides)
 
     def student(self, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor:
-        return self.roles.student.network(x_BCFHW, sigma_B, self.prompt, frame_stride=self.frame_stride)
+        return self.roles.student.network(x_BCFHW, sigma_B, self.prompt, **self._strides)
 
     def auxiliary(self, name: str, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor:
-        return self.roles.auxiliary(name)(x_BCFHW, sigma_B, self.prompt, frame_stride=self.frame_stride)
+        return self.roles.auxiliary(name)(x_BCFHW, sigma_B, self.prompt, **self._strides)
+
+    @property
+    def _strides(self) -> dict[str, int]:
+        return {"frame_stride": self.frame_stride, "space_stride": self.space_stride}
 
 
 class TrainingStep:
@@ -180,7 +184,7 @@ class TrainingStep:
         self, source: DataSource, batch: Batch, random: UpdateRandom, rollout: Rollout, result: UpdateResult
     ) -> None:
         stages = Stages(
-            tuple(stage.sigma for stage in rollout.stages), tuple(stage.frame_stride for stage in rollout.stages)
+            tuple(stage.sigma for stage in rollout.stages), tuple(stage.strides for stage in rollout.stages)
         )
         latents_BCFHW, prompts = batch.latents_BCFHW, batch.prompts
         assert latents_BCFHW is not None and prompts is not None
@@ -189,14 +193,17 @@ class TrainingStep:
         for rows in self._parts(count):
             own, prompt = random.part(rows), prompts[rows]
             levels = source.law.draw(own, stages)
-            x0 = latents_BCFHW[rows, :, :: levels.frame_stride]
+            frame_stride, space_stride = levels.frame_stride, levels.space_stride
+            x0 = subsample(latents_BCFHW[rows], frame_stride, space_stride)
             eps = own.normal(source.law.name, "noise", shape=x0.shape[1:])
             x = add_noise(x0, eps, levels.sigma_B)
-            velocity = self.roles.student.network(x, levels.sigma_B, prompt, frame_stride=levels.frame_stride)
+            velocity = self.roles.student.network(
+                x, levels.sigma_B, prompt, frame_stride=frame_stride, space_stride=space_stride
+            )
             leaf = velocity.detach().requires_grad_()
             for active in judging:
                 watched = self._gradients.on_velocity(active.name, leaf, levels.sigma_B)
-                bound = self._bound(prompt, levels.frame_stride)
+                bound = self._bound(prompt, frame_stride, space_stride)
                 sample = Sample(watched, own, bound, x0, eps, x, levels.sigma_B, levels.index_B)
                 self._backward(active, sample, rows, count, found[active.name])
             velocity.backward(leaf.grad)
@@ -261,8 +268,8 @@ class TrainingStep:
         real = batch.rollout_latents[rollout][rows] if batch.rollout_latents else None
         return Sample(x, random.part(rows), bound, x0_BCFHW=real)
 
-    def _bound(self, prompt: Conditions, frame_stride: int = 1) -> _Bound:
-        return _Bound(self.roles, prompt, self.unconditional, frame_stride)
+    def _bound(self, prompt: Conditions, frame_stride: int = 1, space_stride: int = 1) -> _Bound:
+        return _Bound(self.roles, prompt, self.unconditional, frame_stride, space_stride)
 
     def _backward(self, active: ActiveTerm, sample: Sample, rows: slice, count: int, found: UpdateResult) -> None:
         """Backpropagate a part of a term into its source's leaf, and note the parts of its gradient."""

@@ -46,8 +46,8 @@ class DistillTask:
     """See `engine.loop.Task`. One update is one `TrainingStep`.
 
     Real clips and the rollouts' prompts come from `data`, each in their own shuffled order. `starts` is what the roles
-    begin as; None: all as the model. `interpolator` is needed for half-rate stages. Every rank has all data and reads
-    its own samples of each batch. That all of it fits together, `distillation.preflight` has seen to.
+    begin as; None: all as the model. `interpolator` is needed for stages at half rate or resolution. Every rank has all
+    data and reads its own samples of each batch. That all of it fits together, `distillation.preflight` has seen to.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class DistillTask:
         self.recipe, self.model, self.data, self.interpolator = recipe, model, data, interpolator
         self.ranks, self.samples = ranks, ranks.samples(recipe.training.batch)
         self.method = Method.of(recipe)
-        half_rate, frames = recipe.rollout.half_rate_stages, data.latent_CFHW[1]
-        assert not half_rate or (interpolator is not None and frames % 2), "see `distillation.preflight`"
+        strided = recipe.rollout.strided_stages
+        assert not any(strided) or interpolator is not None, "see `distillation.preflight`"
         self.unconditional = data.unconditional.to(ranks.device)
         self.roles = Roles(starts or Starts.alike(model, self.method), recipe, self.method, ranks)
         if interpolator is not None:
             interpolator.eval().requires_grad_(False).to(ranks.device)
         sigmas = few_step_sigmas(recipe.rollout.timesteps)
         transition = recipe.rollout.transition
-        self._full_rate = Rollout(make_stages(sigmas), transition=transition)
-        self.rollout = Rollout(make_stages(sigmas, half_rate), interpolator, transition)
+        self._full_rollout = Rollout(make_stages(sigmas), transition=transition)
+        self.rollout = Rollout(make_stages(sigmas, *strided), interpolator, transition)
         self.step = TrainingStep(
             self.method,
             self.roles,
@@ -89,13 +89,13 @@ class DistillTask:
         return RunSampler(self.model, self.roles, self.rollout, self.unconditional)
 
     def update(self, n: int, between: Between = one_part) -> UpdateResult:
-        half_rate = falls_in_share(n, self.recipe.rollout.half_rate_share)
+        strided = falls_in_share(n, self.recipe.rollout.half_rate_share)
         batch = self.reader.next()
         seed = self.recipe.seed
         if self.roll_backs:
             seed = derive_seed(seed, "roll-back", self.roll_backs)
         random = UpdateRandom(seed, n, self.samples, self.ranks.device)
-        return self.step.run(batch, random, self.rollout if half_rate else self._full_rate, between)
+        return self.step.run(batch, random, self.rollout if strided else self._full_rollout, between)
 
     def validate(self, n: int) -> dict[str, float]:
         """Nothing: what a run measures of itself, its monitors measure."""
@@ -155,6 +155,7 @@ class DistillTask:
             student_timesteps=rollout.timesteps,
             half_rate_stages=rollout.half_rate_stages,
             transition=rollout.transition,
+            half_resolution_stages=rollout.half_resolution_stages,
         )
 
     def _student(self, weights: TensorStream, adapter: TensorStream | None) -> Student:

@@ -148,7 +148,7 @@ def _students(recipe: Recipe, output: Path, half_rate: bool) -> list[_Contender]
     run = _run_folder(output, recipe)
     student, seed = open_model(str(run / "student")), recipe.seed
     values = recipe.model_dump(mode="json")
-    full = make_sampler(student, half_rate=False)
+    full = make_sampler(student, half_rate=False, half_resolution=False)
     found = [_Contender(recipe.name, seed, full, run / "row.json", values)]
     if half_rate and recipe.rollout.transition == "renoise":
         half = make_sampler(student, half_rate=True)

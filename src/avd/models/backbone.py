@@ -37,7 +37,8 @@ class Backbone(nn.Module):
     """A network as an `avd.types.Velocity`, in the convention of `avd.flow`: noise levels in, float32 velocities out.
 
     A family subclasses it, gives `forward` and `blocks`, and replaces what its own libraries do better. Frame i of an
-    input of frame stride s stands at position s * i of the clip, whatever else is in the batch.
+    input of frame stride s stands at position s * i of the clip, whatever else is in the batch; likewise with rows and
+    columns.
     """
 
     float32_names: frozenset[str] = frozenset()
@@ -50,7 +51,15 @@ class Backbone(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         """Precision of its arithmetic; None is that of its weights."""
 
-    def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+    def forward(
+        self,
+        x_BCFHW: Tensor,
+        sigma_B: Tensor,
+        conditions: Conditions,
+        *,
+        frame_stride: int = 1,
+        space_stride: int = 1,
+    ) -> Tensor:
         raise NotImplementedError
 
     @property

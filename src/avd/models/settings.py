@@ -34,6 +34,7 @@ class Settings:
     student_timesteps: tuple[float, ...] | None = None
     """Set for a distilled model: it is sampled with the few-step rollout at these timesteps."""
     half_rate_stages: int = 0
+    half_resolution_stages: int = 0
     transition: Transition = "renoise"
     """How a distilled model goes from a timestep to the next."""
     solver: SolverName = "euler"
@@ -96,14 +97,16 @@ def _checked(values: Mapping[str, Any]) -> Settings:
         from avd.flow import few_step_sigmas  # here, as the command line reads `SolverName` without torch
 
         few_step_sigmas(tuple(timesteps))
-    stages, most = values.get("half_rate_stages", 0), 0 if timesteps is None else len(timesteps) - 1
-    if not is_count(stages, 0, most):
-        raise ValueError(f"half_rate_stages is {stages!r}, not a whole number from 0 to {most}")
+    most = 0 if timesteps is None else len(timesteps) - 1
+    for key in ("half_rate_stages", "half_resolution_stages"):
+        stages = values.get(key, 0)
+        if not is_count(stages, 0, most):
+            raise ValueError(f"{key} is {stages!r}, not a whole number from 0 to {most}")
+        if stages and values.get("transition") == "euler":
+            raise ValueError(f"{key} is {stages} with Euler steps, which are full only")
     for key, known in (("transition", get_args(Transition)), ("solver", get_args(SolverName))):
         if key in values and values[key] not in known:
             raise ValueError(f"{key} is {values[key]!r}, not {' or '.join(known)}")
-    if stages and values.get("transition") == "euler":
-        raise ValueError(f"half_rate_stages is {stages} with Euler steps, which are at full rate only")
     if not isinstance(values.get("negative_prompt", ""), str):
         raise ValueError(f"negative_prompt is {values['negative_prompt']!r}, not a text")
     return Settings(**{**values, "student_timesteps": None if timesteps is None else tuple(timesteps)})

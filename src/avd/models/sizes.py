@@ -44,16 +44,37 @@ class Sizes(ABC):
     adapter_targets: ClassVar[tuple[str, ...]] = ()
     """Endings of the names of the linear layers that get an adapter where a recipe does not say."""
 
+    @property
+    def patch_side(self) -> int:
+        """Rows and columns of latents that a token holds."""
+        return 1
+
+    @property
+    def halves(self) -> bool:
+        """Whether every second row and column of the latents divide into patches."""
+        return not any(side % (2 * self.patch_side) for side in self.latent_CFHW[2:])
+
+    def check_half_resolution(self, height: int) -> None:
+        """Raise UserError unless the latents halve; the clips that they are of have `height` pixels."""
+        if not self.halves:
+            (rows, columns), multiple = self.latent_CFHW[2:], 2 * self.patch_side
+            raise UserError(
+                f"half resolution needs a height and width that are multiples of {height // rows * multiple} pixels "
+                f"({multiple} latents), and these clips have {rows} x {columns} latents: choose another size, or leave "
+                "half resolution out (half_resolution_stages: 0)"
+            )
+
     def frames(self, stride: int = 1) -> int:
         """Latent frames of which every `stride`-th is kept."""
         return (self.latent_CFHW[1] - 1) // stride + 1
 
     @abstractmethod
-    def tokens(self, stride: int = 1) -> int:
-        """Tokens of a clip of which every `stride`-th latent frame is kept."""
+    def tokens(self, stride: int = 1, space_stride: int = 1) -> int:
+        """Tokens of a clip of which every `stride`-th latent frame is kept, and of these every `space_stride`-th row
+        and column."""
 
     @abstractmethod
-    def linear_layers(self, stride: int = 1) -> Iterator[Linear]:
+    def linear_layers(self, stride: int = 1, space_stride: int = 1) -> Iterator[Linear]:
         """Every linear layer by the ending of its name, with the rows that it is applied to in one clip's forward."""
 
     def largest_rank(self, targets: tuple[str, ...] | None) -> int | None:
@@ -64,7 +85,7 @@ class Sizes(ABC):
         return min((min(layer.inputs, layer.outputs) for layer in layers), default=None)
 
     @abstractmethod
-    def attention_flops(self, stride: int = 1) -> int:
+    def attention_flops(self, stride: int = 1, space_stride: int = 1) -> int:
         """Operations of one clip's attention, scores and sums; a multiply-add is two."""
 
     def check_attention(

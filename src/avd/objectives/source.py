@@ -38,20 +38,22 @@ class Random(Protocol):
 
 @dataclass(frozen=True)
 class Stages:
-    """Noise levels and frame strides of the student's stages, first to last."""
+    """Noise levels and strides of the student's stages, first to last."""
 
     sigmas: tuple[float, ...]
-    strides: tuple[int, ...]
+    strides: tuple[tuple[int, int], ...]
+    """One of frames, one of rows and columns."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Noise levels drawn for real data. All samples share a frame stride, as one network call must."""
+    """Noise levels drawn for real data. All samples share their strides, as one network call must."""
 
     sigma_B: Tensor
     index_B: Tensor
     """Which of the law's levels each one is."""
     frame_stride: int = 1
+    space_stride: int = 1
 
 
 class Law(Protocol):
@@ -82,7 +84,7 @@ class AtStages:
         choices = [i for i in allowed if stages.strides[i] == stride]
         choice_B = random.integers(self.name, "timestep", high=len(choices))
         index_B = torch.tensor(choices, device=choice_B.device)[choice_B]
-        return Levels(torch.tensor(stages.sigmas, device=index_B.device)[index_B], index_B, stride)
+        return Levels(torch.tensor(stages.sigmas, device=index_B.device)[index_B], index_B, *stride)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class GuidedSection(TermSection):
 
 
 class Networks(Protocol):
-    """The networks of a run, for the conditions and the frame stride of some samples.
+    """The networks of a run, for the conditions and the strides of some samples.
 
     None of them is called with a gradient unless its caller enables one.
     """

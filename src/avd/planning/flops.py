@@ -36,11 +36,14 @@ class Flops:
         return self.weights + 2 * self.attention + self.adapters
 
 
-def flops_of(sizes: Sizes, stride: int = 1, adapters: AdaptersRecipe | None = None) -> Flops:
-    """Operations of one clip at every `stride`-th latent frame, with `adapters` on or, without, as the bare model."""
-    layers, added = list(sizes.linear_layers(stride)), 0
+def flops_of(sizes: Sizes, strides: tuple[int, int] = (1, 1), adapters: AdaptersRecipe | None = None) -> Flops:
+    """Operations of one clip at these strides of frames, and of rows and columns.
+
+    With `adapters` they are on; without, it is the bare model.
+    """
+    layers, added = list(sizes.linear_layers(*strides)), 0
     if adapters is not None:
         targets = adapters.targets or sizes.adapter_targets
         chosen = [x for x in layers if any(f".{x.name}".endswith(f".{target}") for target in targets)]
         added = sum(2 * adapters.rank * (x.inputs + x.outputs) * x.rows * x.count for x in chosen)
-    return Flops(sum(layer.flops for layer in layers), sizes.attention_flops(stride), added)
+    return Flops(sum(layer.flops for layer in layers), sizes.attention_flops(*strides), added)

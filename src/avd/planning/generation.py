@@ -31,7 +31,7 @@ from avd.planning.flops import flops_of
 from avd.planning.parts import MeasuredPart, measure_decoder, measure_text_encoder
 from avd.planning.plan import Machine, allowance_for
 from avd.sampling.placement import Placement
-from avd.sampling.rollout import make_stages
+from avd.sampling.rollout import FULL, Strides, make_stages
 
 HOST_LINK = 25e9
 """Bytes per second from the host's memory to a GPU: PCIe 4.0 with 16 lanes."""
@@ -41,9 +41,9 @@ _LATENTS_ALIVE = 10
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a video is sampled: the frame stride of each step, and whether each is guided, which takes two samples."""
+    """How a video is sampled: the strides of each step, and whether each is guided, which takes two samples."""
 
-    strides: tuple[int, ...]
+    strides: tuple[Strides, ...]
     guided: bool = False
 
     @classmethod
@@ -51,9 +51,9 @@ class Sampling:
         """A student's own; of any other model `steps` guided ones, or if None those of a student of four."""
         timesteps = settings.student_timesteps
         if timesteps is not None and steps is None:
-            stages = make_stages(few_step_sigmas(timesteps), settings.half_rate_stages)
-            return cls(tuple(stage.frame_stride for stage in stages))
-        return cls((1,) * (steps or 4), guided=steps is not None and settings.guidance != 1.0)
+            stages = make_stages(few_step_sigmas(timesteps), settings.half_rate_stages, settings.half_resolution_stages)
+            return cls(tuple(stage.strides for stage in stages))
+        return cls((FULL,) * (steps or 4), guided=steps is not None and settings.guidance != 1.0)
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,24 @@ class GenerationPlanner:
     clip: tuple[int, int, int]
     """Frames, and height and width in pixels."""
 
+    def denoising_by_strides(self, machine: Machine) -> dict[str, float]:
+        """Seconds of denoising one video, by how a student of so many steps may be sampled: the first half of its steps
+        full, at half rate, and at half resolution too, as far as the clips halve. Empty where steps are guided."""
+        steps = len(self.sampling.strides)
+        if self.sampling.guided or steps < 2:
+            return {}
+        ways: dict[str, Strides] = {"full": FULL}
+        if self.sizes.frames() % 2:
+            ways["half rate"] = (2, 1)
+            if self.sizes.halves:
+                ways["half rate and resolution"] = (2, 2)
+        flops = {strides: flops_of(self.sizes, strides).forward for strides in ways.values()}
+        early = steps // 2
+        return {
+            name: machine.seconds_of(early * flops[strides] + (steps - early) * flops[FULL])
+            for name, strides in ways.items()
+        }
+
     @cached_property
     def _meter(self) -> PassMeter:
         return PassMeter(self.sizes)
@@ -161,7 +179,7 @@ class GenerationPlanner:
         network = self.sizes.layers * block + outside
         samples = 2 if self.sampling.guided else 1
         memory = self._meter(MeasuredPass(samples, gradient=False, dtype=torch.bfloat16))
-        flops = samples * sum(flops_of(self.sizes, stride).forward for stride in self.sampling.strides)
+        flops = samples * sum(flops_of(self.sizes, strides).forward for strides in self.sampling.strides)
         on_gpu, seconds = network, machine.seconds_of(flops)
         if placement.offload == "blocks":
             on_gpu = outside + min(2, self.sizes.layers) * block  # the one at work, and the next on its way

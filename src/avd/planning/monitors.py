@@ -72,7 +72,7 @@ def plan_monitors(plan: Plan, settings: Settings) -> MonitorPlan | None:
     sampled = -(-videos // shares) * shares  # all ranks sample as many
     steps = monitors.teacher_steps or default_teacher_steps(settings, teacher)
     calls = steps * (1 if settings.guidance == 1.0 else 2)
-    stages = make_stages(few_step_sigmas(recipe.rollout.timesteps), recipe.rollout.half_rate_stages)
+    stages = make_stages(few_step_sigmas(recipe.rollout.timesteps), *recipe.rollout.strided_stages)
     adapters = recipe.adapters if recipe.roles == "adapters" else None
     rate = machine.gpus * machine.mfu * machine.peak_of(recipe) * 1e12
 
@@ -80,7 +80,7 @@ def plan_monitors(plan: Plan, settings: Settings) -> MonitorPlan | None:
         return Sampled(sampled * forwards, sampled * flops, sampled * flops / rate)
 
     references = sample(calls, calls * flops_of(teacher).forward)
-    measurement = sample(len(stages), sum(flops_of(sizes, stage.frame_stride, adapters).forward for stage in stages))
+    measurement = sample(len(stages), sum(flops_of(sizes, stage.strides, adapters).forward for stage in stages))
     measurements = -(-updates // monitors.every)  # the last update is always measured
     seconds = references.seconds + measurements * measurement.seconds
     return MonitorPlan(

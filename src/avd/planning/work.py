@@ -2,8 +2,8 @@
 
 Exits are uniform over the stages, so stage i of S runs before the exit in (S - 1 - i) / S of the rollouts and is the
 exit in 1 / S. A backward counts as two forwards, one to the input alone as one, blocks that are computed again as the
-share of one that they are, and a half-rate stage as a full-rate one; operations are counted for what each really is.
-The interpolator is left out: it takes less than a thousandth of a large network.
+share of one that they are, and a stage at half rate or resolution as a full one; operations are counted for what each
+really is. The interpolator is left out: it takes less than a thousandth of a large network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from avd.methods.method import Method
 from avd.models.sizes import Sizes
 from avd.objectives.passes import Pass
 from avd.planning.flops import Flops, flops_of
-from avd.sampling.rollout import make_stages
+from avd.sampling.rollout import FULL, Strides, make_stages
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ class Work:
 
 @dataclass(frozen=True)
 class _Costs:
-    """A clip's forward of each role, at a stride, and how much of one a backward repeats."""
+    """A clip's forward of each role, at strides, and how much of one a backward repeats."""
 
-    bare: Callable[[int], Flops]
-    trained: Callable[[int], Flops]
+    bare: Callable[[Strides], Flops]
+    trained: Callable[[Strides], Flops]
     again: float
-    blocks: Callable[[int], float]
+    blocks: Callable[[Strides], float]
     """Operations of all blocks, of which checkpointing repeats a share."""
 
-    def learn(self, stride: int) -> float:
+    def learn(self, strides: Strides) -> float:
         """Forward and backward."""
-        flops = self.trained(stride)
-        return flops.forward + flops.backward + self.again * self.blocks(stride)
+        flops = self.trained(strides)
+        return flops.forward + flops.backward + self.again * self.blocks(strides)
 
-    def to_input(self, flops: Flops, stride: int) -> float:
+    def to_input(self, flops: Flops, strides: Strides) -> float:
         """Forward and backward to the input."""
-        return flops.forward + flops.input_backward + self.again * self.blocks(stride)
+        return flops.forward + flops.input_backward + self.again * self.blocks(strides)
 
 
 def work_of(recipe: Recipe, sizes: Sizes, others: Mapping[str, Sizes], *, in_parts: bool) -> list[Work]:
@@ -73,42 +73,43 @@ def work_of(recipe: Recipe, sizes: Sizes, others: Mapping[str, Sizes], *, in_par
 def _flops(recipe: Recipe, which: Pass, costs: _Costs) -> float:
     """Operations of one clip where the pass runs once per rollout."""
 
-    def once(stride: int) -> float:
+    def once(strides: Strides) -> float:
         if which.learns:
-            return costs.learn(stride)
-        flops = (costs.bare if which.network == "teacher" else costs.trained)(stride)
-        return costs.to_input(flops, stride) if which.to_input else flops.forward
+            return costs.learn(strides)
+        flops = (costs.bare if which.network == "teacher" else costs.trained)(strides)
+        return costs.to_input(flops, strides) if which.to_input else flops.forward
 
     stages = len(recipe.rollout.timesteps)
     if which.place == "before_exit":
-        return _over_stages(recipe, lambda i, stride: (stages - 1 - i) / stages * once(stride))
+        return _over_stages(recipe, lambda i, strides: (stages - 1 - i) / stages * once(strides))
     if which.place == "exit":
-        return _over_stages(recipe, lambda _, stride: once(stride) / stages)
-    return once(1)
+        return _over_stages(recipe, lambda _, strides: once(strides) / stages)
+    return once(FULL)
 
 
 def _costs(recipe: Recipe, sizes: Sizes) -> _Costs:
     adapters = recipe.adapters if recipe.roles == "adapters" else None
     again = {"none": 0.0, "selective": ((sizes.layers + 1) // 2) / sizes.layers, "full": 1.0}
 
-    def blocks(stride: int) -> float:
+    def blocks(strides: Strides) -> float:
         without = replace(sizes, layers=0)
-        return flops_of(sizes, stride, adapters).forward - flops_of(without, stride).forward
+        return flops_of(sizes, strides, adapters).forward - flops_of(without, strides).forward
 
     return _Costs(
-        bare=lambda stride: flops_of(sizes, stride),
-        trained=lambda stride: flops_of(sizes, stride, adapters),
+        bare=lambda strides: flops_of(sizes, strides),
+        trained=lambda strides: flops_of(sizes, strides, adapters),
         again=again[recipe.compute.checkpointing],
         blocks=blocks,
     )
 
 
-def _over_stages(recipe: Recipe, of: Callable[[int, int], float]) -> float:
-    """The sum over stages of `of`(stage, stride), over cycles with half-rate stages and without."""
+def _over_stages(recipe: Recipe, of: Callable[[int, Strides], float]) -> float:
+    """The sum over stages of `of`(stage, strides), over cycles with strided stages and without."""
+    rollout = recipe.rollout
 
-    def total(half_rate_stages: int) -> float:
-        stages = make_stages(few_step_sigmas(recipe.rollout.timesteps), half_rate_stages)
-        return sum(of(i, stage.frame_stride) for i, stage in enumerate(stages))
+    def total(*strided_stages: int) -> float:
+        stages = make_stages(few_step_sigmas(rollout.timesteps), *strided_stages)
+        return sum(of(i, stage.strides) for i, stage in enumerate(stages))
 
-    share = recipe.rollout.half_rate_share
-    return share * total(recipe.rollout.half_rate_stages) + (1 - share) * total(0)
+    share = rollout.half_rate_share
+    return share * total(*rollout.strided_stages) + (1 - share) * total()

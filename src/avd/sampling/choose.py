@@ -28,6 +28,7 @@ def make_sampler(
     model: SampledModel,
     *,
     half_rate: bool | None = None,
+    half_resolution: bool | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     solver: SolverName | None = None,
@@ -35,13 +36,14 @@ def make_sampler(
 ) -> Sampler:
     """How a model is run: a student by its rollout, any other model by many guided steps.
 
-    None is the model's own setting. Raises UserError for half rate without an interpolator, or with many
-    or Euler steps.
+    None is the model's own setting. Raises UserError for half rate or half resolution without an interpolator that
+    fills it in, with many or Euler steps, and for clips that do not halve.
     """
     settings = model.settings
     if settings.student_timesteps is None or steps is not None:
-        if half_rate:
-            raise UserError("half rate is for students: distil one first, or leave --half-rate out")
+        if half_rate or half_resolution:
+            which = "rate" if half_rate else "resolution"
+            raise UserError(f"half {which} is for students: distil one first, or leave --half-{which} out")
         if guidance is not None and not abs(guidance) <= _MOST_GUIDANCE:  # nan neither
             raise UserError(f"guidance is {guidance:g}: it must be a number from -{_MOST_GUIDANCE} to {_MOST_GUIDANCE}")
         if steps is not None and steps > _MOST_STEPS:
@@ -54,19 +56,38 @@ def make_sampler(
         raise UserError("a student has its own steps and uses no solver: leave --solver out")
     if negative_prompt is not None:
         raise UserError("a student has its negative prompt distilled into it: leave --negative-prompt out")
-    stages = settings.half_rate_stages
-    if half_rate is not None:
-        stages = (stages or len(settings.student_timesteps) // 2) * half_rate
-    if half_rate and not stages:
-        raise UserError("a student with one step has none to run at half rate: leave --half-rate out")
-    if stages and settings.transition == "euler":
-        raise UserError("this student takes Euler steps, which are at full rate only: leave --half-rate out")
+    timesteps = settings.student_timesteps
+    rate = _count_stages("rate", settings.half_rate_stages, half_rate, len(timesteps))
+    resolution = _count_stages("resolution", settings.half_resolution_stages, half_resolution, len(timesteps))
+    interpolator = _needed_interpolator(model, rate, resolution)
+    return FewSteps(model, timesteps, rate, interpolator, settings.transition, resolution)
+
+
+def _count_stages(which: str, own: int, wanted: bool | None, steps: int) -> int:
+    """Stages at half rate or resolution: a student's `own`, or, if wanted of one that has none, half of its steps."""
+    count = own if wanted is None else (own or steps // 2) * wanted
+    if wanted and not count:
+        raise UserError(f"a student with one step has none to run at half {which}: leave --half-{which} out")
+    return count
+
+
+def _needed_interpolator(model: SampledModel, rate: int, resolution: int) -> FrameInterpolator | None:
+    """Raises UserError for clips that do not halve, or if there is none that fills them in."""
+    if not (rate or resolution):
+        return None
+    which = "rate" if rate else "resolution"
+    if model.settings.transition == "euler":
+        raise UserError(f"this student takes Euler steps, which are at full {which} only: leave --half-{which} out")
     frames = model.latent_shape()[1]
-    if stages and frames % 2 == 0:
+    if rate and frames % 2 == 0:
         raise UserError(
             f"half rate needs an odd number of latent frames, this model's clips have {frames}: use --full-rate"
         )
-    interpolator = load_interpolator(model) if stages else None
-    if stages and interpolator is None:
-        raise UserError(f"{model.folder} holds no interpolator/, which half rate needs: leave --half-rate out")
-    return FewSteps(model, settings.student_timesteps, stages, interpolator, settings.transition)
+    if resolution:
+        model.sizes.check_half_resolution(model.settings.height)
+    interpolator = load_interpolator(model)
+    if interpolator is None:
+        raise UserError(f"{model.folder} holds no interpolator/, which half {which} needs: leave --half-{which} out")
+    if resolution:
+        interpolator.config.check_space()
+    return interpolator

@@ -128,6 +128,10 @@ class PlacedModel:
         return self._model.device
 
     @property
+    def sizes(self) -> Sizes:
+        return self._model.sizes
+
+    @property
     def identity(self) -> str:
         """The model's, changed by what changes the clips more than rounding does. Tiles that nobody asked for, whose
         seams are faint, are left out: free memory changes from one process to the next."""

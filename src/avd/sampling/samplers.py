@@ -16,6 +16,7 @@ from avd.models.backbone import Backbone
 from avd.models.identity import entries_in_memory, entries_of, identity_of
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import Settings, SolverName
+from avd.models.sizes import Sizes
 from avd.models.solvers import make_solver
 from avd.models.weights import Weights
 from avd.sampling.rollout import Rollout, make_stages
@@ -34,6 +35,9 @@ class SampledModel(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def sizes(self) -> Sizes: ...
 
     @property
     def identity(self) -> str: ...
@@ -131,7 +135,7 @@ class ManySteps:
 
 @dataclass(frozen=True)
 class FewSteps:
-    """The student's rollout at `timesteps` (of 1000), its first stages at half rate if asked.
+    """The student's rollout at `timesteps` (of 1000), its first stages at half rate and half resolution if asked.
 
     Raises ValueError as `Rollout` for stages and a transition that do not go together.
     """
@@ -141,6 +145,7 @@ class FewSteps:
     half_rate_stages: int = 0
     interpolator: FrameInterpolator | None = None
     transition: Transition = "renoise"
+    half_resolution_stages: int = 0
 
     @property
     def steps(self) -> int:
@@ -152,8 +157,8 @@ class FewSteps:
 
     @property
     def identity(self) -> str:
-        between = self.interpolator if self.half_rate_stages else None
-        return _identity(self.model, between, self.timesteps, self.half_rate_stages, self.transition)
+        between = self.interpolator if any(self._strided_stages) else None
+        return _identity(self.model, between, self.timesteps, *self._strided_stages, self.transition)
 
     @property
     def unconditional(self) -> tuple[str, ...]:
@@ -164,13 +169,18 @@ class FewSteps:
         return {
             "timesteps": list(self.timesteps),
             "half_rate_stages": self.half_rate_stages,
+            "half_resolution_stages": self.half_resolution_stages,
             "transition": self.transition,
         }
+
+    @property
+    def _strided_stages(self) -> tuple[int, int]:
+        return self.half_rate_stages, self.half_resolution_stages
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], generator: torch.Generator) -> Tensor:
         between = None if self.interpolator is None else self.interpolator.to(self.model.device)
-        stages = make_stages(few_step_sigmas(self.timesteps), self.half_rate_stages)
+        stages = make_stages(few_step_sigmas(self.timesteps), *self._strided_stages)
         rollout = Rollout(stages, between, self.transition)
         noise, device = _noise(self.model, len(prompts), generator), self.model.device
 

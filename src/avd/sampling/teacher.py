@@ -31,17 +31,22 @@ def guided(
     scale: float,
     *,
     frame_stride: int = 1,
+    space_stride: int = 1,
 ) -> GuidedVelocity:
     """Classifier-free guidance with both branches in one batch (two network calls' worth of work; one at scale 1).
 
     `unconditional`, of one row, is what it leads away from: the negative prompt, or the null prompt.
     """
     if scale == 1.0:
-        velocity = network(x, sigma, prompt, frame_stride=frame_stride)
+        velocity = network(x, sigma, prompt, frame_stride=frame_stride, space_stride=space_stride)
         return GuidedVelocity(velocity, velocity)
     away = unconditional.expand(len(prompt))
     both = network(
-        torch.cat([x, x]), torch.cat([sigma, sigma]), Conditions.cat([prompt, away]), frame_stride=frame_stride
+        torch.cat([x, x]),
+        torch.cat([sigma, sigma]),
+        Conditions.cat([prompt, away]),
+        frame_stride=frame_stride,
+        space_stride=space_stride,
     )
     cond, uncond = both.chunk(2)
     return GuidedVelocity(guide(cond, uncond, scale), cond)

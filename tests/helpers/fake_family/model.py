@@ -51,11 +51,15 @@ class FakeTransformer(nn.Module):
         self.letters, self.pooled = nn.Linear(LETTER_WIDTH, WIDTH), nn.Linear(POOLED, WIDTH)
         self.layers = nn.ModuleList(FakeBlock() for _ in range(layers))
 
-    def forward(self, x: Tensor, sigma_B: Tensor, letters: Tensor, pooled: Tensor, position_F: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, sigma_B: Tensor, letters: Tensor, pooled: Tensor, strides: tuple[int, int, int]
+    ) -> Tensor:
         frames, height, width = x.shape[2:]
         about = self.level(sigma_B[:, None]).to(x.dtype) + self.letters(letters).mean(1) + self.pooled(pooled)
         rates = torch.arange(1, WIDTH + 1, device=x.device) / WIDTH
-        place = torch.sin(position_F[:, None] * rates).repeat_interleave(height * width, 0)
+        axes = (stride * torch.arange(size, device=x.device) for size, stride in zip(x.shape[2:], strides, strict=True))
+        position = torch.cartesian_prod(*axes).float() @ torch.tensor([1.0, 0.3, 0.1], device=x.device)
+        place = torch.sin(position[:, None] * rates)
         hidden = self.enter(x.flatten(2).transpose(1, 2)) + about[:, None] + place.to(x.dtype)
         for layer in self.layers:
             hidden = layer(hidden)
@@ -65,11 +69,18 @@ class FakeTransformer(nn.Module):
 class FakeVelocity(Backbone):
     float32_names = frozenset({"level"})
 
-    def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+    def forward(
+        self,
+        x_BCFHW: Tensor,
+        sigma_B: Tensor,
+        conditions: Conditions,
+        *,
+        frame_stride: int = 1,
+        space_stride: int = 1,
+    ) -> Tensor:
         dtype = self.compute_dtype or self.transformer.enter.weight.dtype
-        position_F = torch.arange(x_BCFHW.shape[2], device=x_BCFHW.device) * float(frame_stride)
-        c = conditions.to(dtype)
-        return self.transformer(x_BCFHW.to(dtype), sigma_B.float(), c["embedding"], c["pooled"], position_F).float()
+        c, strides = conditions.to(dtype), (frame_stride, space_stride, space_stride)
+        return self.transformer(x_BCFHW.to(dtype), sigma_B.float(), c["embedding"], c["pooled"], strides).float()
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -83,11 +94,11 @@ class FakeVelocity(Backbone):
 class FakeSizes(Sizes):
     adapter_targets: ClassVar[tuple[str, ...]] = ("query", "value")
 
-    def tokens(self, stride: int = 1) -> int:
-        return self.frames(stride) * self.latent_CFHW[2] * self.latent_CFHW[3]
+    def tokens(self, stride: int = 1, space_stride: int = 1) -> int:
+        return self.frames(stride) * (self.latent_CFHW[2] // space_stride) * (self.latent_CFHW[3] // space_stride)
 
-    def linear_layers(self, stride: int = 1) -> Iterator[Linear]:
-        tokens, layers = self.tokens(stride), self.layers
+    def linear_layers(self, stride: int = 1, space_stride: int = 1) -> Iterator[Linear]:
+        tokens, layers = self.tokens(stride, space_stride), self.layers
         yield Linear("enter", CHANNELS, WIDTH, tokens)
         yield Linear("leave", WIDTH, CHANNELS, tokens)
         yield Linear("level", 1, WIDTH, 1)
@@ -98,8 +109,8 @@ class FakeSizes(Sizes):
         yield Linear("up", WIDTH, 2 * WIDTH, tokens, layers)
         yield Linear("down", 2 * WIDTH, WIDTH, tokens, layers)
 
-    def attention_flops(self, stride: int = 1) -> int:
-        return 4 * self.tokens(stride) ** 2 * WIDTH * self.layers
+    def attention_flops(self, stride: int = 1, space_stride: int = 1) -> int:
+        return 4 * self.tokens(stride, space_stride) ** 2 * WIDTH * self.layers
 
     def build(self) -> FakeVelocity:
         return FakeVelocity(FakeTransformer(self.layers))

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
 from avd.models.wan.network import WanVelocity
@@ -73,6 +74,38 @@ def test_a_strided_table_is_rows_of_the_full_rate_table(stock: WanTransformer3DM
         assert torch.equal(thin, positions.flatten(1, 2))
 
 
+@pytest.mark.parametrize("frame_stride", [1, 2])
+@pytest.mark.parametrize("side", [1, 2])
+def test_a_half_resolution_table_is_every_second_row_and_column_of_patches(side: int, frame_stride: int) -> None:
+    rope = WanRotaryPosEmbed(12, (1, side, side), 32)
+    strided = StridedRotary(rope)
+    strided.frame_stride, strided.space_stride = frame_stride, 2
+    x = torch.randn(2, CHANNELS, 5, 4 * side, 8 * side)
+    given = zip(rope(x), strided(x[:, :, ::frame_stride, ::2, ::2]), strict=True)
+    for full, thin in given:
+        assert torch.equal(thin, full.unflatten(1, (5, 4, 8))[:, ::frame_stride, ::2, ::2].flatten(1, 3))
+
+
+def test_attention_knows_differences_of_positions_alone() -> None:
+    """So the constant by which the centres of larger patches lie further on changes nothing."""
+    rope = WanRotaryPosEmbed(12, (1, 1, 1), 32)
+    cos, sin = (table.unflatten(1, (1, 1, 16))[0, 0, 0, :, 0] for table in rope(torch.empty(1, 1, 1, 1, 16)))
+
+    def scores(positions: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        q, k = (torch.randn(6, 12, generator=generator) for _ in range(2))
+
+        def turn(x: Tensor) -> Tensor:
+            even, odd = x[:, 0::2], x[:, 1::2]
+            c, s = cos[positions, 0::2], sin[positions, 1::2]
+            return torch.stack([even * c - odd * s, even * s + odd * c], -1).flatten(1)
+
+        return turn(q) @ turn(k).T
+
+    torch.testing.assert_close(scores(2 * torch.arange(6)), scores(2 * torch.arange(6) + 3), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(scores(2 * torch.arange(6)), scores(torch.arange(6)), atol=0.1)
+
+
 def test_a_half_rate_call_attends_at_positions_0_2_4(stock: WanTransformer3DModel) -> None:
     x, sigma, prompt = inputs()
     network, recorder = WanVelocity(stock), TableRecorder(stock)
@@ -98,7 +131,9 @@ def test_a_call_that_fails_leaves_full_rate_behind(stock: WanTransformer3DModel)
     network = WanVelocity(stock)
     with pytest.raises(RuntimeError):
         network(x, sigma, Conditions({"embedding": torch.randn(2, 7, TEXT + 1)}), frame_stride=2)
-    assert stock.rope.frame_stride == 1
+    with pytest.raises(RuntimeError):
+        network(x, sigma, Conditions({"embedding": torch.randn(2, 7, TEXT + 1)}), space_stride=2)
+    assert stock.rope.frame_stride == stock.rope.space_stride == 1
 
 
 def test_the_state_dict_does_not_change(stock: WanTransformer3DModel) -> None:

@@ -31,15 +31,24 @@ class WanVelocity(Backbone):
             transformer.rope = StridedRotary(transformer.rope)
         super().__init__(transformer)
 
-    def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, *, frame_stride: int = 1) -> Tensor:
+    def forward(
+        self,
+        x_BCFHW: Tensor,
+        sigma_B: Tensor,
+        conditions: Conditions,
+        *,
+        frame_stride: int = 1,
+        space_stride: int = 1,
+    ) -> Tensor:
         dtype = self.compute_dtype or self.transformer.dtype
-        self.transformer.rope.frame_stride = frame_stride
+        rope = self.transformer.rope
+        rope.frame_stride, rope.space_stride = frame_stride, space_stride
         try:
             (velocity,) = self.transformer(
                 x_BCFHW.to(dtype), sigma_B.float() * TIMESTEPS, conditions["embedding"].to(dtype), return_dict=False
             )
         finally:
-            self.transformer.rope.frame_stride = 1
+            rope.frame_stride = rope.space_stride = 1
         return velocity.float().clone()  # a sharded module must not return a view
 
     @property

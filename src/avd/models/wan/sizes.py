@@ -57,14 +57,19 @@ class WanSizes(Sizes):
     def text_tokens(self) -> int:
         return self.conditions["embedding"][0]
 
-    def tokens(self, stride: int = 1) -> int:
-        time, high, wide = self.config["patch_size"]
-        return (self.frames(stride) // time) * (self.latent_CFHW[2] // high) * (self.latent_CFHW[3] // wide)
+    @property
+    def patch_side(self) -> int:
+        return math.lcm(*self.config["patch_size"][1:])
 
-    def linear_layers(self, stride: int = 1) -> Iterator[Linear]:
+    def tokens(self, stride: int = 1, space_stride: int = 1) -> int:
+        time, high, wide = self.config["patch_size"]
+        _, _, rows, columns = self.latent_CFHW
+        return (self.frames(stride) // time) * (rows // space_stride // high) * (columns // space_stride // wide)
+
+    def linear_layers(self, stride: int = 1, space_stride: int = 1) -> Iterator[Linear]:
         """By its name in diffusers; the patch embedding is linear too."""
         config, d, layers = self.config, self.width, self.layers
-        tokens, text = self.tokens(stride), self.text_tokens
+        tokens, text = self.tokens(stride, space_stride), self.text_tokens
         patch = math.prod(config["patch_size"])
         yield Linear("patch_embedding", config["in_channels"] * patch, d, tokens)
         yield Linear("condition_embedder.time_embedder.linear_1", config["freq_dim"], d, 1)
@@ -81,8 +86,8 @@ class WanSizes(Sizes):
         yield Linear("ffn.net.2", config["ffn_dim"], d, tokens, layers)
         yield Linear("proj_out", d, config["out_channels"] * patch, tokens)
 
-    def attention_flops(self, stride: int = 1) -> int:
-        tokens = self.tokens(stride)
+    def attention_flops(self, stride: int = 1, space_stride: int = 1) -> int:
+        tokens = self.tokens(stride, space_stride)
         return 4 * tokens * (tokens + self.text_tokens) * self.width * self.layers
 
     def check_attention(
