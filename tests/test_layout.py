@@ -15,6 +15,7 @@ FREE_FOLDERS = {"contracts", "cli", "helpers"}
 """What holds for every filler of a seam; commands as a user runs them; what tests share."""
 
 CROSS_CUTTING = {
+    "test_benchmarks.py": "what a benchmark counts",
     "test_config.py": "recipes of all kinds, across config and the command line",
     "test_docs.py": "pages against the code",
     "test_docs_names.py": "names on pages against the code",
