@@ -4,14 +4,14 @@
     python benchmarks/cycles.py --random-size 8 512 5 16 16 --checkpointing
     python benchmarks/cycles.py --random-size 30 1536 21 60 104 --device cuda --dtype bfloat16 --checkpointing --batch 1
 
-A cycle is one student update and the updates of the fake score that go with it. What decides its time is how often the
+One cycle is a student update and the updates of the fake score that go with it. What decides its time is how often the
 network is called, with a backward pass or without; so each code is written down as its calls (`CODES`), as its public
 version makes them or its paper says, for a student of four stages. All play on the same network and batch, so networks,
 text encoders, optimizers and communication make no difference. Ours are taken from `Method.at`, which the training step
 runs.
 
-Codes take turns in one run, because a shared machine changes its speed, and what is reported is a code's time over that
-of the first. A round has a cycle of each code for every exit stage, and two for recipes that alternate.
+Codes take turns cycle by cycle, because a shared machine changes its speed, and what is reported is a code's time over
+that of the first. A round has two cycles of each code for every exit stage, as some recipes alternate.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Backward = Literal["none", "weights", "input"]
 
 @dataclass(frozen=True)
 class Call:
-    """`times` calls of the network, one after the other, on `clips` batches at once.
+    """`times` calls of the network, one after the other, each on `clips` batches at once.
 
     backward: none; through the network to its weights; or to its input alone, past frozen weights.
     """
@@ -107,7 +107,7 @@ def recipe_cycle(name: str) -> Cycle:
                 found.append(Call(1, clips=count))
             else:
                 times = count * exit_stage if each.place == "before_exit" else count
-                found.append(Call(times, "weights" if each.learns else "none"))
+                found.append(Call(times, "weights" if each.learns else "input" if each.to_input else "none"))
         return found
 
     return cycle
@@ -136,6 +136,17 @@ class Network:
         self._clips = torch.randn(batch, *shape, device=self._device)
         self._prompt = torch.randn(batch, *prompt, device=self._device)
 
+    @property
+    def on_cpu(self) -> bool:
+        return self._device.type == "cpu"
+
+    def play_all(self, calls: Sequence[Call]) -> None:
+        """Ends when an accelerator has."""
+        for call in calls:
+            self.play(call)
+        if not self.on_cpu:
+            torch.cuda.synchronize()
+
     def play(self, call: Call) -> None:
         for parameter in self._student.parameters():
             parameter.requires_grad_(call.backward == "weights")
@@ -152,25 +163,23 @@ class Network:
         for parameter in self._student.parameters():
             parameter.grad = None
 
-    def finish(self) -> None:
-        """Wait for an accelerator."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-
 
 def measure(network: Network, rounds: int) -> dict[str, list[float]]:
-    """Seconds of one cycle of each code, on average over a round's, for every round after a first that is not timed."""
-    found: dict[str, list[float]] = {name: [] for name in CODES}
-    for i in range(rounds + 1):
-        for name, cycle in CODES.items():
-            started = time.perf_counter()
-            for number in (0, 1):
-                for stage in range(STAGES):
-                    for call in cycle(stage, number):
-                        network.play(call)
-            network.finish()
-            if i:
-                found[name].append((time.perf_counter() - started) / (2 * STAGES))
+    """Seconds of each code in every round.
+
+    On a CPU they are the process's own, which other processes take less from than from the clock's.
+    """
+    clock = time.process_time if network.on_cpu else time.perf_counter
+    found = {name: [0.0] * rounds for name in CODES}
+    for cycle in CODES.values():  # once untimed
+        network.play_all(cycle(0, 0))
+    for i in range(rounds):
+        for number in (0, 1):
+            for stage in range(STAGES):
+                for name, cycle in CODES.items():
+                    started = clock()
+                    network.play_all(cycle(stage, number))
+                    found[name][i] += clock() - started
     return found
 
 

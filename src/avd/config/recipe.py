@@ -67,6 +67,8 @@ class RolloutRecipe(Section):
     drawn_shift: float | None = Field(None, gt=0, le=1000)
     """Train on rollouts through random noise levels after the first, drawn again for each: uniform with this timestep
     shift, but never above the level before. None: through the timesteps. Sampling is at the timesteps in any case."""
+    exits: Literal["uniform", "balanced"] = "uniform"
+    """Where training's rollouts exit: at any stage (paper), or so that each stage learns equally often at each rate."""
 
     @property
     def strided_stages(self) -> tuple[int, int]:
@@ -83,6 +85,10 @@ class RolloutRecipe(Section):
             if count and self.transition == "euler":
                 which = name.removesuffix("_stages").replace("_", "-")
                 raise ValueError(f"{which} stages are re-noised: set transition to renoise, or {name} to 0")
+        if self.exits == "balanced" and (not any(self.strided_stages) or self.half_rate_share == 1):
+            raise ValueError(
+                "balanced exits need two rates: set half_rate_stages and a half_rate_share below 1, or exits to uniform"
+            )
         if self.drawn_shift is not None and self.transition == "euler":
             raise ValueError(
                 "Euler steps are learnt between the timesteps: set transition to renoise, or drawn_shift to null"

@@ -31,7 +31,7 @@ from avd.flow import GuidedVelocity, add_noise, subsample
 from avd.methods.method import Method
 from avd.objectives.source import DataSource, RolloutSource, Stages
 from avd.objectives.term import ActiveTerm, Sample, Setting
-from avd.sampling.rollout import Rollout, falling_levels
+from avd.sampling.rollout import FULL, Rollout, falling_levels
 from avd.sampling.teacher import guided
 from avd.types import Conditions, LossTerm
 
@@ -253,7 +253,8 @@ class TrainingStep:
 
     def _run_until(self, batch: Batch, random: UpdateRandom, rollout: Rollout, i: int) -> tuple[int, list[Tensor]]:
         """The exit stage of rollout `i`, random and the same for the full batch, and what that stage starts from."""
-        stage = random.shared_integer("rollout", i, "exit", high=len(rollout.stages))
+        strided = rollout.stages[0].strides != FULL
+        stage = self.method.exits.draw(random, i, len(rollout.stages), strided=strided)
         shape, prompt = batch.latent_CFHW, batch.rollout_prompts[i]
         noisy = []
         for rows in self._parts(len(random.samples)):

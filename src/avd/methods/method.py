@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 from avd.config import FakeScoreRecipe, Recipe
+from avd.methods.exits import Exits
 from avd.objectives.passes import Pass
 from avd.objectives.source import DataSource, RolloutSource, Source
 from avd.objectives.term import ActiveTerm, Auxiliary, Averaged, Learned
@@ -27,6 +28,7 @@ class Method:
     """How each learned auxiliary is trained."""
     shared: bool
     """Whether one rollout per cycle feeds the student and all auxiliaries."""
+    exits: Exits
     drawn_shift: float | None = None
     """Timestep shift of the noise levels that rollouts draw; None: they go through the student's own."""
 
@@ -59,7 +61,9 @@ class Method:
             raise ValueError(f"{without[0]} learns, and recipes have no section that says how")
         updates: dict[str, FakeScoreRecipe] = {name: getattr(recipe, name) for name in learned}
         rollout = recipe.rollout
-        method = cls(terms, tuple(auxiliaries.values()), updates, rollout.shared, rollout.drawn_shift)
+        exits = Exits(rollout.exits == "balanced", max(rollout.strided_stages), rollout.half_rate_share)
+        made = tuple(auxiliaries.values())
+        method = cls(terms, made, updates, rollout.shared, exits, rollout.drawn_shift)
         updates_to_check = {each.section.start + i for each in terms for i in range(method._period)}
         for update in sorted(updates_to_check):
             now = method.at(update)
@@ -153,7 +157,7 @@ class Method:
     def forwards(self, stages: int) -> float:
         """Network forwards of one cycle per clip on a rollout of so many stages, on average over its exits and over
         cycles, once all terms have started."""
-        return sum(each.forwards((stages - 1) / 2) for each in self.mean_passes())
+        return sum(each.forwards(self.exits.mean(stages)) for each in self.mean_passes())
 
     def updates_for(self, forwards: float, stages: int) -> int:
         """Updates that a run makes of so many network forwards per clip, at least one; those before the start of a

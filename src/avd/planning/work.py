@@ -1,9 +1,9 @@
 """What the network passes cost that a method declares for one cycle, on average over cycles.
 
-Exits are uniform over the stages, so stage i of S runs before the exit in (S - 1 - i) / S of the rollouts and is the
-exit in 1 / S. A backward counts as two forwards, one to the input alone as one, blocks that are computed again as the
-share of one that they are, and a stage at half rate or resolution as a full one; operations are counted for what each
-really is. The interpolator is left out: it takes less than a thousandth of a large network.
+A stage runs before the exit in the share of the rollouts that exit later, and is the exit in its own share
+(`methods.exits`). A backward counts as two forwards, one to the input alone as one, blocks that are computed again as
+the share of one that they are, and a stage at half rate or resolution as a full one; operations are counted for what
+each really is. The interpolator is left out: it takes less than a thousandth of a large network.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from avd.config import Recipe
 from avd.flow import few_step_sigmas
+from avd.methods.exits import Exits
 from avd.methods.method import Method
 from avd.models.sizes import Sizes
 from avd.objectives.passes import Pass
@@ -59,18 +60,19 @@ def work_of(recipe: Recipe, sizes: Sizes, others: Mapping[str, Sizes], *, in_par
     all_costs, stages = {name: _costs(recipe, each) for name, each in others.items()}, len(recipe.rollout.timesteps)
     own = _costs(recipe, sizes)
     found = []
-    for each in Method.of(recipe).mean_passes(in_parts=in_parts):
+    method = Method.of(recipe)
+    for each in method.mean_passes(in_parts=in_parts):
         costs = all_costs.get(each.network, own)
         forwards = 1 + each.backward + (costs.again if each.backward else 0)
         least, mean, most = (
             each.count * forwards * (exit if each.place == "before_exit" else 1)
-            for exit in (0, (stages - 1) / 2, stages - 1)
+            for exit in (0, method.exits.mean(stages), stages - 1)
         )
-        found.append(Work(each.name, mean, least, most, each.count * _flops(recipe, each, costs)))
+        found.append(Work(each.name, mean, least, most, each.count * _flops(recipe, method.exits, each, costs)))
     return found
 
 
-def _flops(recipe: Recipe, which: Pass, costs: _Costs) -> float:
+def _flops(recipe: Recipe, exits: Exits, which: Pass, costs: _Costs) -> float:
     """Operations of one clip where the pass runs once per rollout."""
 
     def once(strides: Strides) -> float:
@@ -79,11 +81,10 @@ def _flops(recipe: Recipe, which: Pass, costs: _Costs) -> float:
         flops = (costs.bare if which.network == "teacher" else costs.trained)(strides)
         return costs.to_input(flops, strides) if which.to_input else flops.forward
 
-    stages = len(recipe.rollout.timesteps)
     if which.place == "before_exit":
-        return _over_stages(recipe, lambda i, strides: (stages - 1 - i) / stages * once(strides))
+        return _over_stages(recipe, exits, lambda i, strides, shares: sum(shares[i + 1 :]) * once(strides))
     if which.place == "exit":
-        return _over_stages(recipe, lambda _, strides: once(strides) / stages)
+        return _over_stages(recipe, exits, lambda i, strides, shares: shares[i] * once(strides))
     return once(FULL)
 
 
@@ -103,13 +104,14 @@ def _costs(recipe: Recipe, sizes: Sizes) -> _Costs:
     )
 
 
-def _over_stages(recipe: Recipe, of: Callable[[int, Strides], float]) -> float:
-    """The sum over stages of `of`(stage, strides), over cycles with strided stages and without."""
+def _over_stages(recipe: Recipe, exits: Exits, of: Callable[[int, Strides, tuple[float, ...]], float]) -> float:
+    """The sum over stages of `of`(stage, strides, shares of exits), over cycles with strided stages and without."""
     rollout = recipe.rollout
 
     def total(*strided_stages: int) -> float:
         stages = make_stages(few_step_sigmas(rollout.timesteps), *strided_stages)
-        return sum(of(i, stage.strides) for i, stage in enumerate(stages))
+        shares = exits.shares(len(stages), strided=any(strided_stages))
+        return sum(of(i, stage.strides, shares) for i, stage in enumerate(stages))
 
     share = rollout.half_rate_share
     return share * total(*rollout.strided_stages) + (1 - share) * total()
