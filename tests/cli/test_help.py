@@ -53,7 +53,7 @@ GROUPS = {
     "Use": ["demo", "export", "generate"],
     "Data": ["inspect", "prepare", "world"],
     "Train": ["distill", "methods", "plan", "recipes", "train"],
-    "Judge": ["compare", "evaluate", "table"],
+    "Judge": ["ablate", "compare", "evaluate", "table"],
 }
 
 

@@ -60,7 +60,7 @@ def test_run_again_it_shows_the_same_and_samples_nothing(
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("this was done before")
 
-    monkeypatch.setattr(compare, "distill_run", refuse)
+    monkeypatch.setattr(compare, "train", refuse)
     monkeypatch.setattr(compare, "measure", refuse)
     before = snapshot(output)
     found = run(recipes, output)

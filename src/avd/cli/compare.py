@@ -47,7 +47,8 @@ def compare(
     budget = list(changes or ()) + ([] if updates is None else [f"training.updates={updates}"])
     resolved = [load_recipe(name, [*budget, f"seed={seed}"]) for seed in range(seeds) for name in recipes]
 
-    from avd.experiments.compare import run_comparison, with_forwards
+    from avd.experiments.compare import run_comparison
+    from avd.experiments.training import with_forwards
     from avd.report import contact_sheet, terminal_table
 
     if forwards is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from avd import __version__, ui
-from avd.cli import compare, data, demo, distill, evaluate, export, generate, inspect, plan, recipes, train
+from avd.cli import ablate, compare, data, demo, distill, evaluate, export, generate, inspect, plan, recipes, train
 from avd.types import Stopped, UserError
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ app.command("distill", rich_help_panel=_TRAIN)(distill.distill)
 app.add_typer(train.train_app, name="train", rich_help_panel=_TRAIN)
 app.command("evaluate", rich_help_panel=_JUDGE)(evaluate.evaluate)
 app.command("compare", rich_help_panel=_JUDGE)(compare.compare)
+app.command("ablate", rich_help_panel=_JUDGE)(ablate.ablate)
 app.command("table", rich_help_panel=_JUDGE)(evaluate.table)
 
 

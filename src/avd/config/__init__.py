@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from avd.config.ablation import AblationRecipe, RowRecipe
 from avd.config.loading import COMMANDS, about, load, load_recipe, shipped_recipes
 from avd.config.miniature import InterpolatorRecipe, TeacherRecipe, VAERecipe
 from avd.config.recipe import (
@@ -22,6 +23,7 @@ from avd.config.recipe import (
 
 __all__ = [
     "COMMANDS",
+    "AblationRecipe",
     "AdaptersRecipe",
     "ComputeRecipe",
     "DataRecipe",
@@ -33,6 +35,7 @@ __all__ = [
     "OptimizerRecipe",
     "Recipe",
     "RolloutRecipe",
+    "RowRecipe",
     "StudentRecipe",
     "TeacherRecipe",
     "TrackerName",

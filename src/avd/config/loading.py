@@ -17,11 +17,12 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from avd.config.ablation import AblationRecipe
 from avd.config.miniature import InterpolatorRecipe, TeacherRecipe, VAERecipe
 from avd.config.recipe import Recipe
 from avd.section import Section
@@ -34,6 +35,7 @@ COMMANDS: dict[type[Section], str] = {
     VAERecipe: "avd train vae",
     TeacherRecipe: "avd train teacher",
     InterpolatorRecipe: "avd train interpolator",
+    AblationRecipe: "avd ablate",
 }
 """The command that each sort of recipe is for."""
 
@@ -187,10 +189,18 @@ def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str
     """Keys of the section of `model` at `path`."""
     section = model
     for part in path:
-        inner = section.model_fields[str(part)].annotation
-        assert isinstance(inner, type) and issubclass(inner, BaseModel)
-        section = inner
+        if isinstance(part, str):  # a number is an item of the list before it
+            inner = _section_in(section.model_fields[part].annotation)
+            assert inner is not None
+            section = inner
     return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation is, or that it has as an alternative or as the items of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section_in(inner)) is not None), None)
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -30,6 +30,7 @@ from avd.section import Section
 from avd.types import UserError
 
 RECIPE_FILE = "recipe.yaml"
+METRICS_FILE = "metrics.jsonl"
 _SCHEDULE = (
     *("updates", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "sample_every", "sample_minutes"),
     "stop_grace",
@@ -137,7 +138,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_FILE
 
     def rewind_metrics(self, updates: int) -> None:
         """Drop the lines of updates at or past `updates`, and a last line that a crash cut in two."""

@@ -6,7 +6,6 @@ and clips that were sampled are not sampled again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,20 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from avd.config import Recipe, load_recipe
-from avd.distillation.data import check_same_data, open_data
-from avd.distillation.preflight import preflight
-from avd.distillation.run import distill_run
+from avd.config import Recipe
 from avd.engine.randomness import generator_for
-from avd.engine.run_folder import RECIPE_FILE, check_same_recipe
 from avd.engine.sources import world_of
 from avd.evaluation.judging import RENDERED, check_model, judge
 from avd.evaluation.rows import Results, Row, read_results, write_results
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
 from avd.experiments.measuring import check_one_process, measure
-from avd.methods.method import Method
-from avd.models.devices import read_launch
+from avd.experiments.training import check_run, is_trained, train
 from avd.models.family import TextToVideo, open_model
 from avd.sampling.choose import make_sampler
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
@@ -77,18 +71,8 @@ def run_comparison(
     shown = [(truth.name, [clip.read().frames for clip in islice(suite.rendered(), _SHOWN)])]
     for recipe in recipes:
         run = _run_folder(output, recipe)
-        if not (run / "student").exists():
-            with bars() as bar:
-                encoding, measuring, progress = bar("encoding clips"), bar("measuring references"), bar(run.name)
-                distill_run(
-                    recipe,
-                    run,
-                    resume=run.exists(),
-                    encoding=encoding,
-                    measuring=measuring,
-                    progress=progress,
-                    tell=say,
-                )
+        if not is_trained(run):
+            train(recipe, run, run.name, bars, say)
     contenders = [each for seed in _seeds(recipes) for each in _teachers(teacher, first, output, seed)]
     contenders += [each for recipe in recipes for each in _students(recipe, output, half_rate)]
     rows = [truth]
@@ -104,24 +88,11 @@ def run_comparison(
     return Comparison(results, captions, shown)
 
 
-def with_forwards(recipe: Recipe, forwards: int) -> Recipe:
-    """The recipe with as many updates as its method makes of so many network forwards per clip, at least one."""
-    updates = Method.of(recipe).updates_for(forwards, len(recipe.rollout.timesteps))
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"updates": updates})})
-
-
 def _check_run(recipe: Recipe, run: Path, recipes: Sequence[Recipe]) -> None:
-    """Refuse a run before the first one begins. Raises UserError as `preflight`, or if another recipe has its name."""
+    """Refuse a run before the first one begins. Raises UserError as `check_run`, or if another recipe has its name."""
     if any(other != recipe and (other.name, other.seed) == (recipe.name, recipe.seed) for other in recipes):
         raise UserError(f"two of the recipes are called {recipe.name} and differ: give each its own name")
-    if (run / "student").exists():
-        check_same_recipe(run, recipe)
-        check_same_data(run, recipe, open_data(recipe, Method.of(recipe)))
-        done, updates = load_recipe(str(run / RECIPE_FILE)).training.updates, recipe.training.updates
-        if done != updates:
-            raise UserError(f"run {run} is finished, after {done} updates, not {updates}: name another output folder")
-    else:
-        preflight(recipe, run, resume=run.exists(), launch=read_launch(os.environ))
+    check_run(recipe, run)
 
 
 def _seeds(recipes: Sequence[Recipe]) -> list[int]:

@@ -5,9 +5,11 @@ Captions that leave much open are asked for with several seeds, to measure diver
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import TypeAdapter
@@ -70,6 +72,10 @@ class WorldSuite:
     size: int = 48
     frames: int = 17
     fps: int = 8
+    first: int = 0
+    """The first of the held-out scenes whose captions are asked for."""
+    without: int = 0
+    """Captions that one of the first so many held-out scenes has are passed over."""
 
     name: ClassVar[str] = "world"
     measures: ClassVar[tuple[Measure, ...]] = (
@@ -133,7 +139,17 @@ class WorldSuite:
             raise UserError(f"repeats is {self.repeats}: diversity needs at least 2 seeds, and 0 leaves it out")
         if min(self.size, self.frames, self.fps) < 1:
             raise UserError(f"the world's clips are {self._shape}: none of these may be below 1")
-        for name, most in {"clips": 100_000, "repeats": 10_000, "size": 4096, "frames": 10_001, "fps": 1000}.items():
+        if min(self.first, self.without) < 0:
+            raise UserError(f"first is {self.first} and without {self.without}: none of these may be below 0")
+        for name, most in {
+            "without": 100_000,
+            "first": 2**31,
+            "clips": 100_000,
+            "repeats": 10_000,
+            "size": 4096,
+            "frames": 10_001,
+            "fps": 1000,
+        }.items():
             if getattr(self, name) > most:
                 raise UserError(f"{name} of the world suite is {getattr(self, name)}: at most {most} can be judged")
         World(self.level)  # refuses a level that there is not
@@ -159,12 +175,12 @@ class WorldSuite:
 
     def rendered(self) -> Iterator[Clip]:
         """The clips that the world itself draws for its held-out captions: the truth."""
-        for i, prompt in enumerate(self._heldout()):
+        for i, prompt in zip(self._scenes(), self._heldout(), strict=True):
             yield Clip(f"held-out clip {i}", prompt, partial(self._render, i))
 
     def reference_speed(self) -> float:
         """Mean speed of the truth, in sides per frame."""
-        return _reference_speed(self.world, self.clips)
+        return _reference_speed(self.world, self._scenes())
 
     def refusal(self, shape: Shape, prompt: Prompt) -> str | None:
         expected = self._shape
@@ -227,7 +243,11 @@ class WorldSuite:
         return errors
 
     def _heldout(self) -> list[Prompt]:
-        return number_repeats(self.world.describe(i, "heldout")[1].text for i in range(self.clips))
+        return number_repeats(self.world.describe(i, "heldout")[1].text for i in self._scenes())
+
+    def _scenes(self) -> tuple[int, ...]:
+        """The numbers of the held-out scenes."""
+        return _scenes(self.world, self.first, self.clips, self.without)
 
     def _render(self, index: int) -> Video:
         from avd.data import Video  # loads torch, which reading the declared measures does not need
@@ -236,10 +256,18 @@ class WorldSuite:
 
 
 @cache
-def _reference_speed(world: World, clips: int) -> float:
+def _scenes(world: World, first: int, count: int, without: int) -> tuple[int, ...]:
+    """`count` held-out scenes from `first` on whose captions none of the first `without` has."""
+    taken = {world.describe(i, "heldout")[1].text for i in range(without)}
+    scenes = (i for i in itertools.count(first) if world.describe(i, "heldout")[1].text not in taken)
+    return tuple(islice(scenes, count))
+
+
+@cache
+def _reference_speed(world: World, scenes: tuple[int, ...]) -> float:
     """Measured once per process: every row of a comparison needs it."""
     scores = []
-    for i in range(clips):
+    for i in scenes:
         clip = world.clip(i, "heldout")
         scores.append(judge_clip(clip.video, read_promises(clip.caption.text), world.level))
     speed = summarise(scores)["speed"]

@@ -1,0 +1,289 @@
+"""An ablation: from a plan to its jobs, and from what they left on disk to results.
+
+    OUTPUT/ROW-SEED/             a row at a seed: run/ (its run), row.json, shown.safetensors
+    OUTPUT/ROW@VALUE-SEED/       the same with another value of its knob than the recipe's own
+    OUTPUT/tuning/               the trials, likewise, and rendered/
+    OUTPUT/rendered/             the truth
+    OUTPUT/results.json          all rows that are there
+
+Killed anywhere and run again, it does what is missing, and several processes may share a folder (`jobs.work`). Which
+value a knob has follows from the trials on disk, once all of a row's are there (`tuning.choose`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from avd.config import AblationRecipe, RowRecipe, load_recipe
+from avd.engine.sources import world_of
+from avd.evaluation.rows import Results, Row, write_results
+from avd.evaluation.suites import declared_measures
+from avd.evaluation.suites.native import NativeSuite
+from avd.evaluation.suites.world import WorldSuite
+from avd.experiments import Bars, Say
+from avd.experiments.ablation.jobs import Job, work
+from avd.experiments.ablation.orderings import compare_rows, describe_ordering
+from avd.experiments.ablation.students import SHOWN_FILE, JudgedRow, Judging, RenderedRow, TrainedRun
+from avd.experiments.ablation.tuning import Trial, choose
+from avd.experiments.measuring import check_one_process
+from avd.experiments.training import check_run, is_trained, with_forwards
+from avd.files import FolderInUse, FolderLock
+from avd.models.family import read_facts
+from avd.types import UserError
+from avd.world import World
+
+_UNWATCHED = ("monitors.every=0", "training.sample_every=0", "training.keep_checkpoints=1")
+"""Changes of every recipe: what an update takes is the method's alone, and runs are many."""
+_TUNING_CAPTIONS = 1_000_000
+"""The first held-out scene that tuning is asked for: past all that may judge."""
+_POLL = 0.2
+"""Seconds between tries to write the results."""
+_PUBLISHED = ("instance_preservation", "dynamic_degree")
+"""Measures that the paper's ablation has too, by its own suites."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A plan in a folder; `changes` are KEY=VALUE of every recipe."""
+
+    plan: AblationRecipe
+    output: Path
+    changes: tuple[str, ...] = ()
+
+    def run(self, names: Sequence[str], *, tune: bool, bars: Bars, say: Say) -> Results:
+        """Do what is missing of the rows called `names`, tune their knobs before if asked, and write `results.json`.
+
+        Raises UserError for a row that there is not, before anything begins as `check_run`, and at the end for what
+        failed.
+        """
+        check_one_process()
+        rows = self._select(names)
+        self._check(rows)
+        if tune:
+            for batch in ([row for row in rows if not row.starts], [row for row in rows if row.starts]):
+                work(self._trial_jobs(batch), bars, say)
+        jobs: list[Job] = [self._rendered]
+        for seed in range(self.plan.seeds):
+            for row in rows:
+                jobs += self._jobs(row, seed)
+        try:
+            work(jobs, bars, say, after=self._write_results)
+        finally:
+            results = self._write_results()
+        return results
+
+    @property
+    def fps(self) -> int:
+        """Frames per second of all clips."""
+        return self._world.fps
+
+    def gather(self) -> Results:
+        """All rows that are there, of whichever command."""
+        found = [self._rendered.row()] if self._rendered.is_done() else []
+        for row in self.plan.rows:
+            judged = [self._judged(row, seed) for seed in range(self.plan.seeds)] if row.shown else []
+            found += [each.row() for each in judged if each.is_done()]
+        return Results(rows=found, meta=self._meta(found))
+
+    def _write_results(self) -> Results:
+        """Gather all rows into `results.json`."""
+        with self._held():
+            results = self.gather()
+            write_results(self.output / "results.json", results)
+        return results
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keeps the results to one process, inside the block."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(self.output, f"the ablation {self.output}")
+        while True:
+            try:
+                lock.acquire()
+                break
+            except FolderInUse:
+                time.sleep(_POLL)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def shown(self) -> dict[str, list[np.ndarray]]:
+        """The clips of the first captions, uint8 (F, H, W, 3), by row, of seed 0."""
+        judged: list[JudgedRow | RenderedRow] = [self._rendered]
+        judged += [self._judged(row, 0) for row in self.plan.rows if row.shown]
+        return {
+            each.name: list(load_file(each.folder / SHOWN_FILE)["videos"])
+            for each in judged
+            if (each.folder / SHOWN_FILE).exists()
+        }
+
+    def captions(self) -> list[str]:
+        """The captions of the clips that are shown."""
+        return [prompt.text for prompt in self._judging.world.prompts()[: self.plan.shown]]
+
+    def _select(self, names: Sequence[str]) -> list[RowRecipe]:
+        known = [row.name for row in self.plan.rows]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UserError(f"there is no row {unknown[0]}: the plan has {', '.join(known)}")
+        return [row for row in self.plan.rows if row.name in names or not names]
+
+    def _row(self, name: str) -> RowRecipe:
+        return next(row for row in self.plan.rows if row.name == name)
+
+    def _check(self, rows: Sequence[RowRecipe]) -> None:
+        """Refuse what would fail later, before anything begins: rows over other clips, runs that cannot be."""
+        self.gather()
+        for row in rows:
+            if row.run is None and not row.is_teacher:
+                for seed in range(self.plan.seeds):
+                    student = self._student(row, seed, self._value(row), self.output)
+                    if is_trained(student.run) or (seed == 0 and not row.starts):
+                        check_run(student.recipe, student.run)
+
+    # Jobs
+
+    def _jobs(self, row: RowRecipe, seed: int) -> list[Job]:
+        """A row at a seed: its run and those before it, and its judgement."""
+        if row.shown:
+            return [*_with_needs(self._judged(row, seed))]
+        return [*_with_needs(self._student(row, seed, self._value(row), self.output))]
+
+    def _student(self, row: RowRecipe, seed: int, value: Any, root: Path) -> TrainedRun:
+        """The run of a row that has its own; `value` is that of its knob."""
+        starts = {key: self._row(name) for key, name in row.starts.items()}
+        earlier = {key: self._student(other, seed, self._value(other), root) for key, other in starts.items()}
+        assert row.recipe is not None
+        changes = [*_UNWATCHED, *row.changes, *self.changes, f"seed={seed}"]
+        changes += [f"{key}={run.run}" for key, run in earlier.items()]
+        own = row.knob is None or value == row.knob.values[0]
+        if row.knob is not None and not own:
+            changes.append(f"{row.knob.key}={value}")
+        recipe = load_recipe(row.recipe, changes)
+        if row.updates is None:
+            recipe = with_forwards(recipe, self.plan.forwards * row.share)
+        else:
+            recipe = load_recipe(row.recipe, [*changes, f"training.updates={row.updates}"])
+        label = row.name if own else f"{row.name}@{value}"
+        return TrainedRun(f"training {label}, seed {seed}", root / f"{label}-{seed}", recipe, tuple(earlier.values()))
+
+    def _judged(self, row: RowRecipe, seed: int) -> JudgedRow:
+        if row.is_teacher:
+            assert row.recipe is not None
+            recipe = load_recipe(row.recipe, [*row.changes, *self.changes])
+            return JudgedRow(row.name, seed, self.output / f"{row.name}-{seed}", self._judging, recipe, row.sampler)
+        trained = row if row.run is None else self._row(row.run)
+        student = self._student(trained, seed, self._value(trained), self.output)
+        folder = student.folder if row.run is None else self.output / f"{row.name}, {student.folder.name}"
+        return JudgedRow(row.name, seed, folder, self._judging, student.recipe, row.sampler, student)
+
+    @cached_property
+    def _rendered(self) -> RenderedRow:
+        return RenderedRow(self.output / "rendered", self._judging)
+
+    @cached_property
+    def _judging(self) -> Judging:
+        world = WorldSuite.of(self._world, self.plan.clips, self.plan.repeats)
+        return Judging(world, (NativeSuite(),), self.plan.shown)
+
+    @cached_property
+    def _world(self) -> World:
+        row = next(row for row in self.plan.rows if row.recipe is not None)
+        assert row.recipe is not None
+        recipe = load_recipe(row.recipe, [*row.changes, *self.changes])
+        return world_of(read_facts(recipe.model).settings, recipe.data.world_level, recipe.model)
+
+    # Tuning
+
+    def _trial_jobs(self, rows: Sequence[RowRecipe]) -> list[Job]:
+        jobs: list[Job] = [self._rendered_for_tuning]
+        for row in rows:
+            for value in () if row.knob is None else row.knob.values:
+                for each in self._trial_rows(row, value):
+                    jobs += _with_needs(each)
+        return jobs
+
+    def _trial_rows(self, row: RowRecipe, value: Any) -> list[JudgedRow]:
+        """A value of a row's knob, at each seed of tuning."""
+        students = [self._student(row, seed, value, self.output / "tuning") for seed in self.plan.tuning.seeds]
+        return [
+            JudgedRow(row.name, each.recipe.seed, each.folder, self._tuning, each.recipe, row.sampler, each)
+            for each in students
+        ]
+
+    def _trials(self, row: RowRecipe) -> list[Trial] | None:
+        """The trials of a row's knob; None until all are there."""
+        if row.knob is None:
+            return None
+        rows = [self._trial_rows(row, value) for value in row.knob.values]
+        truth = self._rendered_for_tuning
+        if not truth.is_done() or not all(each.is_done() for trial in rows for each in trial):
+            return None
+        pairs = zip(row.knob.values, rows, strict=True)
+        return [Trial.of(value, [each.row() for each in trial], truth.row()) for value, trial in pairs]
+
+    def _value(self, row: RowRecipe) -> Any:
+        """The value of a row's knob: as its trials say, or the recipe's own."""
+        if row.knob is None:
+            return None
+        trials = self._trials(row)
+        return row.knob.values[0] if trials is None else choose(trials).value
+
+    @cached_property
+    def _rendered_for_tuning(self) -> RenderedRow:
+        return RenderedRow(self.output / "tuning" / "rendered", self._tuning)
+
+    @cached_property
+    def _tuning(self) -> Judging:
+        """With no caption that judges."""
+        world = WorldSuite.of(self._world, self.plan.tuning.clips, 0)
+        return Judging(replace(world, first=_TUNING_CAPTIONS, without=self.plan.clips), (), 0)
+
+    # Results
+
+    def _meta(self, found: Sequence[Row]) -> dict[str, Any]:
+        """What holds for all rows: the budget, what the paper has, what was tuned, and whether orders agree."""
+        tuned = {row.name: (row.knob, trials) for row in self.plan.rows if (trials := self._trials(row)) is not None}
+        return {
+            "suite": WorldSuite.name,
+            "level": self._world.level,
+            "forwards": self.plan.forwards,
+            "paper": {row.name: row.paper.model_dump() for row in self.plan.rows if row.paper is not None},
+            "knobs": {
+                name: {
+                    "key": None if knob is None else knob.key,
+                    "value": choose(trials).value,
+                    "trials": [asdict(trial) for trial in trials],
+                }
+                for name, (knob, trials) in tuned.items()
+            },
+            "orderings": self._orderings(found),
+        }
+
+    def _orderings(self, found: Sequence[Row]) -> list[str]:
+        measures = declared_measures(WorldSuite.name)
+        lines = []
+        for name, other in self.plan.orderings:
+            papers = [self._row(each).paper for each in (name, other)]
+            mine, theirs = ([row for row in found if row.name == each] for each in (name, other))
+            for key in _PUBLISHED:
+                values = [getattr(paper, key) for paper in papers]
+                if None not in values:
+                    change = compare_rows(mine, theirs, WorldSuite.name, key)
+                    lines.append(describe_ordering((name, other), measures[key], (values[0], values[1]), change))
+        return lines
+
+
+def _with_needs(job: Job) -> list[Job]:
+    """A job after all that it needs."""
+    return [each for need in job.needs for each in _with_needs(need)] + [job]

@@ -1,0 +1,220 @@
+"""What an ablation trains, and the rows that it judges: one job each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from avd.config import Recipe
+from avd.evaluation.judging import RENDERED, Origin, check_model, judge, make_row, measure_share
+from avd.evaluation.provenance import code_version, teacher_of
+from avd.evaluation.records import RecordFolder
+from avd.evaluation.rows import Results, Row, Training, read_results, write_results
+from avd.evaluation.sampling import Samples, sample_clips
+from avd.evaluation.suite import ClipSuite
+from avd.evaluation.suites.world import WorldSuite
+from avd.experiments import Bars, Say
+from avd.experiments.ablation.jobs import Job
+from avd.experiments.training import is_trained, train, training_of
+from avd.files import remove_folder, write_atomically
+from avd.models.family import open_model
+from avd.sampling.choose import make_sampler
+from avd.sampling.samplers import FewSteps, ManySteps, Sampler
+from avd.types import CountProgress, UserError
+
+ROW_FILE = "row.json"
+SHOWN_FILE = "shown.safetensors"
+"""`videos`, uint8 (N, F, H, W, 3): the clips of the first captions."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The run of one row at one seed. A job."""
+
+    title: str
+    folder: Path
+    recipe: Recipe
+    starts: tuple[TrainedRun, ...] = ()
+    """The runs that it begins with."""
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def needs(self) -> Sequence[Job]:
+        return self.starts
+
+    def is_done(self) -> bool:
+        return is_trained(self.run)
+
+    def do(self, bars: Bars, say: Say) -> None:
+        train(self.recipe, self.run, self.title, bars, say)
+
+    def training(self) -> Training:
+        """What it has cost, once it is done."""
+        return training_of(self.recipe, self.run, [each.training() for each in self.starts])
+
+
+@dataclass(frozen=True)
+class Judging:
+    """With what rows are judged: the world's suite asks for the clips, and `others` judge them too."""
+
+    world: WorldSuite
+    others: tuple[ClipSuite, ...]
+    shown: int
+    """Clips that are kept to be shown."""
+
+    @property
+    def suites(self) -> tuple[ClipSuite, ...]:
+        return (self.world, *self.others)
+
+
+@dataclass(frozen=True)
+class JudgedRow:
+    """A row of a table at one seed. A job."""
+
+    name: str
+    seed: int
+    folder: Path
+    judging: Judging
+    recipe: Recipe
+    """What trains the student, or names the teacher."""
+    sampling: str
+    """As `config.Sampling` has it."""
+    student: TrainedRun | None = None
+    """None for a teacher's row."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+    @property
+    def needs(self) -> Sequence[Job]:
+        return () if self.student is None else (self.student,)
+
+    @property
+    def file(self) -> Path:
+        return self.folder / ROW_FILE
+
+    def is_done(self) -> bool:
+        return self.file.exists()
+
+    def row(self) -> Row:
+        """What was measured. Raises UserError if it is over another number of clips."""
+        return read_row(self.file, self.judging.world.clips)
+
+    def do(self, bars: Bars, say: Say) -> None:
+        sampler, world = self._sampler(), self.judging.world
+        check_model(world, world.prompts(), sampler.model.settings, self.name)
+        with bars() as bar:
+            samples = sample_clips(
+                sampler,
+                world.prompts(),
+                self.folder / "samples",
+                seed=self.seed,
+                progress=bar(f"sampling {self.title}"),
+            )
+        row = self._judge(samples, bars)
+        shown = [clip.read().frames for clip in islice(samples.clips(), self.judging.shown)]
+        write_row(self.folder, row, shown)
+        samples.remove()
+        for suite in self.judging.suites:
+            remove_folder(self._records_folder(suite))
+
+    def _sampler(self) -> Sampler:
+        if self.student is not None:
+            return make_sampler(open_model(str(self.student.run / "student")), half_rate=self.sampling == "half")
+        if self.recipe.teacher is not None:
+            model = open_model(self.recipe.teacher)
+        else:
+            model = open_model(self.recipe.model, transformer=self.recipe.transformer)
+        if self.sampling == "cut":
+            return FewSteps(model, self.recipe.rollout.timesteps)
+        return ManySteps(model, model.settings.steps, model.settings.guidance)
+
+    def _judge(self, samples: Samples, bars: Bars) -> Row:
+        """The row of all suites, clip by clip: what has been measured before is not measured again."""
+        recipe = self.recipe.model_dump(mode="json")
+        teacher = teacher_of(self.recipe.model, recipe)
+        origin = Origin.of_samples(samples, None if self.student is None else recipe, teacher)
+        clips, rows = list(samples.clips()), []
+        for suite in self.judging.suites:
+            records = RecordFolder(self._records_folder(suite), suite, code=code_version())
+            with bars() as bar:
+                measure_share(suite, clips, records, progress=bar(f"judging {self.title}: {suite.name}"))
+            measured = records.wait(clips, lambda done, total: None)
+            rows.append(make_row(suite, measured, name=self.name, origin=origin))
+        row = merge_suites(rows)
+        return row if self.student is None else row.model_copy(update={"training": self.student.training()})
+
+    def _records_folder(self, suite: ClipSuite) -> Path:
+        """Where what a suite has measured of each clip is kept until the row is written."""
+        return self.folder / f"records-{suite.name}"
+
+
+@dataclass(frozen=True)
+class RenderedRow:
+    """The truth: the clips that the world itself draws for the captions. A job."""
+
+    folder: Path
+    judging: Judging
+    name: str = "rendered clips"
+    needs: tuple[Job, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} in {self.folder}"
+
+    @property
+    def file(self) -> Path:
+        return self.folder / ROW_FILE
+
+    def is_done(self) -> bool:
+        return self.file.exists()
+
+    def row(self) -> Row:
+        """As `JudgedRow.row`."""
+        return read_row(self.file, self.judging.world.clips)
+
+    def do(self, bars: Bars, say: Say) -> None:
+        world, rows = self.judging.world, []
+        for suite in self.judging.suites:
+            with bars() as bar:
+                progress = bar(f"judging {self.name}: {suite.name}")
+                judged = partial(_count, progress, world.clips)
+                rows.append(judge(suite, world.rendered(), name=self.name, origin=RENDERED, judged=judged))
+        shown = [clip.read().frames for clip in islice(world.rendered(), self.judging.shown)]
+        write_row(self.folder, merge_suites(rows), shown)
+
+
+def _count(progress: CountProgress, total: int, done: int) -> None:
+    progress(done, total)
+
+
+def read_row(file: Path, clips: int) -> Row:
+    """The row in a file. Raises UserError if it is over another number of clips."""
+    row = read_results(file).rows[0]
+    if row.videos != clips:
+        raise UserError(f"{file} is over {row.videos} clips, not {clips}: remove it, or keep to its clips")
+    return row
+
+
+def write_row(folder: Path, row: Row, shown: Sequence[np.ndarray]) -> None:
+    """Write a row, after the clips that are shown of it, uint8 (F, H, W, 3)."""
+    if shown:
+        write_atomically(folder / SHOWN_FILE, save({"videos": np.stack(shown)}))
+    write_results(folder / ROW_FILE, Results(rows=[row]))
+
+
+def merge_suites(rows: Sequence[Row]) -> Row:
+    """One row of what several suites measured of the same clips; the number of videos is the first one's."""
+    scores = {suite: values for row in rows for suite, values in row.scores.items()}
+    errors = {suite: values for row in rows for suite, values in row.errors.items()}
+    return rows[0].model_copy(update={"scores": scores, "errors": errors})
