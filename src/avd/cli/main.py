@@ -8,7 +8,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from avd import __version__, ui
-from avd.cli import ablate, compare, data, demo, distill, evaluate, export, generate, inspect, plan, recipes, train
+from avd.cli import data, distill, evaluate, export, generate, inspect, plan, recipes, train
+from avd.cli.experiments import ablate, compare, demo
 from avd.types import Stopped, UserError
 
 app = typer.Typer(

@@ -88,12 +88,12 @@ def _paper(rows: Sequence[Row], published: Mapping[str, Mapping[str, Any]]) -> s
     measures = declared_measures("world")
     lines = []
     for name, paper in published.items():
-        here = [row for row in rows if row.name == name]
+        found = [row for row in rows if row.name == name]
         cells = []
         for key in _ABLATION:
             shown = measures[key].format
-            values = [value for row in here if (value := row.score("world", key)) is not None]
-            errors = [error for row in here if (error := row.error("world", key)) is not None]
+            values = [value for row in found if (value := row.score("world", key)) is not None]
+            errors = [error for row in found if (error := row.error("world", key)) is not None]
             cells += [shown.text(paper.get(key)), shown.spread_text(values, errors)]
         lines.append(_line([name, str(paper["name"]), *cells, *(_TOTAL.text(paper.get(key)) for key in _TOTALS)]))
     if not lines:

@@ -1,0 +1,1 @@
+"""Commands that train and judge many runs: the demonstration, the comparison, the ablation."""
