@@ -334,7 +334,7 @@ def test_a_bad_file_is_reported_by_its_name(text: str, part: str, tmp_path: Path
 
 def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
     missing = complaint("dmd-temporl")
-    assert "did you mean dmd-temporal?" in missing and "shipped are avd, " in missing
+    assert "did you mean dmd-temporal?" in missing and "shipped are ablation, avd, " in missing
     assert "cannot be read" in complaint(str(tmp_path))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xff")
     assert "cannot be read" in complaint(str(tmp_path / "binary.yaml"))

@@ -122,6 +122,7 @@ def test_updates_before_a_start_are_cheaper_and_counted_so() -> None:
     assert method.updates_for(early * 7, 4) == 7
     assert method.updates_for(early * 10 + full * 5, 4) == 15
     assert method.updates_for(0.0, 4) == 1
+    assert [method.forwards_of(updates, 4) for updates in (7, 15)] == pytest.approx([early * 7, early * 10 + full * 5])
     plain = Method.of(load_recipe("avd"))
     assert plain.updates_for(3825, 4) == 150
 

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from avd.section import MOST_SEED, MOST_UPDATES, Section
 
-Sampling = Literal["full", "half", "many", "cut"]
+RowSampler = Literal["full", "half", "many", "cut"]
 
 
 class KnobRecipe(Section):
@@ -45,7 +45,7 @@ class RowRecipe(Section):
     """By name or file."""
     changes: tuple[str, ...] = ()
     """KEY=VALUE, of the recipe."""
-    sampler: Sampling = "full"
+    sampler: RowSampler = "full"
     """The student at full or half frame rate; for a teacher's row many: all its steps, cut: at the student's."""
     run: str | None = None
     """The earlier row whose students are sampled; None: the row has runs of its own."""

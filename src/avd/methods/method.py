@@ -9,6 +9,7 @@ in the other updates the method is that of the other terms (`Method.at`).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from avd.config import FakeScoreRecipe, Recipe
@@ -162,9 +163,22 @@ class Method:
     def updates_for(self, forwards: float, stages: int) -> int:
         """Updates that a run makes of so many network forwards per clip, at least one; those before the start of a
         term cost less than later ones."""
-        starts, updates = sorted({each.section.start for each in self.terms}), 0.0
-        for start, end in zip(starts, [*starts[1:], math.inf], strict=True):
-            each = self._started(start).forwards(stages)
-            count = min(forwards / each, end - start)
+        updates = 0.0
+        for each, length in self._costs(stages):
+            count = min(forwards / each, length)
             updates, forwards = updates + count, forwards - count * each
         return max(1, round(updates))
+
+    def forwards_of(self, updates: int, stages: int) -> float:
+        """Network forwards per clip of so many updates of a run, from its first."""
+        total, left = 0.0, float(updates)
+        for each, length in self._costs(stages):
+            count = min(left, length)
+            total, left = total + count * each, left - count
+        return total
+
+    def _costs(self, stages: int) -> Iterator[tuple[float, float]]:
+        """Forwards of one update, and how many such updates there are: from each start of a term to the next."""
+        starts = sorted({each.section.start for each in self.terms})
+        for start, end in zip(starts, [*starts[1:], math.inf], strict=True):
+            yield self._started(start).forwards(stages), end - start

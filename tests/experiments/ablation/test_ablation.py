@@ -14,7 +14,7 @@ import torch
 from avd.config import load_recipe
 from avd.evaluation.rows import Row, read_results
 from avd.experiments.ablation import students
-from avd.experiments.training import forwards_per_update
+from avd.methods.method import Method
 from helpers import killing
 from helpers.command import avd
 from helpers.tiny import tiny_interpolator, tiny_model
@@ -83,7 +83,7 @@ def test_every_row_and_seed_is_judged_by_both_suites_with_errors(output: Path) -
 
 def test_what_training_cost_is_kept_with_what_came_before(output: Path) -> None:
     rows = {(row.name, row.seed): row.training for row in read_results(output / "results.json").rows}
-    each = forwards_per_update(load_recipe("dmd"))
+    each = Method.of(load_recipe("dmd")).forwards(4)
     own, later = rows["dmd", 1], rows["longer", 1]
     assert own is not None and later is not None and rows["teacher", 0] is None
     assert (own.updates, own.forwards) == (round(26 / each), round(26 / each) * each)

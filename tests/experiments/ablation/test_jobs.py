@@ -14,7 +14,7 @@ import pytest
 
 from avd.experiments import Bars, Say
 from avd.experiments.ablation import jobs
-from avd.experiments.ablation.jobs import Job, work
+from avd.experiments.ablation.jobs import AblationJob, work
 from avd.files import FolderLock
 from avd.types import UserError
 from helpers.killing import in_forks
@@ -25,7 +25,7 @@ class Write:
     """Adds a line to its file, or fails."""
 
     folder: Path
-    needs: Sequence[Job] = ()
+    needs: Sequence[AblationJob] = ()
     fails: bool = False
 
     @property
@@ -51,7 +51,7 @@ def bars() -> Any:
     return nullcontext(lambda title: None)
 
 
-def do_all(found: Sequence[Job], after: list[int] | None = None) -> None:
+def do_all(found: Sequence[AblationJob], after: list[int] | None = None) -> None:
     work(found, bars, lambda line: None, after=lambda: None if after is None else after.append(1))
 
 

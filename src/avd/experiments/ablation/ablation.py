@@ -30,7 +30,7 @@ from avd.evaluation.suites import declared_measures
 from avd.evaluation.suites.native import NativeSuite
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
-from avd.experiments.ablation.jobs import Job, work
+from avd.experiments.ablation.jobs import AblationJob, work
 from avd.experiments.ablation.orderings import compare_rows, describe_ordering
 from avd.experiments.ablation.students import SHOWN_FILE, JudgedRow, Judging, RenderedRow, TrainedRun
 from avd.experiments.ablation.tuning import Trial, choose
@@ -71,7 +71,7 @@ class Ablation:
         if tune:
             for batch in ([row for row in rows if not row.starts], [row for row in rows if row.starts]):
                 work(self._trial_jobs(batch), bars, say)
-        jobs: list[Job] = [self._rendered]
+        jobs: list[AblationJob] = [self._rendered]
         for seed in range(self.plan.seeds):
             for row in rows:
                 jobs += self._jobs(row, seed)
@@ -153,7 +153,7 @@ class Ablation:
 
     # Jobs
 
-    def _jobs(self, row: RowRecipe, seed: int) -> list[Job]:
+    def _jobs(self, row: RowRecipe, seed: int) -> list[AblationJob]:
         """A row at a seed: its run and those before it, and its judgement."""
         if row.shown:
             return [*_with_needs(self._judged(row, seed))]
@@ -205,8 +205,8 @@ class Ablation:
 
     # Tuning
 
-    def _trial_jobs(self, rows: Sequence[RowRecipe]) -> list[Job]:
-        jobs: list[Job] = [self._rendered_for_tuning]
+    def _trial_jobs(self, rows: Sequence[RowRecipe]) -> list[AblationJob]:
+        jobs: list[AblationJob] = [self._rendered_for_tuning]
         for row in rows:
             for value in () if row.knob is None else row.knob.values:
                 for each in self._trial_rows(row, value):
@@ -284,6 +284,6 @@ class Ablation:
         return lines
 
 
-def _with_needs(job: Job) -> list[Job]:
+def _with_needs(job: AblationJob) -> list[AblationJob]:
     """A job after all that it needs."""
     return [each for need in job.needs for each in _with_needs(need)] + [job]

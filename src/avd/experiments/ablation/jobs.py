@@ -19,7 +19,7 @@ _POLL = 2.0
 """Seconds between looks at what other processes have done."""
 
 
-class Job(Protocol):
+class AblationJob(Protocol):
     """A piece of work that leaves something on disk, by which it is known to be done."""
 
     @property
@@ -31,7 +31,7 @@ class Job(Protocol):
         ...
 
     @property
-    def needs(self) -> Sequence[Job]:
+    def needs(self) -> Sequence[AblationJob]:
         """Jobs that must be done before; they stand earlier in the list."""
         ...
 
@@ -42,7 +42,7 @@ class Job(Protocol):
         ...
 
 
-def work(jobs: Sequence[Job], bars: Bars, say: Say, after: Callable[[], object] = lambda: None) -> None:
+def work(jobs: Sequence[AblationJob], bars: Bars, say: Say, after: Callable[[], object] = lambda: None) -> None:
     """Return when all jobs are done, by this process or by others; `after` is called after each of this process.
 
     A job that fails keeps only those from being done that need it: the first failure is raised as a UserError at the
@@ -69,7 +69,7 @@ def work(jobs: Sequence[Job], bars: Bars, say: Say, after: Callable[[], object] 
         raise UserError(f"{title}: {error}{others}")
 
 
-def _try(job: Job, bars: Bars, say: Say, failures: dict[str, UserError]) -> bool:
+def _try(job: AblationJob, bars: Bars, say: Say, failures: dict[str, UserError]) -> bool:
     """Do a job; False where another process is at it."""
     job.folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(job.folder, str(job.folder))

@@ -20,7 +20,7 @@ from avd.evaluation.sampling import Samples, sample_clips
 from avd.evaluation.suite import ClipSuite
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
-from avd.experiments.ablation.jobs import Job
+from avd.experiments.ablation.jobs import AblationJob
 from avd.experiments.training import is_trained, train, training_of
 from avd.files import remove_folder, write_atomically
 from avd.models.family import open_model
@@ -48,7 +48,7 @@ class TrainedRun:
         return self.folder / "run"
 
     @property
-    def needs(self) -> Sequence[Job]:
+    def needs(self) -> Sequence[AblationJob]:
         return self.starts
 
     def is_done(self) -> bool:
@@ -87,7 +87,7 @@ class JudgedRow:
     recipe: Recipe
     """What trains the student, or names the teacher."""
     sampling: str
-    """As `config.Sampling` has it."""
+    """As `config.ablation.RowSampler` has it."""
     student: TrainedRun | None = None
     """None for a teacher's row."""
 
@@ -96,7 +96,7 @@ class JudgedRow:
         return f"{self.name}, seed {self.seed}"
 
     @property
-    def needs(self) -> Sequence[Job]:
+    def needs(self) -> Sequence[AblationJob]:
         return () if self.student is None else (self.student,)
 
     @property
@@ -166,7 +166,7 @@ class RenderedRow:
     folder: Path
     judging: Judging
     name: str = "rendered clips"
-    needs: tuple[Job, ...] = ()
+    needs: tuple[AblationJob, ...] = ()
 
     @property
     def title(self) -> str:
