@@ -122,6 +122,21 @@ def test_a_student_is_distilled_with_the_interpolator_that_its_recipe_names(
     assert avd("generate", "half/student", "--prompt", "one ball", "--half-rate", "--output", "half.mp4") == 0
 
 
+def test_an_interpolator_learns_from_a_students_own_clips(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ("train", "interpolator", "--clips", 16, "--updates", 1, "--set", "batch=2", "--student")
+    settings = json.loads((place / "tiny" / "avd.json").read_text())
+    shutil.copytree(place / "tiny", place / "finished" / "student")
+    (place / "finished" / "student" / "avd.json").write_text(
+        json.dumps({**settings, "student_timesteps": [1000, 500], "half_rate_stages": 1})
+    )
+    assert avd(*command, "finished", "--output", "own-clips") == 0
+    assert FrameInterpolator.load(place / "own-clips" / "interpolator").config.channels == 12
+    assert load(InterpolatorRecipe, "own-clips/recipe.yaml").student == "finished"
+    capfd.readouterr()
+    assert avd(*command, "tiny", "--output", "of-a-teacher") == 2
+    assert "is a many-step model" in capfd.readouterr().err and not (place / "of-a-teacher").exists()
+
+
 def test_two_processes_train_an_interpolator_as_one_does(place: Path) -> None:
     """Up to rounding; the first one writes, and a single process resumes what both began."""
     options = ["train", "interpolator", "--model", "tiny", "--clips", "48", "--updates", "4"]

@@ -320,14 +320,14 @@ def test_the_options_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- constants per timestep ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strides", [(1, 1, 1, 1), (2, 2, 1, 1)])
-def test_timesteps_of_weight_zero_are_never_drawn(strides: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("strides", [((1, 1),) * 4, ((2, 2), (2, 1), (2, 1), (1, 1))])
+def test_timesteps_of_weight_zero_are_never_drawn(strides: tuple[tuple[int, int], ...]) -> None:
     stages = Stages((1.0, 0.9, 0.757, 0.522), strides)
     law, plain = AtStages("regression", only=(1, 3)), AtStages("regression")
     drawn = [law.draw(update_random(n, count=8), stages) for n in range(20)]
     assert set(torch.cat([each.index_B for each in drawn]).tolist()) == {1, 3}
     for each in drawn:
-        assert {strides[i] for i in each.index_B.tolist()} == {each.frame_stride}
+        assert {strides[i] for i in each.index_B.tolist()} == {(each.frame_stride, each.space_stride)}
         torch.testing.assert_close(each.sigma_B, torch.tensor(stages.sigmas)[each.index_B])
     assert set(torch.cat([plain.draw(update_random(n), stages).index_B for n in range(20)]).tolist()) == {0, 1, 2, 3}
 

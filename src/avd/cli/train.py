@@ -113,6 +113,10 @@ def interpolator(
         bool | None,
         typer.Option("--space/--frames-only", help="Fill in rows and columns too, for steps at half resolution."),
     ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option("--student", help="A student's folder or run: learn from the clips that it predicts."),
+    ] = None,
     updates: Updates = None,
     seed: Seed = None,
     level: _Level = None,
@@ -121,12 +125,14 @@ def interpolator(
 ) -> None:
     """Train the interpolator of latents: every second frame in, the full sequence out. Runs under torchrun too.
 
+    With a student it learns from what that predicts for the captions at its last half-rate stage, and not from clips.
+
     Example: avd train interpolator --output runs/interpolator
     """
     from avd.config import ComputeRecipe, InterpolatorRecipe, load
 
     options = {"updates": updates, "seed": seed, "level": level, "model": model, "data": _text(data), "clips": clips}
-    options |= {"space": space}
+    options |= {"space": space, "student": student}
     resolved = load(InterpolatorRecipe, recipe, changes or (), options)
 
     from avd.data import LatentSource
@@ -134,13 +140,14 @@ def interpolator(
     from avd.engine.ranks import process_group
     from avd.engine.sources import SourceSlice, encode_world, open_cache, world_of
     from avd.miniature.interpolator import InterpolatorTask, check_batch, check_clips, count_heldout
+    from avd.miniature.predicted import open_predictor, predict_clips
     from avd.models.devices import read_launch
     from avd.models.family import open_model
 
     launch = read_launch(os.environ, connects=True)
     check_batch(resolved.batch, launch.size)
     folder = open_run(output, resolved, resolved.updates, resume=resume, owner=launch.rank == 0)
-    video_model = open_model(resolved.model)
+    video_model = open_model(resolved.model) if resolved.student is None else open_predictor(resolved.student)
     if resolved.data is not None:
         source: LatentSource = open_cache(Path(resolved.data), video_model)
         check_clips(len(source), source.latents([]).shape[1:], space=resolved.space)
@@ -149,6 +156,11 @@ def interpolator(
         check_clips(resolved.clips, video_model.latent_shape(), space=resolved.space)
         with ui.bars() as bar:
             source = encode_world(video_model, world, resolved.clips, progress=bar("encoding clips"))
+    if resolved.student is not None:
+        check_clips(resolved.clips, video_model.latent_shape(), space=resolved.space)
+        with ui.bars() as bar:
+            count = min(len(source), resolved.clips)
+            source = predict_clips(video_model, source, count, resolved.seed, bar("predicting clips"))
     training = len(source) - count_heldout(len(source), resolved.heldout)
     learnt, heldout = SourceSlice(source, 0, training), SourceSlice(source, training, len(source))
     with process_group(ComputeRecipe()) as ranks:

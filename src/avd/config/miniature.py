@@ -109,9 +109,12 @@ class InterpolatorRecipe(Section):
     """Level of the built-in world."""
     model: str = "wan-mini"
     """Model whose latents are interpolated."""
+    student: str | None = None
+    """A student's folder or run, which takes the model's place: the clips are those that it predicts for the captions
+    of the data, at the last stage that it runs on part of the latents."""
     data: str | None = None
     """A cache written by `avd prepare`; None: the built-in world."""
     clips: int = Field(4096, ge=16, le=MOST_WORLD_CLIPS)
-    """Clips of the built-in world to encode when there is no cache."""
+    """Clips of the built-in world to encode when there is no cache; with a student, the most that it predicts."""
     heldout: int = Field(256, ge=1, le=MOST_CLIPS)
     """The most clips that are held out of training and measured; of fewer than 20 times as many, a twentieth."""
