@@ -54,4 +54,3 @@ def test_the_sentence_has_both_changes(rows: Callable[..., list[Row]]) -> None:
     assert describe_ordering(("avd", "dmd"), measure, (0.9, 0.7), one).endswith(
         "one seed here +10.0 points: undecided."
     )
-    assert "no seed" in describe_ordering(("avd", "dmd"), measure, (0.9, 0.7), None)

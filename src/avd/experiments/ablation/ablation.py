@@ -278,8 +278,10 @@ class Ablation:
             mine, theirs = ([row for row in found if row.name == each] for each in (name, other))
             for key in _PUBLISHED:
                 values = [getattr(paper, key) for paper in papers]
-                if None not in values:
+                if None not in values and values[0] != values[1]:
                     change = compare_rows(mine, theirs, WorldSuite.name, key)
+                    if change is None:
+                        continue
                     lines.append(describe_ordering((name, other), measures[key], (values[0], values[1]), change))
         return lines
 

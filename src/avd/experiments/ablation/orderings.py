@@ -77,14 +77,12 @@ def _by_seed(rows: Sequence[Row], suite: str, measure: str) -> dict[int, tuple[f
 
 
 def describe_ordering(
-    names: tuple[str, str], measure: Measure, published: tuple[float, float], found: SeedChange | None
+    names: tuple[str, str], measure: Measure, published: tuple[float, float], found: SeedChange
 ) -> str:
     """A sentence: what the paper has of the first row against the second, what is found, and whether it agrees."""
     shown = measure.change_format
     expected = published[0] - published[1]
     text = f"{names[0]} against {names[1]}, {measure.title.lower()}: the paper has {shown.text(expected)}"
-    if found is None:
-        return f"{text}, and no seed has both rows here yet."
     change = shown.text(found.change)
     if found.half_width is None:
         return f"{text}, one seed here {change}: undecided."

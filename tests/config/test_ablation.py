@@ -1,0 +1,60 @@
+"""Plans of ablations: what is refused, and that the shipped one's recipes and knobs exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from avd.config import AblationRecipe, load, load_recipe
+from avd.types import UserError
+
+TEACHER = "{name: t, recipe: dmd, sampler: many}"
+DMD = "{name: dmd, recipe: dmd, knob: {key: seed, values: [1, 2]}}"
+
+
+def complaint(folder: Path, *rows: str, more: str = "") -> str:
+    path = folder / "plan.yaml"
+    path.write_text("kind: ablation\n" + more + "rows:\n" + "".join(f"- {row}\n" for row in rows))
+    with pytest.raises(UserError) as error:
+        load(AblationRecipe, str(path))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ([DMD, DMD], "two rows are called dmd"),
+        (["{name: half, run: dmd}", DMD], "row half needs dmd, which is no row before it"),
+        ([TEACHER, "{name: half, run: t}"], "row half needs t, which is no row before it with runs of its own"),
+        ([DMD, "{name: dfd, recipe: dmd, starts: {student.start: dmb}}"], "row dfd needs dmb"),
+        (["{name: nothing}"], "needs one of recipe"),
+        ([DMD, "{name: half, run: dmd, updates: 5}"], "so it has nothing to train"),
+        (["{name: t, recipe: dmd, sampler: cut, knob: {key: seed, values: [1, 2]}}"], "which is not trained"),
+        (["{name: a/b, recipe: dmd}"], "it names folders"),
+        ([DMD, "{name: b, recipe: dmd, knob: {key: seed, values: [1, 2, 3]}}"], "dmd has 2 trials and b 3"),
+        (["{name: a, recipe: dmd, knbo: 1}"], "unknown key rows.0.knbo (did you mean knob?)"),
+        (
+            ["{name: a, recipe: dmd, knob: {key: a, values: [1, 2], kye: 1}}"],
+            "unknown key rows.0.knob.kye (did you mean key?)",
+        ),
+    ],
+)
+def test_mistakes_are_a_line(rows: list[str], fault: str, tmp_path: Path) -> None:
+    assert fault in complaint(tmp_path, *rows)
+
+
+def test_tuning_seeds_and_orderings_are_checked(tmp_path: Path) -> None:
+    assert "none of the 3 that judge" in complaint(tmp_path, DMD, more="tuning: {seeds: [2]}\n")
+    assert "orderings name dmd" in complaint(tmp_path, DMD, more="orderings: [[dmd, dmd]]\n")
+
+
+def test_every_shipped_row_has_a_recipe_that_takes_its_knob_and_begins_with_its_value() -> None:
+    plan = load(AblationRecipe, "ablation")
+    for row in plan.rows:
+        if row.recipe is not None:
+            recipe = load_recipe(row.recipe, row.changes)
+            for value in () if row.knob is None else row.knob.values:
+                load_recipe(row.recipe, [*row.changes, f"{row.knob.key}={value}"])
+            if row.knob is not None:
+                assert load_recipe(row.recipe, [*row.changes, f"{row.knob.key}={row.knob.values[0]}"]) == recipe
