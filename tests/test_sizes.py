@@ -18,6 +18,7 @@ FILE_LINES, FUNCTION_LINES, CONSTRUCTOR_ARGUMENTS, ROOM_FILES = 400, 60, 8, 14
 
 EXCEPTIONS = {
     "CacheReport": "a record: one field for each line that `avd inspect` prints",
+    "Sample": "a record: what a term may know of the samples that it judges, most of it optional",
     "Settings": "a record: the keys of `avd.json`",
     "Term": "a declaration: what an objective file states, most of it optional",
     "Measure": "a declaration: what a suite says of one value, most of it optional",

@@ -132,7 +132,8 @@ class LossTerm:
     `per_sample_B` carries the gradient; its mean is the term of the total loss, before the recipe's weight. `values`
     are further numbers per sample, (B,) each, without gradient, by names of the term's own. `gradient_parts` are what
     its gradient is the sum of: by name as it is logged, the mean square (B,) of that part of D dL_b/dx, with L_b a
-    sample's loss, x what the term judges of it and D the number of its values.
+    sample's loss, x what the term judges of it and D the number of its values. `notes` are tensors without gradient,
+    (B, ...) each, for terms that judge the same samples after it.
     """
 
     name: str
@@ -140,3 +141,4 @@ class LossTerm:
     metrics: Mapping[str, float] = field(default_factory=dict)
     values: Mapping[str, Tensor] = field(default_factory=dict)
     gradient_parts: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: Mapping[str, Tensor] = field(default_factory=dict)

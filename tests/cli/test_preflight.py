@@ -64,6 +64,13 @@ RUNS = {
     "attention that needs a GPU": ("--set compute.attention=_native_cudnn", "does not work here", "null"),
     "shards without processes": ("--set compute.shard=2", "compute.shard is 2, with 1 process", "torchrun"),
     "shared clips without processes": ("--set compute.context=2", "compute.context is 2, with 1 process", "torchrun"),
+    # the method
+    "a student's last updates without a student": (
+        "--set objective.distribution_matching.real=0.5",
+        "objective.distribution_matching, as it is set, is for a student that has been distilled",
+        "student.start",
+        "objective.distribution_matching.from_scratch=true",
+    ),
     # the model
     "a student": ("--set model=student", "model student is a student", "distilled from"),
     "attention of no name": ("--set compute.attention=flish", "attention is 'flish'", "native"),

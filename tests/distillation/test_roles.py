@@ -95,6 +95,25 @@ def test_a_gradient_is_clipped_unless_it_need_not_be(
     assert student.step() == pytest.approx(1000.0) and taken == [pytest.approx(largest)]
 
 
+@pytest.mark.parametrize("mode", [(), ADAPTERS], ids=["full", "adapters"])
+def test_a_fake_score_takes_over_a_share_of_the_student_after_each_step_that_it_takes(mode: tuple[str, ...]) -> None:
+    roles = make_roles("fake_score.ida=0.97", *mode)
+    student, fake = roles.student.network, roles.auxiliary("fake_score")
+    for network in (student, fake):
+        for p in network.parameters():
+            p.data.add_(torch.randn(p.shape))
+    own = [p.detach().clone() for p in fake.parameters()]
+    for p in student.parameters():
+        p.grad = torch.full_like(p, torch.nan)
+    roles.step_student()  # which is skipped
+    assert all(torch.equal(p, before) for p, before in zip(fake.parameters(), own, strict=True))
+    for p in student.parameters():
+        p.grad = torch.ones_like(p)
+    roles.step_student()
+    for p, before, moved in zip(fake.parameters(), own, student.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), 0.97 * before + 0.03 * moved.detach())
+
+
 def test_the_gradient_of_an_adapter_is_that_of_its_merged_weights() -> None:
     """For W' = W + (alpha / rank) B A: dL/dB = (alpha / rank) dL/dW' A^T, from the full mode's gradient at W'."""
     cycle = make_cycle(*ADAPTERS)

@@ -233,6 +233,7 @@ def test_what_cannot_be_a_start_is_refused_in_one_line(runs: Path, folder: Path,
         (f"student.start={student}", *ADAPTERS): "is no LoRA of .*, as roles=adapters needs",
         (f"student.start={runs / 'lora'}", "roles=adapters", "adapters.rank=8"): "is a LoRA of rank 4 on .* layers",
         (f"fake_score.start={larger}", *ADAPTERS): "fake_score.start .* is no LoRA of",
+        (f"fake_score.start={larger}", "fake_score.ida=0.9"): "other sizes than the student, and fake_score.ida mixes",
     }
     for overrides, message in cases.items():
         with pytest.raises(UserError, match=message) as raised:

@@ -87,6 +87,27 @@ def test_only_rollouts_are_paired_with_real_clips() -> None:
         resolved(active("consistency", paired=lambda section: True))
 
 
+def test_what_a_term_reads_another_must_have_left_by_then() -> None:
+    matching, relation = active("distribution_matching"), active("relation")
+    assert [each.name for each in resolved(matching, relation).terms] == ["distribution_matching", "relation"]
+    with pytest.raises(ValueError, match="relation reads x0_fake, which no term with a weight leaves"):
+        resolved(active("temporal"), relation)
+    elsewhere = active("distribution_matching", source=lambda section: DataSource(AtStages("x")))
+    with pytest.raises(ValueError, match="relation reads x0_fake, which no term with a weight leaves"):
+        resolved(elsewhere, relation)
+    late = replace(matching, section=matching.section.model_copy(update={"start": 3}))
+    with pytest.raises(ValueError, match=r"relation acts in updates in which distribution_matching, .*, does not"):
+        resolved(active("temporal"), late, relation)
+    seldom = active("distribution_matching", every=lambda section: 2)
+    with pytest.raises(ValueError, match=r"relation acts in updates in which distribution_matching, .*, does not"):
+        resolved(active("temporal"), seldom, relation)
+
+
+def test_terms_that_read_come_after_those_that_do_not() -> None:
+    order = [name for name, term in terms().items() if isinstance(term.source(term.section()), RolloutSource)]
+    assert order.index("relation") > max(order.index(name) for name in order if not terms()[name].reads)
+
+
 def test_an_auxiliary_may_not_take_a_roles_name() -> None:
     with pytest.raises(ValueError, match="an auxiliary is called average"):
         resolved(active("consistency", auxiliaries=lambda section: (Averaged("average", 0.9),)))

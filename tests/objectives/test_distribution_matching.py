@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from avd.engine.randomness import UpdateRandom
 from avd.flow import GuidedVelocity, guide
-from avd.objectives.distribution_matching import GuidedScore, distribution_matching
+from avd.objectives.distribution_matching import TERM, DistributionMatchingRecipe, distribution_matching
+from avd.objectives.fake_score import GuidedScore
+from avd.objectives.term import Sample, Setting
+from avd.types import LossTerm
+from helpers.descent import descend
 from helpers.gaussian import GaussianVelocity
 
 SHAPE = (3, 2, 5, 2, 2)
@@ -175,3 +181,97 @@ def test_descent_moves_samples_to_the_teachers_distribution() -> None:
         term.per_sample_B.mean().backward()
         optimizer.step()
     assert abs(offset.item() - 1.0) < 0.05
+
+
+# -- real clips shown to the teacher ------------------------------------------------------------------------------
+
+
+def test_a_sample_shown_as_its_own_clip_is_distribution_matching() -> None:
+    x, eps, sigma = draw()
+    how = {"teacher": unguided(Affine(0.7, 0.3)), "fake_score": Affine(-0.2, 0.1), "sigma_B": sigma, "eps_BCFHW": eps}
+    plain, shown = distribution_matching(x, **how), distribution_matching(x, **how, clip_BCFHW=x.clone())
+    assert torch.equal(plain.per_sample_B, shown.per_sample_B) and plain.metrics == shown.metrics
+
+
+def test_the_teacher_is_asked_about_the_clip_and_the_fake_score_about_the_sample() -> None:
+    (x, eps, sigma), clip = draw(), torch.randn(SHAPE)
+    x.requires_grad_()
+    teacher, fake = Affine(0.7, 0.3), Affine(-0.2, 0.1)
+    term = distribution_matching(
+        x, teacher=unguided(teacher), fake_score=fake, sigma_B=sigma, eps_BCFHW=eps, clip_BCFHW=clip
+    )
+    term.per_sample_B.sum().backward()
+    s = sigma.view(-1, 1, 1, 1, 1)
+    with torch.no_grad():
+        noisy, shown = (1 - s) * x + s * eps, (1 - s) * clip + s * eps
+        imitated, real = noisy - s * fake(noisy, sigma), shown - s * teacher(shown, sigma)
+        norm = (x - real).abs().mean((1, 2, 3, 4), keepdim=True)
+    torch.testing.assert_close(x.grad, (imitated - real) / norm / x[0].numel())
+    torch.testing.assert_close(term.notes["x0_fake"], imitated)
+    torch.testing.assert_close(term.notes["x0_teacher"], real)
+
+
+def narrowed(share: float, real_std: float) -> float:
+    """The spread at which the pull on it is 0 where a share of updates shows independent real clips of that spread.
+
+    For many values per sample mean|x - x0_real| is its expectation. By bisection over levels uniform in .02 to .98.
+    """
+    s = torch.linspace(0.02, 0.98, 2001, dtype=torch.float64)
+    k_real = (1 - s) * real_std**2 / ((1 - s) ** 2 * real_std**2 + s**2)
+    seen = k_real**2 * ((1 - s) ** 2 * real_std**2 + s**2)  # variance of what the teacher says of a real clip
+
+    def pull(std: float) -> float:
+        k = (1 - s) * std**2 / ((1 - s) ** 2 * std**2 + s**2)
+        own = (std**2 * (1 - k_real * (1 - s)) ** 2 + (k_real * s) ** 2).sqrt() * math.sqrt(2 / math.pi)
+        other = (std**2 + seen).sqrt() * math.sqrt(2 / math.pi)
+        return float(((1 - share) * (k - k_real) * (1 - s) * std / own + share * k * (1 - s) * std / other).mean())
+
+    low, high = 0.05 * real_std, 1.5 * real_std
+    for _ in range(40):
+        low, high = ((low + high) / 2, high) if pull((low + high) / 2) < 0 else (low, (low + high) / 2)
+    return low
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_real_clips_that_say_nothing_of_the_sample_narrow_what_it_learns(share: float) -> None:
+    """The bias is the method's: the teacher's answer about an independent clip moves every sample to the mean.
+
+    Here a share of each batch is shown clips, which is a share of the updates on average.
+    """
+    real, g = GaussianVelocity(1.0, 0.5), torch.Generator().manual_seed(1)
+
+    def loss(x: Tensor, fake: GaussianVelocity, **how: Tensor) -> LossTerm:
+        clip = x.detach().clone()
+        count = round(share * len(x))
+        clip[:count] = 1.0 + 0.5 * torch.randn(clip[:count].shape, generator=g)
+        return distribution_matching(x, teacher=unguided(real), fake_score=fake, clip_BCFHW=clip, **how)  # type: ignore[arg-type]
+
+    mean, std = descend(loss)
+    assert mean == pytest.approx(real.mean, abs=0.02)
+    assert std == pytest.approx(narrowed(share, real.std), rel=0.04)
+    assert narrowed(0.0, 0.5) == pytest.approx(0.5) and 0.5 < narrowed(0.5, 0.5) / 0.5 < 0.7
+
+
+class Asked:
+    """Networks that say nothing, and the largest value that the teacher was shown."""
+
+    def teacher(self, x: Tensor, sigma_B: Tensor, guidance: float) -> GuidedVelocity:
+        self.largest = x.max().item()
+        return GuidedVelocity(x, x)
+
+    def auxiliary(self, name: str, x: Tensor, sigma_B: Tensor) -> Tensor:
+        return x
+
+
+def test_one_coin_decides_for_all_samples_of_an_update_whether_real_clips_are_shown() -> None:
+    term = TERM.make(DistributionMatchingRecipe(real=0.5), Setting(sigmas=(1.0, 0.5), real_latents=torch.zeros))
+
+    def shown(update: int, rows: slice) -> bool:
+        random, networks = UpdateRandom(0, update, range(4)).part(rows), Asked()
+        x = torch.zeros(len(random.samples), *SHAPE[1:])
+        term(Sample(x, random, networks, x0_BCFHW=x + 1e4))  # type: ignore[arg-type]
+        return networks.largest > 100
+
+    turns = [shown(update, slice(0, 1)) for update in range(60)]
+    assert turns == [shown(update, slice(1, 4)) for update in range(60)]
+    assert 18 <= sum(turns) <= 42

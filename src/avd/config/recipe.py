@@ -157,6 +157,9 @@ class FakeScoreRecipe(Section):
     updates: int = Field(5, ge=1, le=1000)
     """Updates of the fake score for each of the student's."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
+    ida: float | None = Field(None, ge=0, lt=1)
+    """Share of its weights that it keeps after each student update; the rest becomes the student's (implicit
+    distribution alignment). None: it learns by its own updates alone."""
     start: str | None = None
     """What it begins as: a run, whose fake score it takes over, or a model. None: the run's model."""
 

@@ -166,9 +166,16 @@ def open_run(output: Path, recipe: Section, updates: int, *, resume: bool, owner
 
 def _resolve_method(recipe: Recipe) -> Method:
     try:
-        return Method.of(recipe)
+        method = Method.of(recipe)
     except ValueError as error:
         raise UserError(f"recipe {recipe.name}: {error}: change the weights of its objective") from error
+    continuing = [each.name for each in method.terms if each.term.continues(each.section)]
+    if continuing and recipe.student.start is None:
+        raise UserError(
+            f"recipe {recipe.name}: objective.{continuing[0]}, as it is set, is for a student that has been distilled "
+            f"before: name its run with student.start, or set objective.{continuing[0]}.from_scratch=true"
+        )
+    return method
 
 
 def _open_model(recipe: Recipe, name: str, device: torch.device) -> TextToVideo:

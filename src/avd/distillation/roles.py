@@ -121,6 +121,7 @@ class Roles:
         self.average = Follower("average", averages["average"])
         self.learned = {name: Trained(name, networks[name], each.optimizer) for name, each in method.updates.items()}
         self.followers = {each.name: Follower(each.name, averages[each.name]) for each in method.averaged}
+        self._own_shares = {name: each.ida for name, each in method.updates.items() if each.ida is not None}
 
     def auxiliary(self, name: str) -> Network:
         """The network of an auxiliary."""
@@ -134,6 +135,8 @@ class Roles:
         if self.student.steps > steps:
             for follower in (self.average, *self.followers.values()):
                 follower.follow(self.student)
+            for name, own_share in self._own_shares.items():
+                _align(self.learned[name].network, self.student.network, own_share)
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
@@ -164,6 +167,15 @@ class Roles:
         average = self.average.network
         assert isinstance(average, AdapterVelocity)
         return adapter_stream(average.base.transformer, "average", self._ranks.collect)
+
+
+@torch.no_grad()
+def _align(network: Network, student: Network, own_share: float) -> None:
+    """Give `network`, in place, `own_share` of its own weights and the rest of the student's; of adapters, of their
+    matrices."""
+    own: list[Tensor] = list(network.parameters())
+    other: list[Tensor] = list(student.parameters())
+    torch._foreach_lerp_(own, other, 1.0 - own_share)
 
 
 _Networks = tuple[Network, dict[str, Network], dict[str, EMA[Network]]]

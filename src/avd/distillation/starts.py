@@ -100,6 +100,8 @@ def resolve_starts(recipe: Recipe, method: Method, model: TextToVideo) -> Starts
         start = own if section.start is None else _open(section.start, name, own)
         if recipe.roles == "adapters":
             _check_adapter(recipe, f"{name}.start", section.start, start, own)
+        if section.ida is not None and start.base.shapes != student.base.shapes:
+            raise _cannot_align(name, section)
         auxiliaries[name] = start
     return Starts(teacher, student, auxiliaries)
 
@@ -116,7 +118,17 @@ def read_other_sizes(recipe: Recipe, method: Method) -> dict[str, Sizes]:
             sizes = read_sizes(_network_of(name, role)[0])
             if sizes != own:
                 found[role] = sizes
+    for name, section in method.updates.items():
+        if section.ida is not None and name in found:
+            raise _cannot_align(name, section)
     return found
+
+
+def _cannot_align(name: str, section: FakeScoreRecipe) -> UserError:
+    return UserError(
+        f"{name}.start {section.start} is a network of other sizes than the student, and {name}.ida mixes them: name "
+        f"one of the student's sizes, or set {name}.ida=null"
+    )
 
 
 def _network_of(name: str, role: str) -> tuple[str, str | None]:

@@ -14,8 +14,9 @@ of its gradients.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -166,6 +167,7 @@ class TrainingStep:
 
         made = [predict(i, gradient=in_one) for i in range(len(parts))]
         leaves = [each.detach().requires_grad_() for each in made]
+        notes = defaultdict[tuple[int, int], dict[str, Tensor]](dict)
         for active in self.method.at(random.update).judging(RolloutSource()):
             watched = [self._gradients.on_video(active.name, leaf) for leaf in leaves]
             judged = list(zip(watched, parts, strict=True))
@@ -173,7 +175,7 @@ class TrainingStep:
                 judged = [(torch.cat(watched), slice(0, count))]
             found = UpdateResult()
             for x, rows in judged:
-                sample = self._sample(x, rows, batch, 0, random)
+                sample = replace(self._sample(x, rows, batch, 0, random), notes=notes[rows.start, rows.stop])
                 self._backward(active, sample, rows, count, found)
             _merge(result, found)
         for i, leaf in enumerate(leaves):
@@ -200,11 +202,11 @@ class TrainingStep:
             velocity = self.roles.student.network(
                 x, levels.sigma_B, prompt, frame_stride=frame_stride, space_stride=space_stride
             )
-            leaf = velocity.detach().requires_grad_()
+            leaf, notes = velocity.detach().requires_grad_(), dict[str, Tensor]()
             for active in judging:
                 watched = self._gradients.on_velocity(active.name, leaf, levels.sigma_B)
                 bound = self._bound(prompt, frame_stride, space_stride)
-                sample = Sample(watched, own, bound, x0, eps, x, levels.sigma_B, levels.index_B)
+                sample = Sample(watched, own, bound, x0, eps, x, levels.sigma_B, levels.index_B, notes)
                 self._backward(active, sample, rows, count, found[active.name])
             velocity.backward(leaf.grad)
         for each in found.values():
@@ -273,9 +275,10 @@ class TrainingStep:
         return _Bound(self.roles, prompt, self.unconditional, frame_stride, space_stride)
 
     def _backward(self, active: ActiveTerm, sample: Sample, rows: slice, count: int, found: UpdateResult) -> None:
-        """Backpropagate a part of a term into its source's leaf, and note the parts of its gradient."""
+        """Backpropagate a part of a term into its source's leaf; keep the parts of its gradient, and its notes."""
         term, weight = self.terms[active.name](sample), active.section.weight
         _backpropagate(term, weight, rows, count, found)
+        sample.notes.update(term.notes)
         for part, square_B in term.gradient_parts.items():
             self._gradients.add_part(part, weight**2 * square_B, count)
 

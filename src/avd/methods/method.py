@@ -53,6 +53,7 @@ class Method:
                 )
             if each.term.full_batch and each.source != RolloutSource():
                 raise ValueError(f"{each.name} needs the full batch at once, which only rollouts are")
+            _check_notes(each, terms)
         reserved = auxiliaries.keys() & {"teacher", "student", "average"}
         if reserved:
             raise ValueError(f"an auxiliary is called {min(reserved)}, as another role is")
@@ -182,3 +183,15 @@ class Method:
         starts = sorted({each.section.start for each in self.terms})
         for start, end in zip(starts, [*starts[1:], math.inf], strict=True):
             yield self._started(start).forwards(stages), end - start
+
+
+def _check_notes(reader: ActiveTerm, terms: tuple[ActiveTerm, ...]) -> None:
+    """Raise ValueError if one of `terms` reads what none of them leaves by the time that it starts."""
+    for note in reader.term.reads:
+        writers = [each for each in terms if note in each.term.writes and each.source == reader.source]
+        if not writers:
+            raise ValueError(f"{reader.name} reads {note}, which no term with a weight leaves")
+        if all(each.section.start > reader.section.start or reader.every % each.every for each in writers):
+            raise ValueError(
+                f"{reader.name} acts in updates in which {writers[0].name}, which leaves it {note}, does not"
+            )

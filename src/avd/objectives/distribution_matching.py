@@ -15,6 +15,15 @@ answers that the teacher gives anyway tell their sizes:
     guidance = (x0_cond - x0_real) / mean|x - x0_real|           what moves every sample to where its prompt is plainer
 
 The second does not fade as the student comes to match the teacher. (Decoupled DMD, arXiv 2511.22677, takes them apart.)
+
+DFD (arXiv 2606.18478) asks the teacher, in a share of the updates, about a real clip y of the same prompt, noised with
+the same eps to the same level, while the fake score is asked about x as ever:
+
+    g = (x0_fake(x_sigma) - x0_real(y_sigma)) / mean|x - x0_real(y_sigma)|
+
+What the teacher says of real clips carries their motion, and no guidance or fault of the student moves it. But it knows
+nothing of x: samples are pulled to the mean of what the teacher says, and where prompts leave much open their variety
+shrinks. It is for a few updates of a student that has been distilled before.
 """
 
 from __future__ import annotations
@@ -31,21 +40,33 @@ from avd.objectives.term import Sample, Setting, Stateless, Term
 from avd.section import MOST_WEIGHT
 from avd.types import LossTerm
 
+_COIN = 1_000_000
+"""Sides of the coin that decides whether an update is one with real clips."""
+
 
 def distribution_matching(
-    x_BCFHW: Tensor, *, teacher: GuidedScore, fake_score: Score, sigma_B: Tensor, eps_BCFHW: Tensor
+    x_BCFHW: Tensor,
+    *,
+    teacher: GuidedScore,
+    fake_score: Score,
+    sigma_B: Tensor,
+    eps_BCFHW: Tensor,
+    clip_BCFHW: Tensor | None = None,
 ) -> LossTerm:
     """The loss of samples `x_BCFHW`; gradient reaches only them.
 
     `teacher` gives the guided velocity of the frozen teacher, `fake_score` that of the online score (no guidance); both
-    are called once, without gradient, on the samples noised with `eps_BCFHW` to `sigma_B` in (0, 1].
+    are called once, without gradient, on the samples noised with `eps_BCFHW` to `sigma_B` in (0, 1]; with
+    `clip_BCFHW`, real latents of the samples' prompts, the teacher on these, noised alike. Notes: what both see, as
+    `x0_fake` and `x0_teacher`.
     """
     with torch.no_grad():
         x = x_BCFHW.float()
         noisy = add_noise(x, eps_BCFHW, sigma_B)
-        answer = teacher(noisy, sigma_B)
-        real = x0_from_velocity(noisy, answer.velocity, sigma_B)
-        unguided = x0_from_velocity(noisy, answer.unguided, sigma_B)
+        shown = noisy if clip_BCFHW is None else add_noise(clip_BCFHW.float(), eps_BCFHW, sigma_B)
+        answer = teacher(shown, sigma_B)
+        real = x0_from_velocity(shown, answer.velocity, sigma_B)
+        unguided = x0_from_velocity(shown, answer.unguided, sigma_B)
         fake = x0_from_velocity(noisy, fake_score(noisy, sigma_B), sigma_B)
         norm_B = distance_to_real(x, real)
         gradient = (fake - real) / per_sample(norm_B, x)
@@ -56,22 +77,32 @@ def distribution_matching(
         }
         squares = {name: part.square().flatten(1).mean(1) / norm_B.square() for name, part in parts.items()}
     loss_B = 0.5 * (x_BCFHW.float() - target).square().flatten(1).mean(1)
-    return LossTerm("distribution_matching", loss_B, {"dm_norm": norm_B.mean().item()}, gradient_parts=squares)
+    metrics, notes = {"dm_norm": norm_B.mean().item()}, {"x0_fake": fake, "x0_teacher": real}
+    return LossTerm("distribution_matching", loss_B, metrics, gradient_parts=squares, notes=notes)
 
 
 class DistributionMatchingRecipe(ScoreSection):
     weight: float = Field(1.0, ge=0, le=MOST_WEIGHT)
+    real: float = Field(0.0, ge=0, le=1)
+    """Share of the updates in which the teacher is asked about real clips instead of the student's samples (DFD)."""
+    from_scratch: bool = False
+    """Allow `real` for a student that begins as the teacher."""
 
 
 def _make(section: DistributionMatchingRecipe, setting: Setting) -> Stateless:
     def loss(sample: Sample) -> LossTerm:
         x, networks = sample.output_BCFHW, sample.networks
+        real_turn = False
+        if section.real:  # one coin for the full batch, wherever its samples are
+            coin = sample.random.shared_integer("distribution matching", "real", high=_COIN)
+            real_turn = coin < section.real * _COIN
         return distribution_matching(
             x,
             teacher=lambda noisy, sigma: networks.teacher(noisy, sigma, section.standard_guidance),
             fake_score=lambda noisy, sigma: networks.auxiliary("fake_score", noisy, sigma),
             sigma_B=section.levels.draw(sample.random, "distribution matching"),
             eps_BCFHW=sample.random.normal("distribution matching", "noise", shape=x.shape[1:]),
+            clip_BCFHW=sample.x0_BCFHW if real_turn else None,
         )
 
     return Stateless(loss)
@@ -89,4 +120,7 @@ TERM = Term(
         Pass("fake score, matching", "fake_score"),
     ),
     make=_make,
+    paired=lambda section: section.real > 0,
+    writes=("x0_fake", "x0_teacher"),
+    continues=lambda section: section.real > 0 and not section.from_scratch,
 )

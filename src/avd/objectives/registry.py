@@ -13,12 +13,12 @@ from avd.objectives.term import Term
 
 @cache
 def terms() -> dict[str, Term]:
-    """All terms by name: those that judge rollouts first, then by their files' names.
+    """All terms by name: those that judge rollouts first, of them those that read no other's notes, then by file.
 
     A file added to this folder is found; nothing else names it.
     """
     names = sorted(module.name for module in iter_modules(avd.objectives.__path__))
     modules = (import_module(f"avd.objectives.{name}") for name in names)
     found = [module.TERM for module in modules if isinstance(getattr(module, "TERM", None), Term)]
-    found.sort(key=lambda term: isinstance(term.source(term.section()), DataSource))
+    found.sort(key=lambda term: (isinstance(term.source(term.section()), DataSource), bool(term.reads)))
     return {term.name: term for term in found}

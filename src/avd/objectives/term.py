@@ -70,7 +70,8 @@ class Sample:
 
     `output_BCFHW` is a leaf: a clean video for a rollout, a velocity for real data. `x0`, `eps`, `sigma` and `index`
     are those of noised real data; a rollout leaves them None, unless it is paired (see `Term.paired`): `x0` then are
-    the real latents whose captions its prompts are.
+    the real latents whose captions its prompts are. `notes` are what terms have left of these samples so far, for
+    those that read them.
     """
 
     output_BCFHW: Tensor
@@ -81,6 +82,7 @@ class Sample:
     x_BCFHW: Tensor | None = None
     sigma_B: Tensor | None = None
     index_B: Tensor | None = None
+    notes: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,13 @@ class Term:
     paired: Callable[[Any], bool] = lambda section: False
     """Whether rollouts are on the captions of real clips, which their samples then hold: a conditional comparison of
     the two is one of clips of the same prompt. One such term pairs the rollouts of the method."""
+    writes: tuple[str, ...] = ()
+    """Names of the notes that its loss leaves of the samples it judges (`LossTerm.notes`)."""
+    reads: tuple[str, ...] = ()
+    """Names of notes that it finds in its `Sample`: terms that read come after those that do not."""
+    continues: Callable[[Any], bool] = lambda section: False
+    """Whether it is for a student that has been distilled before. A run without `student.start` is then refused; the
+    term's section has a key `from_scratch` that allows it."""
     check: Callable[[Any, int], None] = lambda section, stages: None
     """Raises ValueError for values that do not fit a student of so many stages."""
     every: Callable[[Any], int] = lambda section: 1
