@@ -117,6 +117,10 @@ COMMANDS = {
         "training.batch is 3, over 2 groups of processes",
     ),
     "plan of heads": ("plan small.yaml --gpus 5 --set compute.context=5", "has 2 attention heads"),
+    "plan of heads on shared clips": (
+        "plan small.yaml --gpus 2 --set compute.context=2 --set objective.adversarial.weight=1",
+        "objective's discriminator reads all tokens of a clip on one process",
+    ),
     "plan of tokens": ("plan small.yaml --gpus 2 --set compute.context=2", "sequences of 5 and 3 tokens"),
     "plan of attention": (
         "plan small.yaml --gpus 2 --set compute.context=2 --set compute.attention=_native_math --set data.cache=tall",

@@ -126,6 +126,14 @@ REFUSED = {
         ("--set", "data.prompts=prompts", *DMD[:4], "--set", "monitors.every=1"),
         "has prompts and no clips, which its monitors compare with",
     ),
+    "prompts beside real clips with captions of their own": (
+        ("--data", "cache", "--set", "data.prompts=prompts", "--set", "objective.adversarial.weight=1"),
+        "has data.prompts, and objective.adversarial compares the student's clips with real ones of the same captions",
+    ),
+    "a discriminator without clips": (
+        ("--set", "data.prompts=prompts", *DMD, "--set", "objective.adversarial.weight=1"),
+        "has prompts and no clips, which objective.adversarial learns from",
+    ),
     "a negative prompt that is not encoded": (
         ("--data", "cache-more", "--set", "negative_prompt=very gaudy"),
         "cache-more does not hold the encoded negative prompt 'very gaudy', which guidance needs: add it with `avd "

@@ -170,6 +170,30 @@ def test_half_resolution_is_refused_where_the_latents_do_not_halve(model: TextTo
         odd.check_half_resolution(24 * multiple)
 
 
+def test_features_are_what_the_blocks_give_and_later_blocks_do_not_compute(model: TextToVideo) -> None:
+    (x, sigma), conditions, network = inputs(model, frames=3), prompts_of(model), filled(model).requires_grad_(False)
+    given: dict[int, torch.Tensor] = {}
+    handles = [
+        block.register_forward_hook(lambda block, args, output, i=i: given.update({i: output}))
+        for i, block in enumerate(network.blocks)
+    ]
+    before = network(x, sigma, conditions, frame_stride=2)
+    expected, last = dict(given), len(network.blocks) - 1
+    for blocks in ((0,), (last,), (0, last)):
+        given.clear()
+        x.requires_grad_()
+        found = network.features(x, sigma, conditions, blocks, frame_stride=2)
+        assert sorted(given) == list(range(max(blocks) + 1))
+        for i, each in zip(blocks, found, strict=True):
+            assert each.dtype == torch.float32 and each.shape[2] == model.sizes.width
+            torch.testing.assert_close(each, expected[i], rtol=0, atol=0)
+        (gradient,) = torch.autograd.grad(sum(each.square().sum() for each in found), x)
+        assert gradient.abs().sum() > 0
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(network(x, sigma, conditions, frame_stride=2), before)
+
+
 def test_shard_units_are_apart_and_hold_every_block(model: TextToVideo) -> None:
     network = model.velocity()
     units = network.shard_units()
@@ -268,6 +292,9 @@ def test_adapters_go_into_the_declared_targets(model: TextToVideo) -> None:
         for p in one.parameters():
             p += 0.05
         torch.testing.assert_close(none(x, sigma, conditions), before)
+        own_features, base_features = (each.features(x, sigma, conditions, (0,))[0] for each in (one, none))
+        assert not torch.allclose(own_features, base_features, atol=1e-4)
+        torch.testing.assert_close(base_features, filled(model).features(x, sigma, conditions, (0,))[0])
         plain = filled(model)
         merged = merged_stream(base.transformer, "one", model.weights(), lambda tensor: tensor.detach())
         plain.transformer.load_state_dict(dict(merged))

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from avd.config import load_recipe, shipped_recipes
 from avd.distillation.task import DistillTask
 from avd.engine.loop import UpdateResult
 from avd.engine.saving import Saver
 from avd.methods.method import Method
+from avd.models.backbone import Backbone
 from avd.objectives.registry import terms
 from helpers.cycles import BATCH, Cycle, make_batch, make_cycle, networks, random_for_all
 from helpers.distill_run import distill
@@ -59,7 +61,7 @@ def test_gradient_reaches_exactly_the_roles_that_a_method_declares(
     method, roles = cycle.step.method, cycle.roles
     assert set(networks(cycle)) == {"teacher", "student", "average", *(each.name for each in method.auxiliaries)}
     graded: Counter[str] = Counter()
-    for name, role in {"student": roles.student, **roles.learned}.items():
+    for name, role in roles.trained.items():
         step = role.step
 
         def counted(name: str = name, step: Any = step) -> float:
@@ -106,32 +108,41 @@ def test_lcm_has_no_fake_score_and_no_rollout_and_keeps_its_target() -> None:
 
 
 def count_forwards(cycle: Cycle, exit_stage: int) -> Counter[str]:
-    """Forwards of each real network, in full batches; a backward that passes counts one, and one more to weights."""
+    """Forwards of each real network, in full batches and counted by blocks; a backward that passes a block counts as
+    much again, and once more where it gives its weights their gradient."""
     cost: Counter[str] = Counter()
-    passing: dict[str, float] = {}
     handles = []
     for name, network in networks(cycle).items():
-
-        def count(module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor], name: str = name) -> None:
-            units = len(args[0]) / BATCH
-
-            def passes(gradient: Tensor) -> None:
-                passing[name] = units
-                cost[name] += units  # type: ignore[assignment]
-
-            cost[name] += units  # type: ignore[assignment]
-            if output[0].requires_grad:
-                output[0].register_hook(passes)
-
-        def reaches_weights(gradient: Tensor, name: str = name) -> None:
-            cost[name] += passing[name]  # type: ignore[assignment]
-
-        handles.append(network.transformer.register_forward_hook(count))
-        handles += [p.register_hook(reaches_weights) for p in list(network.parameters())[-1:] if p.requires_grad]
+        if isinstance(network, Backbone):
+            for block in network.blocks:
+                handles += _count_block(block, name, 1 / (BATCH * len(network.blocks)), cost)
     cycle.run(make_batch(cycle.recipe), random_for_all(cycle, exit_stage))
     for handle in handles:
         handle.remove()
     return cost
+
+
+def _count_block(block: nn.Module, name: str, unit: float, cost: Counter[str]) -> list[RemovableHandle]:
+    """Hooks that count the block's passes, `unit` for each clip, in `cost` of the network `name`."""
+    passing = 0.0
+
+    def count(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        units = len(args[0]) * unit
+
+        def passes(gradient: Tensor) -> None:
+            nonlocal passing
+            passing = units
+            cost[name] += units  # type: ignore[assignment]
+
+        cost[name] += units  # type: ignore[assignment]
+        if output.requires_grad:
+            output.register_hook(passes)
+
+    def reaches_weights(gradient: Tensor) -> None:
+        cost[name] += passing  # type: ignore[assignment]
+
+    weights = [p for p in block.parameters() if p.requires_grad]
+    return [block.register_forward_hook(count), *(p.register_hook(reaches_weights) for p in weights[:1])]
 
 
 @each_recipe

@@ -31,6 +31,7 @@ RUNS = {
     "parts": ("compute.microbatch=1", "training.batch=4", "rollout.shared=false", "compute.checkpointing=full"),
     "replicated": ("compute.shard=1",),
     "context": ("compute.context=2", "name=tall"),
+    "adversarial": ("objective.adversarial.weight=0.5", "discriminator.updates=2", "compute.checkpointing=full"),
     "consistency": (*(f"objective.{name}.weight=0" for name in AVD), "objective.consistency.weight=1"),
 }
 
@@ -110,7 +111,7 @@ def test_copies_are_saved_once(together: Path) -> None:
     assert not load_file(newest / "tensors-00001-of-00002.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["full", "adapters", "consistency"])
+@pytest.mark.parametrize("kind", ["full", "adapters", "adversarial", "consistency"])
 def test_what_two_processes_saved_one_resumes_with(kind: str, together: Path, alone: Path, tmp_path: Path) -> None:
     run, recipe = tmp_path / "run", small_recipe(*RUNS[kind])
     shutil.copytree(together / kind, run)

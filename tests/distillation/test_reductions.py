@@ -46,3 +46,18 @@ def test_rcm_without_consistency_is_dmd() -> None:
     dmd = trained("dmd", *PUBLISHED, *RCM_FAKE_SCORE)
     assert equal(trained("rcm", *alone, *without), dmd)
     assert not equal(trained("rcm", *alone, without[0]), dmd)
+
+
+def test_a_discriminator_that_weighs_nothing_leaves_dmd_as_it_is() -> None:
+    """On the same prompts, while its heads learn."""
+    weightless = "objective.adversarial.weight=1e-30"
+    batch, students = make_batch(make_cycle(weightless, recipe="dmd").recipe), list[list[Tensor]]()
+    for changes in ((), (weightless,)):
+        cycle = make_cycle(*changes, recipe="dmd")
+        heads = [role.network.heads[0][3].weight for role in cycle.roles.heads.values()]
+        before = [weight.detach().clone() for weight in heads]
+        for update in range(2):
+            cycle.run(batch, update_random(update))
+        students.append([p.detach() for p in cycle.roles.student.network.parameters()])
+    assert equal(*students)
+    assert len(heads) == 1 and not torch.equal(heads[0], before[0])

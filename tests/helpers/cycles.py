@@ -95,6 +95,7 @@ def _apart(roles: Roles) -> dict[str, Network]:
     return {
         "student": roles.student.network,
         **{name: roles.auxiliary(name) for name in names},
+        **{name: heads.network for name, heads in roles.heads.items()},
         "average": roles.average.network,
     }
 

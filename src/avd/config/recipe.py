@@ -164,6 +164,14 @@ class FakeScoreRecipe(Section):
     """What it begins as: a run, whose fake score it takes over, or a model. None: the run's model."""
 
 
+class DiscriminatorRecipe(Section):
+    """Heads on features of the frozen teacher, which learn to tell the student's clips from real ones."""
+
+    updates: int = Field(1, ge=1, le=1000)
+    """Updates of the heads for each of the student's."""
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+
+
 class StudentRecipe(Section):
     start: str | None = None
     """What it begins as: a student's folder or a run. None: the run's model."""
@@ -297,6 +305,7 @@ class Recipe(Section):
     rollout: RolloutRecipe = RolloutRecipe()
     objective: ObjectiveRecipe = ObjectiveRecipe()
     fake_score: FakeScoreRecipe = FakeScoreRecipe()
+    discriminator: DiscriminatorRecipe = DiscriminatorRecipe()
     student: StudentRecipe = StudentRecipe()
     compute: ComputeRecipe = ComputeRecipe()
     training: TrainingRecipe = TrainingRecipe()
@@ -314,9 +323,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fill_in_weight_decay(self) -> Recipe:
         """A recipe leaves nothing implicit, so that its file says what was trained."""
-        decay = FULL_WEIGHT_DECAY if self.roles == "full" else 0.0
-        for role in ("student", "fake_score"):
-            section: StudentRecipe | FakeScoreRecipe = getattr(self, role)
+        for role in ("student", "fake_score", "discriminator"):
+            section: StudentRecipe | FakeScoreRecipe | DiscriminatorRecipe = getattr(self, role)
+            decay = 0.0 if self.roles == "adapters" and role != "discriminator" else FULL_WEIGHT_DECAY
             if section.optimizer.weight_decay is None:
                 optimizer = section.optimizer.model_copy(update={"weight_decay": decay})
                 # past the lock of a frozen section, while it is being made

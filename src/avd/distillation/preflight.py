@@ -267,6 +267,11 @@ def _check_monitors(recipe: Recipe, settings: Settings, data: PreparedData | Non
 def _check_context(recipe: Recipe, sizes: Sizes) -> None:
     ranks = recipe.compute.context
     sizes.check_context(ranks)
+    for heads in Method.of(recipe).heads:
+        raise UserError(
+            f"compute.context is {ranks}, and the objective's {heads.name} reads all tokens of a clip on one process: "
+            "set it to 1"
+        )
     rollout = recipe.rollout
     stages = make_stages(few_step_sigmas(rollout.timesteps), *rollout.strided_stages)
     lengths = sorted({sizes.tokens(*strides) for strides in (FULL, *(stage.strides for stage in stages))}, reverse=True)

@@ -11,8 +11,9 @@ holds a complete one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,11 @@ from avd.config import ComputeRecipe, OptimizerRecipe, Recipe
 from avd.distillation.starts import Start, Starts
 from avd.engine.ema import EMA
 from avd.engine.optimizers import make_optimizer, set_learning_rate
-from avd.engine.packing import pack_optimizer, pack_weights, unpack_optimizer, unpack_weights
-from avd.engine.randomness import derive_seed
+from avd.engine.packing import HasParameters, pack_optimizer, pack_weights, unpack_optimizer, unpack_weights
+from avd.engine.randomness import derive_seed, generator_for
 from avd.engine.ranks import SINGLE_PROCESS, Ranks, shard
 from avd.engine.sharding import fill, fill_like
+from avd.methods.heads import FeatureHeads
 from avd.methods.method import Method
 from avd.models.adapters import (
     AdaptedWeights,
@@ -37,7 +39,8 @@ from avd.models.adapters import (
 from avd.models.backbone import Backbone
 from avd.models.lora import LoraMatrices
 from avd.models.streams import TensorStream
-from avd.types import Velocity
+from avd.objectives.term import Heads
+from avd.types import Conditions, Velocity
 
 
 class Network(Velocity, Protocol):
@@ -48,11 +51,31 @@ class Network(Velocity, Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-class Trained:
-    """A role that learns: its network, its optimizer, and how many steps were skipped for non-finite gradients."""
+class FrozenTeacher(Network, Protocol):
+    """A network whose blocks' features are asked for too; see `models.backbone.Backbone.features`."""
 
-    def __init__(self, name: str, network: Network, recipe: OptimizerRecipe) -> None:
-        self.name, self.network, self.recipe = name, network, recipe
+    def features(
+        self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, blocks: Sequence[int], **strides: int
+    ) -> tuple[Tensor, ...]: ...
+
+
+class _Learnt(HasParameters, Protocol):
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+LearntT = TypeVar("LearntT", bound=_Learnt)
+
+
+class Trained(Generic[LearntT]):
+    """A role that learns: its network, its optimizer, and how many steps were skipped for non-finite gradients.
+
+    `gather` is called before each step, for gradients that sharding has not gathered from the ranks.
+    """
+
+    def __init__(
+        self, name: str, network: LearntT, recipe: OptimizerRecipe, gather: Callable[[], None] = lambda: None
+    ) -> None:
+        self.name, self.network, self.recipe, self._gather = name, network, recipe, gather
         self.optimizer = make_optimizer(list(network.parameters()), recipe)
         self.steps = self.skipped = 0
 
@@ -61,6 +84,7 @@ class Trained:
 
         Returns the norm before clipping, over all ranks.
         """
+        self._gather()
         warmup = self.recipe.warmup
         set_learning_rate(self.optimizer, self.recipe.learning_rate * min(1.0, (self.steps + 1) / max(warmup, 1)))
         largest = math.inf if self.recipe.clip is None else self.recipe.clip
@@ -95,7 +119,7 @@ class Follower:
     def network(self) -> Network:
         return self._average.module
 
-    def follow(self, student: Trained) -> None:
+    def follow(self, student: Trained[Network]) -> None:
         """Call it after each step that the student takes."""
         self._average.update(student.network, student.steps - 1)
 
@@ -109,8 +133,9 @@ class Follower:
 class Roles:
     """The networks of a run, as its recipe says, on the device and sharded over the ranks.
 
-    `teacher` is frozen; `student` and the auxiliaries in `learned` learn; `average`, of the student's weights, is what
-    is exported, and the auxiliaries in `followers` follow the student likewise. Only what `method` needs is made.
+    `teacher` is frozen; `student` and the auxiliaries in `learned` learn, as do the `heads` on the teacher's features,
+    which every rank has in full; `average`, of the student's weights, is what is exported, and the auxiliaries in
+    `followers` follow the student likewise. Only what `method` needs is made.
     """
 
     def __init__(self, starts: Starts, recipe: Recipe, method: Method, ranks: Ranks = SINGLE_PROCESS) -> None:
@@ -119,14 +144,23 @@ class Roles:
         self.teacher, networks, averages = make(starts, recipe, method, ranks)
         self.student = Trained("student", networks["student"], recipe.student.optimizer)
         self.average = Follower("average", averages["average"])
-        self.learned = {name: Trained(name, networks[name], each.optimizer) for name, each in method.updates.items()}
+        self.learned = {name: Trained(name, networks[name], each.optimizer) for name, each in method.networks.items()}
+        self.heads = {
+            each.name: _heads(each, starts, recipe.seed, method.updates[each.name].optimizer, ranks)
+            for each in method.heads
+        }
         self.followers = {each.name: Follower(each.name, averages[each.name]) for each in method.averaged}
-        self._own_shares = {name: each.ida for name, each in method.updates.items() if each.ida is not None}
+        self._own_shares = {name: each.ida for name, each in method.networks.items() if each.ida is not None}
 
     def auxiliary(self, name: str) -> Network:
         """The network of an auxiliary."""
-        role: Trained | Follower = self.learned[name] if name in self.learned else self.followers[name]
+        role: Trained[Network] | Follower = self.learned[name] if name in self.learned else self.followers[name]
         return role.network
+
+    @property
+    def trained(self) -> dict[str, Trained[Any]]:
+        """All that learn, by name."""
+        return {"student": self.student, **self.learned, **self.heads}
 
     def step_student(self) -> float:
         """Let the student take its step, and whoever follows it follow. Returns the gradient's norm before clipping."""
@@ -140,15 +174,15 @@ class Roles:
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        roles: list[Trained | Follower] = [self.student, *self.learned.values(), self.average, *self.followers.values()]
+        roles: list[Trained[Any] | Follower] = [*self.trained.values(), self.average, *self.followers.values()]
         return {name: tensor for role in roles for name, tensor in role.tensors().items()}
 
     def state(self) -> dict[str, Any]:
-        return {role.name: role.state() for role in (self.student, *self.learned.values())}
+        return {name: role.state() for name, role in self.trained.items()}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        for role in (self.student, *self.learned.values()):
-            role.load(tensors, state[role.name])
+        for name, role in self.trained.items():
+            role.load(tensors, state[name])
         for follower in (self.average, *self.followers.values()):
             follower.load(tensors)
 
@@ -178,12 +212,20 @@ def _align(network: Network, student: Network, own_share: float) -> None:
     torch._foreach_lerp_(own, other, 1.0 - own_share)
 
 
-_Networks = tuple[Network, dict[str, Network], dict[str, EMA[Network]]]
+_Networks = tuple[FrozenTeacher, dict[str, Network], dict[str, EMA[Network]]]
 """The teacher; the networks that learn, by name; the moving averages of the student, by name."""
 
 
 def _decays(recipe: Recipe, method: Method) -> dict[str, float]:
     return {"average": recipe.student.ema, **{each.name: each.decay for each in method.averaged}}
+
+
+def _heads(which: Heads, starts: Starts, seed: int, optimizer: OptimizerRecipe, ranks: Ranks) -> Trained[FeatureHeads]:
+    """Drawn alike on all ranks."""
+    heads = FeatureHeads(which, starts.teacher.model.sizes.width, starts.teacher.model.sizes.layers)
+    heads.draw(generator_for(seed, which.name))
+    heads.to(ranks.device)
+    return Trained(which.name, heads, optimizer, partial(ranks.average_gradients, heads))
 
 
 def _full(starts: Starts, recipe: Recipe, method: Method, ranks: Ranks) -> _Networks:
@@ -201,7 +243,7 @@ def _full(starts: Starts, recipe: Recipe, method: Method, ranks: Ranks) -> _Netw
             filled.append((start, network))
         return network
 
-    learning = {name: make(starts.of(name)) for name in ("student", *method.updates)}
+    learning = {name: make(starts.of(name)) for name in ("student", *method.networks)}
     averages: dict[str, EMA[Network]] = {
         name: EMA[Network](learning["student"], decay, into=make(starts.student))
         for name, decay in _decays(recipe, method).items()
@@ -211,7 +253,7 @@ def _full(starts: Starts, recipe: Recipe, method: Method, ranks: Ranks) -> _Netw
 
 def _adapters(starts: Starts, recipe: Recipe, method: Method, ranks: Ranks) -> _Networks:
     lora, decays, student = recipe.adapters, _decays(recipe, method), starts.student
-    base, learning = student.model.hollow_velocity().train(), ("student", *method.updates)
+    base, learning = student.model.hollow_velocity().train(), ("student", *method.networks)
     names = (*learning, *decays)
     with torch.device("meta"):
         targets = lora.targets or student.model.sizes.adapter_targets

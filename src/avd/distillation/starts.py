@@ -59,7 +59,7 @@ class Starts:
     def alike(cls, model: TextToVideo, method: Method) -> Starts:
         """All roles begin as one model."""
         start = Start(model, model.weights())
-        return cls(start, start, dict.fromkeys(method.updates, start))
+        return cls(start, start, dict.fromkeys(method.networks, start))
 
     def of(self, name: str) -> Start:
         """What the student, or an auxiliary that learns, begins as, by name."""
@@ -96,7 +96,7 @@ def resolve_starts(recipe: Recipe, method: Method, model: TextToVideo) -> Starts
     student = own if recipe.student.start is None else _open(recipe.student.start, "student", own)
     _check_student(recipe, student, own)
     auxiliaries = {}
-    for name, section in method.updates.items():
+    for name, section in method.networks.items():
         start = own if section.start is None else _open(section.start, name, own)
         if recipe.roles == "adapters":
             _check_adapter(recipe, f"{name}.start", section.start, start, own)
@@ -111,14 +111,14 @@ def read_other_sizes(recipe: Recipe, method: Method) -> dict[str, Sizes]:
 
     Raises UserError for a start that there is not, or whose sizes are not known here.
     """
-    names = {"teacher": recipe.teacher, **{name: section.start for name, section in method.updates.items()}}
+    names = {"teacher": recipe.teacher, **{name: section.start for name, section in method.networks.items()}}
     own, found = read_sizes(recipe.model), {}
     for role, name in names.items():
         if name is not None:
             sizes = read_sizes(_network_of(name, role)[0])
             if sizes != own:
                 found[role] = sizes
-    for name, section in method.updates.items():
+    for name, section in method.networks.items():
         if section.ida is not None and name in found:
             raise _cannot_align(name, section)
     return found

@@ -31,7 +31,7 @@ from avd.engine.stopping import Between, one_part
 from avd.flow import GuidedVelocity, add_noise, subsample
 from avd.methods.method import Method
 from avd.objectives.source import DataSource, RolloutSource, Stages
-from avd.objectives.term import ActiveTerm, Sample, Setting
+from avd.objectives.term import ActiveTerm, Features, Heads, Sample, Setting
 from avd.sampling.rollout import FULL, Rollout, falling_levels
 from avd.sampling.teacher import guided
 from avd.types import Conditions, LossTerm
@@ -70,6 +70,14 @@ class _Bound:
 
     def auxiliary(self, name: str, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor:
         return self.roles.auxiliary(name)(x_BCFHW, sigma_B, self.prompt, **self._strides)
+
+    def features(self, name: str, x_BCFHW: Tensor, sigma_B: Tensor) -> Features:
+        blocks = self.roles.heads[name].network.blocks
+        return self.roles.teacher.features(x_BCFHW, sigma_B, self.prompt, blocks, **self._strides)
+
+    def judge(self, name: str, features: Features) -> Tensor:
+        logits: Tensor = self.roles.heads[name].network(features)
+        return logits
 
     @property
     def _strides(self) -> dict[str, int]:
@@ -114,8 +122,7 @@ class TrainingStep:
             for each in learned:
                 if i < method.updates[each.name].updates:
                     self._update_auxiliary(each.name, samples, batch, fresh, random, i, result)
-        trained = {"student": self.roles.student, **self.roles.learned}
-        skipped = {f"skipped_{name}": float(role.skipped) for name, role in trained.items()}
+        skipped = {f"skipped_{name}": float(role.skipped) for name, role in self.roles.trained.items()}
         result.metrics = self._ranks.mean_metrics(result.metrics | skipped)
         return result
 
@@ -227,10 +234,11 @@ class TrainingStep:
         count, found = len(random.samples), UpdateResult()
         for x, rows in zip(samples, self._parts(count), strict=True):
             sample = self._sample(x, rows, batch, rollout, random)
-            term = auxiliary.loss(sample, partial(sample.networks.auxiliary, name), i)
+            call = sample.networks.judge if isinstance(auxiliary, Heads) else sample.networks.auxiliary
+            term = auxiliary.loss(sample, partial(call, name), i)
             _backpropagate(term, 1.0, rows, count, found)
         _merge(result, found)
-        result.metrics[f"{name}_grad_norm"] = self.roles.learned[name].step()
+        result.metrics[f"{name}_grad_norm"] = self.roles.trained[name].step()
 
     def _roll_out(self, batch: Batch, random: UpdateRandom, rollout: Rollout, i: int) -> list[Tensor]:
         """The samples of rollout `i`, part by part, without gradient."""

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from avd.config import ComputeRecipe
@@ -361,6 +361,7 @@ def shard(network: Backbone, ranks: Ranks, dtype: torch.dtype) -> None:
         make(list(unit.modules), mp_policy=own, ignored_params=left_out)
     if not single:
         make(network, mp_policy=policy)
+    register_fsdp_forward_method(network, "features")
     assert all(isinstance(p, DTensor) for p in network.parameters()), "its units leave weights out"
     if ranks.context_size > 1:  # ranks that share a clip have a part each of its gradient: a sum, not a mean
         for module in network.modules():

@@ -35,7 +35,7 @@ def explain_low_rates(recipe: Recipe) -> str | None:
 
 
 def _optimizers(recipe: Recipe) -> dict[str, OptimizerRecipe]:
-    """The optimizers of what learns, by the dotted key of their learning rate."""
-    updates = Method.of(recipe).updates
-    optimizers = {"student": recipe.student.optimizer, **{name: each.optimizer for name, each in updates.items()}}
+    """The optimizers of the networks that learn, by the dotted key of their learning rate."""
+    networks = Method.of(recipe).networks
+    optimizers = {"student": recipe.student.optimizer, **{name: each.optimizer for name, each in networks.items()}}
     return {f"{name}.optimizer.learning_rate": optimizer for name, optimizer in optimizers.items()}

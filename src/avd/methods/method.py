@@ -9,14 +9,14 @@ in the other updates the method is that of the other terms (`Method.at`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from avd.config import FakeScoreRecipe, Recipe
+from avd.config import DiscriminatorRecipe, FakeScoreRecipe, Recipe
 from avd.methods.exits import Exits
 from avd.objectives.passes import Pass
 from avd.objectives.source import DataSource, RolloutSource, Source
-from avd.objectives.term import ActiveTerm, Auxiliary, Averaged, Learned
+from avd.objectives.term import ActiveTerm, Auxiliary, Averaged, Heads, Learned
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Method:
 
     terms: tuple[ActiveTerm, ...]
     auxiliaries: tuple[Auxiliary, ...]
-    updates: dict[str, FakeScoreRecipe]
+    updates: Mapping[str, FakeScoreRecipe | DiscriminatorRecipe]
     """How each learned auxiliary is trained."""
     shared: bool
     """Whether one rollout per cycle feeds the student and all auxiliaries."""
@@ -57,11 +57,12 @@ class Method:
         reserved = auxiliaries.keys() & {"teacher", "student", "average"}
         if reserved:
             raise ValueError(f"an auxiliary is called {min(reserved)}, as another role is")
-        learned = [name for name, each in auxiliaries.items() if isinstance(each, Learned)]
-        without = [name for name in learned if not isinstance(getattr(recipe, name, None), FakeScoreRecipe)]
+        kinds: dict[type, type] = {Learned: FakeScoreRecipe, Heads: DiscriminatorRecipe}
+        learned = {name: kinds[type(each)] for name, each in auxiliaries.items() if type(each) in kinds}
+        without = [name for name, kind in learned.items() if not isinstance(getattr(recipe, name, None), kind)]
         if without:
             raise ValueError(f"{without[0]} learns, and recipes have no section that says how")
-        updates: dict[str, FakeScoreRecipe] = {name: getattr(recipe, name) for name in learned}
+        updates = {name: getattr(recipe, name) for name in learned}
         rollout = recipe.rollout
         exits = Exits(rollout.exits == "balanced", max(rollout.strided_stages), rollout.half_rate_share)
         made = tuple(auxiliaries.values())
@@ -107,8 +108,18 @@ class Method:
         return tuple(each for each in self.terms if each.source == source)
 
     @property
-    def learned(self) -> tuple[Learned, ...]:
-        return tuple(each for each in self.auxiliaries if isinstance(each, Learned))
+    def networks(self) -> dict[str, FakeScoreRecipe]:
+        """How each learned auxiliary is trained that is a network like the teacher."""
+        return {name: each for name, each in self.updates.items() if isinstance(each, FakeScoreRecipe)}
+
+    @property
+    def heads(self) -> tuple[Heads, ...]:
+        """The learned auxiliaries that are heads on the teacher's features."""
+        return tuple(each for each in self.auxiliaries if isinstance(each, Heads))
+
+    @property
+    def learned(self) -> tuple[Learned | Heads, ...]:
+        return tuple(each for each in self.auxiliaries if isinstance(each, Learned | Heads))
 
     @property
     def averaged(self) -> tuple[Averaged, ...]:
@@ -142,9 +153,8 @@ class Method:
                 found += source.passes(self.rollouts, in_parts=in_parts)
             for each in self.judging(source):
                 found += each.term.passes(each.section)
-        for name, recipe in self.updates.items():
-            title = f"{name.replace('_', ' ')}, {recipe.updates} updates"
-            found.append(Pass(title, name, recipe.updates, learns=True))
+        for auxiliary in self.learned:
+            found += auxiliary.passes(self.updates[auxiliary.name].updates)
         return tuple(found)
 
     def mean_passes(self, *, in_parts: bool = False) -> tuple[Pass, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -45,6 +45,13 @@ class AdapterVelocity:
     ) -> Tensor:
         with switched(self.base.transformer, self.adapter):
             return self.base(x_BCFHW, sigma_B, conditions, frame_stride=frame_stride, space_stride=space_stride)
+
+    def features(
+        self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, blocks: Sequence[int], **strides: int
+    ) -> tuple[Tensor, ...]:
+        """See `Backbone.features`."""
+        with switched(self.base.transformer, self.adapter):
+            return self.base.features(x_BCFHW, sigma_B, conditions, blocks, **strides)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The adapter's own; the base's are nobody's."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -36,9 +36,9 @@ class ShardUnit:
 class Backbone(nn.Module):
     """A network as an `avd.types.Velocity`, in the convention of `avd.flow`: noise levels in, float32 velocities out.
 
-    A family subclasses it, gives `forward` and `blocks`, and replaces what its own libraries do better. Frame i of an
-    input of frame stride s stands at position s * i of the clip, whatever else is in the batch; likewise with rows and
-    columns.
+    A family subclasses it, gives `forward`, `blocks` and `first_blocks`, and replaces what its own libraries do better.
+    Frame i of an input of frame stride s stands at position s * i of the clip, whatever else is in the batch; likewise
+    with rows and columns.
     """
 
     float32_names: frozenset[str] = frozenset()
@@ -66,6 +66,34 @@ class Backbone(nn.Module):
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated blocks, all of one size, in the order in which they compute."""
         raise NotImplementedError
+
+    @contextmanager
+    def first_blocks(self, count: int) -> Iterator[None]:
+        """Within it, only so many of the blocks compute, and what comes after them."""
+        raise NotImplementedError
+        yield
+
+    def features(
+        self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, blocks: Sequence[int], **strides: int
+    ) -> tuple[Tensor, ...]:
+        """What the blocks of these numbers, from 0, make of an input: (B, tokens, width) each, in float32.
+
+        `strides` are those of `forward`. Blocks after the last of them do not compute. Gradients pass to the input.
+        Ranks that share sequences would have a part of the tokens each.
+        """
+        found: dict[int, Tensor] = {}
+
+        def keep(i: int, block: nn.Module, inputs: Any, output: Tensor) -> None:
+            found[i] = output
+
+        handles = [self.blocks[i].register_forward_hook(partial(keep, i)) for i in blocks]
+        try:
+            with self.first_blocks(max(blocks) + 1):
+                self.forward(x_BCFHW, sigma_B, conditions, **strides)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return tuple(found[i].float().clone() for i in blocks)  # a sharded module must not return a view
 
     def shard_units(self) -> list[ShardUnit]:
         """What FSDP2 shards, each by itself; the weights outside of all units are sharded together with the root, in

@@ -68,6 +68,11 @@ class Sizes(ABC):
         """Latent frames of which every `stride`-th is kept."""
         return (self.latent_CFHW[1] - 1) // stride + 1
 
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Values of a token between blocks."""
+
     @abstractmethod
     def tokens(self, stride: int = 1, space_stride: int = 1) -> int:
         """Tokens of a clip of which every `stride`-th latent frame is kept, and of these every `space_stride`-th row

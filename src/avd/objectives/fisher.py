@@ -31,7 +31,7 @@ from avd.flow import GuidedVelocity, add_noise, per_sample, x0_from_velocity
 from avd.objectives.fake_score import GuidedScore, Score, ScoreSection, distance_to_real, fake_score
 from avd.objectives.passes import Pass
 from avd.objectives.source import RolloutSource
-from avd.objectives.term import Sample, Setting, Stateless, Term
+from avd.objectives.term import Sample, Setting, Stateless, Term, through_input
 from avd.types import LossTerm
 
 
@@ -61,7 +61,7 @@ def sgmd(
         residual_B = 0.5 * ((fake - clean).square() / per_sample(sigma_B, fake)).flatten(1).mean(1)
         loss_B = matching_B - residual * residual_B
     metrics = {"fisher_norm": norm_B.mean().item(), "fisher_residual": residual_B.mean().item()}
-    return _through_input(x_BCFHW, x, loss_B, metrics)
+    return LossTerm("fisher", through_input(x_BCFHW, x, loss_B), metrics)
 
 
 def sid(
@@ -82,18 +82,7 @@ def sid(
         norm_B = distance_to_real(x, real).detach()
         difference = real - fake
         loss_B = (difference * ((real - x) - alpha * difference)).flatten(1).mean(1) / norm_B
-    return _through_input(x_BCFHW, x, loss_B, {"fisher_norm": norm_B.mean().item()})
-
-
-def _through_input(x_BCFHW: Tensor, leaf: Tensor, loss_B: Tensor, metrics: dict[str, float]) -> LossTerm:
-    """A term of value `loss_B` whose gradient in `x_BCFHW` is that of `loss_B` in `leaf`, and in nothing else.
-
-    Asked for the leaf's gradient alone, autograd computes none of the networks' weights.
-    """
-    (gradient,) = torch.autograd.grad(loss_B.sum(), leaf)
-    x = x_BCFHW.float()
-    moved_B = ((x - x.detach()) * gradient).flatten(1).sum(1)  # 0, with the gradient wanted
-    return LossTerm("fisher", loss_B.detach() + moved_B, metrics)
+    return LossTerm("fisher", through_input(x_BCFHW, x, loss_B), {"fisher_norm": norm_B.mean().item()})
 
 
 class FisherRecipe(ScoreSection):

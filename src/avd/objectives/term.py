@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -49,6 +50,10 @@ class GuidedSection(TermSection):
         return 1 if self.standard_guidance == 1.0 else 2
 
 
+Features = tuple[Tensor, ...]
+"""What some of the teacher's blocks make of an input, (B, tokens, width) each."""
+
+
 class Networks(Protocol):
     """The networks of a run, for the conditions and the strides of some samples.
 
@@ -62,6 +67,14 @@ class Networks(Protocol):
     def student(self, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor: ...
 
     def auxiliary(self, name: str, x_BCFHW: Tensor, sigma_B: Tensor) -> Tensor: ...
+
+    def features(self, name: str, x_BCFHW: Tensor, sigma_B: Tensor) -> Features:
+        """What the teacher's blocks that the heads `name` judge make of an input."""
+        ...
+
+    def judge(self, name: str, features: Features) -> Tensor:
+        """The logits of the heads `name`, (B, heads): above 0 for what looks real."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,15 @@ class Sample:
     sigma_B: Tensor | None = None
     index_B: Tensor | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
+
+
+def through_input(x_BCFHW: Tensor, leaf_BCFHW: Tensor, loss_B: Tensor) -> Tensor:
+    """Values `loss_B`, (B,), of a loss that was computed from `leaf_BCFHW`, a leaf of the value of `x_BCFHW`, through
+    networks. Their gradient in `x_BCFHW` is that of the loss, and it reaches nothing else: autograd is asked for the
+    leaf's alone, and computes no gradient of a weight."""
+    (gradient,) = torch.autograd.grad(loss_B.sum(), leaf_BCFHW)
+    x = x_BCFHW.float()
+    return loss_B.detach() + ((x - x.detach()) * gradient).flatten(1).sum(1)  # 0, with the gradient wanted
 
 
 @dataclass(frozen=True)
@@ -137,8 +159,9 @@ class Stateless:
 class AuxiliaryLoss(Protocol):
     """What an auxiliary learns from a rollout's clean videos. Compared by value: make it a frozen dataclass."""
 
-    def __call__(self, sample: Sample, network: Callable[[Tensor, Tensor], Tensor], update: int) -> LossTerm:
-        """`network(x, sigma_B)` carries a gradient; `update` counts the auxiliary's updates of this cycle from 0."""
+    def __call__(self, sample: Sample, network: Callable[..., Tensor], update: int) -> LossTerm:
+        """`network` carries a gradient: of a `Learned` it is called with (x, sigma_B), of `Heads` with features.
+        `update` counts the auxiliary's updates of this cycle from 0."""
         ...
 
 
@@ -152,6 +175,33 @@ class Learned:
     name: str
     loss: AuxiliaryLoss
 
+    def passes(self, updates: int) -> tuple[Pass, ...]:
+        """Those of a cycle of so many updates."""
+        return (Pass(f"{_title(self.name)}, {_times(updates)}", self.name, updates, learns=True),)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Small modules on features of the frozen teacher, which learn on rollouts, `updates` times per cycle.
+
+    One head judges what the teacher has made of a noisy clip after each of `depths`, shares of its blocks, rising. The
+    recipe's section of the auxiliary's name holds its number of updates and its optimizer. Every rank has the heads in
+    full.
+    """
+
+    name: str
+    loss: AuxiliaryLoss
+    depths: tuple[float, ...]
+    width: int
+    """Hidden units of each head."""
+    inputs: int
+    """Inputs that the teacher makes features of in each update, per clip."""
+
+    def passes(self, updates: int) -> tuple[Pass, ...]:
+        """Those of a cycle of so many updates: the teacher's, as the heads themselves take next to nothing."""
+        title = f"features for the {_title(self.name)}, {_times(updates)}"
+        return (Pass(title, "teacher", updates * self.inputs * self.depths[-1]),)
+
 
 @dataclass(frozen=True)
 class Averaged:
@@ -161,7 +211,15 @@ class Averaged:
     decay: float
 
 
-Auxiliary = Learned | Averaged
+Auxiliary = Learned | Heads | Averaged
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _times(updates: int) -> str:
+    return "1 update" if updates == 1 else f"{updates} updates"
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from avd.config import AdaptersRecipe, OptimizerRecipe, Recipe
+from avd.methods.heads import FeatureHeads
 from avd.methods.method import Method
 from avd.models.sizes import Sizes
 from avd.objectives.source import DataSource
+from avd.objectives.term import Heads
 from avd.planning.activations import MeasuredPass, PassMemory, PassMeter, build_hollow
 
 _FLOAT32 = 4
@@ -156,8 +158,18 @@ class Account:
 
     def _trained(self, network: str) -> int:
         """Parameters that are trained of a network that learns."""
+        for heads in self._method.heads:
+            if heads.name == network:
+                return self._heads(heads) * self._shard  # which every rank has in full
         parameters = self._of(network).parameters
         return parameters.adapter if self._adapted else parameters.network
+
+    def _heads(self, which: Heads) -> int:
+        """Parameters of heads on the teacher's features."""
+        sizes = self._of("teacher").meter.sizes
+        with torch.device("meta"):
+            heads = FeatureHeads(which, sizes.width, sizes.layers)
+        return sum(parameter.numel() for parameter in heads.parameters())
 
     def _gradients(self, network: str) -> float:
         """Bytes of all of a network's gradients."""
@@ -187,7 +199,7 @@ class Account:
             title = source.name if isinstance(source, DataSource) else "student"
             found.append(self._backward(f"{title}'s backward", "student", had))
             had = self._gradients("student")
-        for name in (each.name for each in self._method.learned):
+        for name in self._method.networks:
             had = 0.0 if self._one_part else self._gradients(name)
             found.append(self._backward(f"{_title(name)}'s backward", name, had))
         found += self.monitoring()

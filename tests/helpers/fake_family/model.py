@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -86,6 +87,15 @@ class FakeVelocity(Backbone):
     def blocks(self) -> Sequence[nn.Module]:
         return self.transformer.layers
 
+    @contextmanager
+    def first_blocks(self, count: int) -> Iterator[None]:
+        layers = self.transformer.layers
+        self.transformer.layers = layers[:count]
+        try:
+            yield
+        finally:
+            self.transformer.layers = layers
+
     def shard_units(self) -> list[ShardUnit]:
         return [ShardUnit((self.transformer.level,), float32=True), *super().shard_units()]
 
@@ -93,6 +103,10 @@ class FakeVelocity(Backbone):
 @dataclass(frozen=True)
 class FakeSizes(Sizes):
     adapter_targets: ClassVar[tuple[str, ...]] = ("query", "value")
+
+    @property
+    def width(self) -> int:
+        return WIDTH
 
     def tokens(self, stride: int = 1, space_stride: int = 1) -> int:
         return self.frames(stride) * (self.latent_CFHW[2] // space_stride) * (self.latent_CFHW[3] // space_stride)

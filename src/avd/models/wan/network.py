@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +55,15 @@ class WanVelocity(Backbone):
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return self.transformer.blocks
+
+    @contextmanager
+    def first_blocks(self, count: int) -> Iterator[None]:
+        blocks = self.transformer.blocks
+        self.transformer.blocks = blocks[:count]
+        try:
+            yield
+        finally:
+            self.transformer.blocks = blocks
 
     def shard_units(self) -> list[ShardUnit]:
         """The embedding of the noise level computes in float32 throughout: in bfloat16, neighbouring timesteps would
