@@ -70,6 +70,11 @@ class RolloutRecipe(Section):
     exits: Literal["uniform", "balanced"] = "uniform"
     """Where training's rollouts exit: at any stage (paper), or so that each stage learns equally often at each rate."""
 
+    interpolator: Literal["frozen", "trained"] = "frozen"
+    """Whether the interpolator learns with the student, from the gradient of samples that it fills in."""
+    interpolator_rate: float = Field(1e-4, gt=0, le=1)
+    """Learning rate of an interpolator that is trained; its optimizer is else the student's."""
+
     @property
     def strided_stages(self) -> tuple[int, int]:
         """How many of the first stages run at half rate, and at half resolution."""
@@ -88,6 +93,11 @@ class RolloutRecipe(Section):
         if self.exits == "balanced" and (not any(self.strided_stages) or self.half_rate_share == 1):
             raise ValueError(
                 "balanced exits need two rates: set half_rate_stages and a half_rate_share below 1, or exits to uniform"
+            )
+        if self.interpolator == "trained" and not any(self.strided_stages):
+            raise ValueError(
+                "interpolator is trained, and no stage runs at half rate or resolution: set interpolator to frozen, or "
+                "half_rate_stages to at least 1"
             )
         if self.drawn_shift is not None and self.transition == "euler":
             raise ValueError(

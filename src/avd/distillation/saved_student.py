@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from avd.config import Recipe
+from avd.distillation.interpolating import saved_interpolator
 from avd.distillation.model_record import recorded_model
 from avd.distillation.preflight import named_interpolator
 from avd.distillation.starts import Start, run_recipe, saved_start
@@ -50,6 +51,7 @@ def open_saved_student(run: Path, which: str) -> Iterator[Student]:
     interpolator = None if folder is None else FrameInterpolator.load(folder)
     with _opened(path) as tensors:
         weights, adapter = saved_streams(recipe, tensors, model)
+        interpolator = saved_interpolator(recipe, tensors, interpolator)
         yield Student(model, weights, adapter, asdict(settings), interpolator)
 
 

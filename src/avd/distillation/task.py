@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from avd.config import Recipe
 from avd.distillation.data import RunData
+from avd.distillation.interpolating import TrainedInterpolator, saved_interpolator
 from avd.distillation.reading import BatchReader
 from avd.distillation.roles import Roles
 from avd.distillation.sampler import RunSampler
@@ -66,12 +68,18 @@ class DistillTask:
         assert not any(strided) or interpolator is not None, "see `distillation.preflight`"
         self.unconditional = data.unconditional.to(ranks.device)
         self.roles = Roles(starts or Starts.alike(model, self.method), recipe, self.method, ranks)
-        if interpolator is not None:
+        self.learning: TrainedInterpolator | None = None
+        """The interpolator, if it is trained."""
+        if interpolator is not None and recipe.rollout.interpolator == "trained":
+            self.learning = TrainedInterpolator(interpolator, recipe, ranks)
+            self.interpolator = self.learning.average
+        elif interpolator is not None:
             interpolator.eval().requires_grad_(False).to(ranks.device)
         sigmas = few_step_sigmas(recipe.rollout.timesteps)
         transition = recipe.rollout.transition
         self._full_rollout = Rollout(make_stages(sigmas), transition=transition)
         self.rollout = Rollout(make_stages(sigmas, *strided), interpolator, transition)
+        self._sampled_rollout = Rollout(make_stages(sigmas, *strided), self.interpolator, transition)
         self.step = TrainingStep(
             self.method,
             self.roles,
@@ -86,7 +94,7 @@ class DistillTask:
 
     def sampler(self) -> RunSampler:
         """Videos of the networks as they are trained."""
-        return RunSampler(self.model, self.roles, self.rollout, self.unconditional)
+        return RunSampler(self.model, self.roles, self._sampled_rollout, self.unconditional)
 
     def update(self, n: int, between: Between = one_part) -> UpdateResult:
         strided = falls_in_share(n, self.recipe.rollout.half_rate_share)
@@ -95,7 +103,10 @@ class DistillTask:
         if self.roll_backs:
             seed = derive_seed(seed, "roll-back", self.roll_backs)
         random = UpdateRandom(seed, n, self.samples, self.ranks.device)
-        return self.step.run(batch, random, self.rollout if strided else self._full_rollout, between)
+        result = self.step.run(batch, random, self.rollout if strided else self._full_rollout, between)
+        if self.learning is not None:
+            result.metrics |= self.learning.step()
+        return result
 
     def validate(self, n: int) -> dict[str, float]:
         """Nothing: what a run measures of itself, its monitors measure."""
@@ -121,30 +132,40 @@ class DistillTask:
         sampler.rest()
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.roles.tensors() | self.step.tensors()
+        learning = {} if self.learning is None else self.learning.tensors()
+        return self.roles.tensors() | self.step.tensors() | learning
+
+    def average_tensors(self) -> dict[str, Tensor]:
+        """What the averaged student is made of."""
+        learning = {} if self.learning is None else self.learning.average_tensors()
+        return self.roles.average.tensors() | learning
 
     def state(self) -> dict[str, Any]:
         return {
             **self.roles.state(),
             **self.reader.state_dict(),
             "roll_backs": self.roll_backs,
+            **({} if self.learning is None else self.learning.state()),
         }
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.roles.load(tensors, state)
         self.step.load(tensors)
+        if self.learning is not None:
+            self.learning.load(tensors, state)
         self.reader.load_state_dict(state)
         self.roll_backs = state["roll_backs"]
 
     def export(self, folder: Path) -> None:
         """`student/`: the averaged student with how it is to be sampled; a diffusers folder, or a LoRA for its base."""
         adapter = self.roles.adapter_stream() if self.recipe.roles == "adapters" else None
-        self._write(self._student(self.roles.average_stream(), adapter), folder)
+        self._write(self._student(self.roles.average_stream(), adapter, self.interpolator), folder)
 
     def export_saved(self, tensors: SavedTensors, folder: Path) -> None:
         """The same of the averaged student in a checkpoint of this run. For the first rank alone."""
         weights, adapter = saved_streams(self.recipe, tensors, self.model)
-        self._write(self._student(weights, adapter), folder)
+        interpolator = saved_interpolator(self.recipe, tensors, copy.deepcopy(self.interpolator))
+        self._write(self._student(weights, adapter, interpolator), folder)
 
     @property
     def student_settings(self) -> Settings:
@@ -158,8 +179,10 @@ class DistillTask:
             half_resolution_stages=rollout.half_resolution_stages,
         )
 
-    def _student(self, weights: TensorStream, adapter: TensorStream | None) -> Student:
-        return Student(self.model, weights, adapter, asdict(self.student_settings), self.interpolator)
+    def _student(
+        self, weights: TensorStream, adapter: TensorStream | None, interpolator: FrameInterpolator | None
+    ) -> Student:
+        return Student(self.model, weights, adapter, asdict(self.student_settings), interpolator)
 
     def _write(self, student: Student, folder: Path) -> None:
         lora = student.adapter is not None and not self.recipe.adapters.merge

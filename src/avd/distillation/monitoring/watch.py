@@ -134,7 +134,7 @@ class RunWatch:
         with task.ranks.together():
             if task.ranks.is_main and (best / "student").exists():
                 remove_folder(best / "student")  # of a run that had ended, and of a student before
-        self._save(best, updates, task.roles.average.tensors(), {})
+        self._save(best, updates, task.average_tensors(), {})
         with task.ranks.together():
             if task.ranks.is_main:
                 values = {"updates": updates, "by": self._recipe.keep_best, **measurement.metrics}
