@@ -7,15 +7,19 @@ from pathlib import Path
 import pytest
 
 from avd.config import AblationRecipe, load, load_recipe
+from avd.config.ablation import CurveRecipe
 from avd.types import UserError
 
 TEACHER = "{name: t, recipe: dmd, sampler: many}"
 DMD = "{name: dmd, recipe: dmd, knob: {key: seed, values: [1, 2]}}"
 
 
+CURVE = "curves: [{name: k, recipe: avd, key: objective.regression.k, values: [1, 3]}]\n"
+
+
 def complaint(folder: Path, *rows: str, more: str = "") -> str:
     path = folder / "plan.yaml"
-    path.write_text("kind: ablation\n" + more + "rows:\n" + "".join(f"- {row}\n" for row in rows))
+    path.write_text("kind: ablation\n" + more + CURVE + "rows:\n" + "".join(f"- {row}\n" for row in rows))
     with pytest.raises(UserError) as error:
         load(AblationRecipe, str(path))
     return str(error.value)
@@ -24,6 +28,7 @@ def complaint(folder: Path, *rows: str, more: str = "") -> str:
 @pytest.mark.parametrize(
     ("rows", "fault"),
     [
+        ([DMD, "{name: k 1, recipe: avd}"], "curve k 1 has the name of a row"),
         ([DMD, DMD], "two rows are called dmd"),
         (["{name: half, run: dmd}", DMD], "row half needs dmd, which is no row before it"),
         ([TEACHER, "{name: half, run: t}"], "row half needs t, which is no row before it with runs of its own"),
@@ -49,6 +54,14 @@ def test_tuning_seeds_and_orderings_are_checked(tmp_path: Path) -> None:
     assert "orderings name dmd" in complaint(tmp_path, DMD, more="orderings: [[dmd, dmd]]\n")
 
 
+def test_a_curve_is_a_row_per_value() -> None:
+    values = {"name": "k", "recipe": "avd", "key": "objective.regression.k", "values": (1.0, 3.0)}
+    points = CurveRecipe.model_validate(values).points
+    assert [row.changes for row in points.values()] == [(f"objective.regression.k={k}",) for k in (1.0, 3.0)]
+    shares = CurveRecipe.model_validate(values | {"key": "share", "values": (0.25, 1.0)}).points
+    assert {value: (row.share, row.changes) for value, row in shares.items()} == {"0.25": (0.25, ()), "1.0": (1.0, ())}
+
+
 def test_every_shipped_row_has_a_recipe_that_takes_its_knob_and_begins_with_its_value() -> None:
     plan = load(AblationRecipe, "ablation")
     for row in plan.rows:
@@ -58,3 +71,5 @@ def test_every_shipped_row_has_a_recipe_that_takes_its_knob_and_begins_with_its_
                 load_recipe(row.recipe, [*row.changes, f"{row.knob.key}={value}"])
             if row.knob is not None:
                 assert load_recipe(row.recipe, [*row.changes, f"{row.knob.key}={row.knob.values[0]}"]) == recipe
+    for curve in plan.curves:
+        assert all(load_recipe(curve.recipe, row.changes) for row in curve.points.values())

@@ -82,6 +82,31 @@ class RowRecipe(Section):
         return self
 
 
+SHARE = "share"
+"""The key of a curve over the budget."""
+
+
+class CurveRecipe(Section):
+    """A recipe at several values of one key, each a row: how measures follow it."""
+
+    name: str
+    recipe: str
+    key: str
+    """A dotted key of the recipe, or "share": of the plan's forwards."""
+    values: tuple[Any, ...] = Field(min_length=2, max_length=100)
+
+    @property
+    def points(self) -> dict[str, RowRecipe]:
+        """Its rows, by the value as text."""
+        return {str(value): self._point(value) for value in self.values}
+
+    def _point(self, value: Any) -> RowRecipe:
+        name = f"{self.name} {value}"
+        if self.key == SHARE:
+            return RowRecipe(name=name, recipe=self.recipe, share=value)
+        return RowRecipe(name=name, recipe=self.recipe, changes=(f"{self.key}={value}",))
+
+
 class TuningRecipe(Section):
     """How knobs are tuned: with seeds and on captions that judge nothing."""
 
@@ -93,6 +118,8 @@ class TuningRecipe(Section):
 class AblationRecipe(Section):
     kind: Literal["ablation"] = "ablation"
     rows: tuple[RowRecipe, ...] = Field((), max_length=1000)
+    curves: tuple[CurveRecipe, ...] = Field((), max_length=100)
+    """They are run only if their names are given."""
     orderings: tuple[tuple[str, str], ...] = ()
     """Pairs of rows, of which the paper's order is held against what is found."""
     forwards: int = Field(3800, ge=1, le=1_000_000_000)
@@ -117,6 +144,11 @@ class AblationRecipe(Section):
                 if other not in names or names[other].is_teacher or names[other].run is not None:
                     raise ValueError(f"row {row.name} needs {other}, which is no row before it with runs of its own")
             names[row.name] = row
+        for name in [
+            name for curve in self.curves for name in (curve.name, *(row.name for row in curve.points.values()))
+        ]:
+            if name in names:
+                raise ValueError(f"curve {name} has the name of a row")
         unknown = [name for pair in self.orderings for name in pair if name not in names or names[name].paper is None]
         if unknown:
             raise ValueError(f"orderings name {unknown[0]}, which is no row that the paper has")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from avd.evaluation.rows import Results, Row, read_results, write_results
-from avd.report.ablation import ablation_tables, write_between
+from avd.report.ablation import ablation_tables, without_curves, write_between
 from avd.report.clip_values import write_clip_values
 from avd.report.comparison import comparison_table
 from avd.report.comparison_page import ComparisonPage, ShownSet
@@ -22,6 +22,7 @@ __all__ = [
     "markdown_table",
     "read_results",
     "terminal_table",
+    "without_curves",
     "write_between",
     "write_clip_values",
     "write_report",

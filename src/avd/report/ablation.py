@@ -25,12 +25,19 @@ _COUNT, _SECONDS, _TOTAL = NumberFormat(), NumberFormat(digits=2), NumberFormat(
 def ablation_tables(results: Results, stale: Mapping[str, str]) -> str:
     """Tables of all rows in Markdown: a suite each, what they cost, what the paper has of them; and sentences on what
     agrees. `stale` has the reasons why rows are marked so, by name."""
-    rows, meta = results.rows, results.meta
+    meta, rows = results.meta, without_curves(results)
     parts = [_of_suite(rows, suite, stale) for suite in dict.fromkeys(suite for row in rows for suite in row.scores)]
     parts += [_costs(rows), _paper(rows, meta.get("paper", {}))]
     parts.append("\n".join(f"- {line}" for line in meta.get("orderings", [])))
     parts.append(_knobs(meta.get("knobs", {})))
+    parts += [_curve(results.rows, name, curve, stale) for name, curve in meta.get("curves", {}).items()]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def without_curves(results: Results) -> list[Row]:
+    """The rows that are no points of a curve."""
+    points = {name for curve in results.meta.get("curves", {}).values() for name in curve["rows"]}
+    return [row for row in results.rows if row.name not in points]
 
 
 def write_between(page: Path, text: str) -> None:
@@ -44,13 +51,17 @@ def write_between(page: Path, text: str) -> None:
 
 
 def _of_suite(rows: Sequence[Row], suite: str, stale: Mapping[str, str]) -> str:
+    return f"**Suite {suite}**\n\n{_table(rows, suite, stale)}"
+
+
+def _table(rows: Sequence[Row], suite: str, stale: Mapping[str, str]) -> str:
     """The table of one suite's measures."""
     judged = [row for row in rows if suite in row.scores]
     alone = [
         row.model_copy(update={"scores": {suite: row.scores[suite]}, "errors": {suite: row.errors.get(suite, {})}})
         for row in judged
     ]
-    return f"**Suite {suite}**\n\n{markdown_table(alone, stale=stale)}"
+    return markdown_table(alone, stale=stale)
 
 
 def _costs(rows: Sequence[Row]) -> str:
@@ -112,6 +123,17 @@ def _knobs(knobs: Mapping[str, Mapping[str, Any]]) -> str:
         trials = ", ".join(f"{each['value']}: {each['loss']:.3f} ± {each['error']:.3f}" for each in knob["trials"])
         lines.append(_line([name, f"`{knob['key']}`", str(knob["value"]), trials]))
     return "\n".join(lines)
+
+
+def _curve(rows: Sequence[Row], name: str, curve: Mapping[str, Any], stale: Mapping[str, str]) -> str:
+    """How the measures follow one key, a line per value."""
+    values: Mapping[str, str] = curve["rows"]
+    points = [row.model_copy(update={"name": values[row.name]}) for row in rows if row.name in values]
+    if not points:
+        return ""
+    marks = {values[row]: reason for row, reason in stale.items() if row in values}
+    title = f"**Curve {name}: {curve['recipe']} by `{curve['key']}`**"
+    return f"{title}\n\n{_table(points, 'world', marks)}"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from avd.config import load_recipe
 from avd.evaluation.rows import Row, read_results
 from avd.experiments.ablation import students
 from avd.methods.method import Method
+from avd.report.ablation import BEGIN, END
 from helpers import killing
 from helpers.command import avd
 from helpers.tiny import tiny_interpolator, tiny_model
@@ -38,6 +39,7 @@ rows:
   - {name: dmd at half rate, run: dmd, sampler: half}
   - {name: longer, recipe: dmd, updates: 1, starts: {student.start: dmd}}
 orderings: [[dmd, teacher]]
+curves: [{name: of k, recipe: avd, key: objective.regression.k, values: [1.0, 3.0]}]
 """
 COMMAND = Callable[..., int]
 
@@ -121,6 +123,19 @@ def test_killed_anywhere_and_resumed_by_two_processes_it_has_the_same_rows(
     assert killing.in_forks([lambda: command(tmp_path, *words)] * 2) == [0, 0]
     found, expected = read_results(tmp_path / "results.json").rows, read_results(output / "results.json").rows
     assert scores(found) == scores([row for row in expected if row.name in ("rendered clips", *names)])
+
+
+def test_a_curve_is_run_by_its_name_and_has_a_table_of_its_own(command: COMMAND, output: Path, tmp_path: Path) -> None:
+    shutil.copytree(output / "rendered", tmp_path / "rendered")
+    assert command(tmp_path, "--rows", "of k", "--seeds", 1) == 0
+    names = [row.name for row in read_results(tmp_path / "results.json").rows]
+    assert names == ["rendered clips", "of k 1.0", "of k 3.0"]
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    assert command(tmp_path, "--report", page) == 0
+    table = page.read_text().partition("**Curve of k: avd by `objective.regression.k`**")[2]
+    assert "| 1.0 |" in table and "| 3.0 |" in table
+    assert "of k 1.0" not in page.read_text().partition("**Training**")[0]
 
 
 def test_run_again_it_does_nothing(command: COMMAND, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ def ablate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; run again, it adds only what is missing.")],
     recipe: Annotated[str, typer.Argument(help="Its rows: a recipe of kind ablation, by name or file.")] = "ablation",
     rows: Annotated[
-        str | None, typer.Option("--rows", metavar="NAME,...", help="These rows alone; default: all.")
+        str | None,
+        typer.Option("--rows", metavar="NAME,...", help="These rows or curves alone; default: all rows, no curve."),
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds 0, 1, ... of each row.", min=1, max=1000)] = None,
     forwards: Annotated[
@@ -73,10 +74,10 @@ def _write_tables(ablation: Ablation, page: Path) -> None:
 def _show(ablation: Ablation, results: Results) -> None:
     """Write the page with the videos of the first captions, and show the rows of the first seed."""
     from avd.data import video_bytes
-    from avd.report import terminal_table, write_report
+    from avd.report import terminal_table, without_curves, write_report
 
     suite = results.meta["suite"]
-    first = [row for row in results.rows if row.seed == 0]
+    first = [row for row in without_curves(results) if row.seed == 0]
     videos, fps = ablation.shown(), ablation.fps
     prompts = [
         (caption, {name: video_bytes(clips[i], fps, scale=4) for name, clips in videos.items() if i < len(clips)})

@@ -89,7 +89,7 @@ class Ablation:
     def gather(self) -> Results:
         """All rows that are there, of whichever command."""
         found = [self._rendered.row()] if self._rendered.is_done() else []
-        for row in self.plan.rows:
+        for row in self._rows:
             judged = [self._judged(row, seed) for seed in range(self.plan.seeds)] if row.shown else []
             found += [each.row() for each in judged if each.is_done()]
         return Results(rows=found, meta=self._meta(found))
@@ -132,14 +132,22 @@ class Ablation:
         return [prompt.text for prompt in self._judging.world.prompts()[: self.plan.shown]]
 
     def _select(self, names: Sequence[str]) -> list[RowRecipe]:
-        known = [row.name for row in self.plan.rows]
+        """The rows of these names, a curve's name standing for all of its own; all rows but those of curves if none."""
+        curves = {curve.name: [row.name for row in curve.points.values()] for curve in self.plan.curves}
+        known = [*(row.name for row in self.plan.rows), *curves]
         unknown = [name for name in names if name not in known]
         if unknown:
             raise UserError(f"there is no row {unknown[0]}: the plan has {', '.join(known)}")
-        return [row for row in self.plan.rows if row.name in names or not names]
+        chosen = [each for name in names for each in curves.get(name, [name])] or [row.name for row in self.plan.rows]
+        return [row for row in self._rows if row.name in chosen]
+
+    @property
+    def _rows(self) -> list[RowRecipe]:
+        """All rows, those of curves last."""
+        return [*self.plan.rows, *(row for curve in self.plan.curves for row in curve.points.values())]
 
     def _row(self, name: str) -> RowRecipe:
-        return next(row for row in self.plan.rows if row.name == name)
+        return next(row for row in self._rows if row.name == name)
 
     def _check(self, rows: Sequence[RowRecipe]) -> None:
         """Refuse what would fail later, before anything begins: rows over other clips, runs that cannot be."""
@@ -268,6 +276,14 @@ class Ablation:
                 for name, (knob, trials) in tuned.items()
             },
             "orderings": self._orderings(found),
+            "curves": {
+                curve.name: {
+                    "recipe": curve.recipe,
+                    "key": curve.key,
+                    "rows": {row.name: value for value, row in curve.points.items()},
+                }
+                for curve in self.plan.curves
+            },
         }
 
     def _orderings(self, found: Sequence[Row]) -> list[str]:
