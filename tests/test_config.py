@@ -188,6 +188,17 @@ def test_the_released_codes_guidance_of_5_is_6_in_the_usual_convention() -> None
     assert recipe.objective.distribution_matching.standard_guidance == 6.0
 
 
+@pytest.mark.parametrize(("recipe", "other", "own"), [("pcm", "renoise", "euler"), ("lcm", "euler", "renoise")])
+def test_a_student_that_would_be_sampled_by_the_other_transition_is_refused(recipe: str, other: str, own: str) -> None:
+    with pytest.raises(UserError, match=f"is sampled in another way: set rollout.transition={own}"):
+        load_recipe(recipe, [f"rollout.transition={other}"])
+
+
+def test_a_term_acts_from_the_first_update() -> None:
+    with pytest.raises(UserError, match="every term of its objective has a start above 0: set one of them to 0"):
+        load_recipe("dmd", ["objective.distribution_matching.start=1"])
+
+
 def test_extends_merges_section_by_section(tmp_path: Path) -> None:
     base = write(
         tmp_path, "extends: dmd\nname: base\nobjective: {temporal: {weight: 0.1}}\nrollout: {timesteps: [900, 500]}"
@@ -300,6 +311,7 @@ def test_an_unknown_key_names_the_nearest(override: str, hint: str, tmp_path: Pa
         ("objective.distribution_matching.sigma_min=0.99", ["sigma_min", "0.99", "0.98"]),
         ("rollout.timesteps=[500, 1000]", ["500.0, 1000.0", "must fall"]),
         ("rollout.timesteps=[]", ["timesteps", "[]"]),
+        ("rollout.transition=heun", ["'heun'", "renoise"]),
         ("rollout.half_rate_stages=4", ["'half_rate_stages': 4", "below the number of timesteps (4)"]),
         ("rollout.half_resolution_stages=4", ["half_resolution_stages must be below the number of timesteps (4)"]),
         ("objective=5", ["objective is 5"]),

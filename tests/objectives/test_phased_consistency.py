@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from avd.config import load_recipe
 from avd.flow import add_noise, integrate, many_step_sigmas
-from avd.methods.method import Method
 from avd.objectives.consistency import OnGrid, consistency
 from avd.objectives.phased_consistency import OnPhases, PhasedConsistencyRecipe, PhasedGrid
 from avd.objectives.source import Stages
@@ -204,9 +202,3 @@ def test_a_student_of_several_phases_is_another() -> None:
         each.run(make_batch(each.recipe), update_random(0))
     pairs = zip(networks(cycle)["student"].parameters(), networks(lcm)["student"].parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
-
-
-@pytest.mark.parametrize(("recipe", "other", "own"), [("pcm", "renoise", "euler"), ("lcm", "euler", "renoise")])
-def test_a_student_that_would_be_sampled_by_the_other_transition_is_refused(recipe: str, other: str, own: str) -> None:
-    with pytest.raises(ValueError, match=f"trains for another sampler: set rollout.transition={own}"):
-        Method.of(load_recipe(recipe, [f"rollout.transition={other}"]))

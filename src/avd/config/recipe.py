@@ -352,6 +352,14 @@ class Recipe(Section):
                 each.term.check(each.section, len(self.rollout.timesteps))
             except ValueError as error:
                 raise ValueError(f"objective.{each.name}: {error}") from None
+        if all(each.section.start for each in active):
+            raise ValueError("every term of its objective has a start above 0: set one of them to 0")
+        other = [each for each in active if each.term.transition not in (None, self.rollout.transition)]
+        if other:
+            raise ValueError(
+                f"objective.{other[0].name} trains a student that is sampled in another way: set "
+                f"rollout.transition={other[0].term.transition}"
+            )
         in_one = [each.name for each in active if each.term.one_part(each.section)]
         if self.compute.microbatch is not None and in_one:
             raise ValueError(

@@ -37,8 +37,6 @@ class Method:
     def of(cls, recipe: Recipe) -> Method:
         """Raises ValueError for terms that do not go together, or an auxiliary that a run cannot make."""
         terms, auxiliaries = recipe.objective.active, dict[str, Auxiliary]()
-        if all(each.section.start for each in terms):
-            raise ValueError("every term has a start above 0: nothing is learnt before")
         if all(each.section.start or each.every > 1 for each in terms):
             raise ValueError("no term acts in every update from the first on: nothing is learnt in the others")
         for each in terms:
@@ -47,10 +45,6 @@ class Method:
                     raise ValueError(f"{each.name} needs another {auxiliary.name} than the terms before it")
             if each.term.paired(each.section) and each.source != RolloutSource():
                 raise ValueError(f"{each.name} compares rollouts with real clips, and judges none")
-            if each.term.transition not in (None, recipe.rollout.transition):
-                raise ValueError(
-                    f"{each.name} trains for another sampler: set rollout.transition={each.term.transition}"
-                )
             if each.term.full_batch and each.source != RolloutSource():
                 raise ValueError(f"{each.name} needs the full batch at once, which only rollouts are")
             _check_notes(each, terms)
