@@ -148,6 +148,40 @@ def test_updates_before_a_start_are_cheaper_and_counted_so() -> None:
     assert plain.updates_for(3825, 4) == 150
 
 
+# -- terms that act in every so many updates ----------------------------------------------------------------------
+
+SELDOM = "objective.regression.every=3"
+
+
+def test_in_the_other_updates_the_method_is_that_of_the_other_terms() -> None:
+    seldom, without = (Method.of(load_recipe("avd", [each])) for each in (SELDOM, "objective.regression.weight=0"))
+    assert [seldom.at(update) is seldom for update in range(7)] == [True, False, False, True, False, False, True]
+    assert seldom.at(1).passes() == seldom.at(2).passes() == without.passes()
+
+
+def test_a_third_of_the_cycles_cost_a_third_on_average() -> None:
+    plain, seldom = Method.of(load_recipe("avd")), Method.of(load_recipe("avd", [SELDOM]))
+    mean = sum(seldom.at(update).forwards(4) for update in (1, 2)) / 3 + plain.forwards(4) / 3
+    assert seldom.forwards(4) == pytest.approx(mean) == pytest.approx(plain.forwards(4) - 2)
+    assert seldom.passes() == plain.passes()  # of a cycle with all terms
+    assert sum(each.count for each in seldom.mean_passes()) == pytest.approx(
+        sum(each.count for each in plain.passes()) - 2 / 3
+    )
+    assert seldom.updates_for(seldom.forwards(4) * 60, 4) == 60
+    assert plain.mean_passes() == plain.passes()
+
+
+def test_cheap_cycles_take_at_most_thirteen_forwards() -> None:
+    for name in ("avd-lean", "avd-lean-wan2.1-1.3b"):
+        assert Method.of(load_recipe(name)).forwards(4) == 12.0
+
+
+def test_a_run_learns_in_every_update() -> None:
+    alone = [SELDOM, "objective.distribution_matching.weight=0", "objective.temporal.weight=0"]
+    with pytest.raises(ValueError, match="no term acts in every update"):
+        Method.of(load_recipe("avd", alone))
+
+
 def test_an_auxiliary_that_learns_needs_a_rollout_when_its_term_starts() -> None:
     late = ActiveTerm(terms()["temporal"], terms()["temporal"].section(weight=1.0, start=5))
     early = active("distribution_matching", source=lambda section: DataSource(AtStages("x")))
