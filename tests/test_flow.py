@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from avd import flow
+from helpers.gaussian import GaussianVelocity
 
 SIGMAS = st.floats(0.01, 1.0)
 SHIFTS = st.floats(0.2, 20.0)
@@ -60,6 +61,24 @@ def test_renoising_ends_at_the_ends() -> None:
     below = torch.tensor([0.0, 0.4, 0.99], dtype=torch.float64)
     torch.testing.assert_close(flow.renoise(x, below, below, eps), x, rtol=0, atol=1e-7)
     torch.testing.assert_close(flow.renoise(x, below, 1.0, eps), eps)
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.3, 0.31), (0.3, 0.8), (0.757, 0.9), (0.757, 1.0)])
+def test_denoising_gives_the_mean_between_levels(p: float, q: float) -> None:
+    """For Gaussian data x_p and x_q are jointly so: the mean of x_p is a line of slope k S(p)^2 / S(q)^2."""
+    data, x = GaussianVelocity(0.7, 0.5), torch.randn(2, 3, 2, 2, 2, dtype=torch.float64)
+    variance = {s: (1 - s) ** 2 * 0.5**2 + s**2 for s in (p, q)}
+    slope = (1 - q) / (1 - p) * variance[p] / variance[q]
+    expected = (1 - p) * 0.7 + slope * (x - (1 - q) * 0.7)
+    level = torch.full((2,), q, dtype=torch.float64)
+    torch.testing.assert_close(flow.denoise(x, data(x, level), q, p), expected)
+
+
+def test_denoising_ends_at_the_ends() -> None:
+    x, v = pair()
+    levels = torch.tensor([0.02, 0.4, 1.0])
+    assert torch.equal(flow.denoise(x, v, levels, 0.0), flow.x0_from_velocity(x, v, levels))
+    torch.testing.assert_close(flow.denoise(x, v, 0.4, 0.4), x)
 
 
 @given(SIGMAS)

@@ -36,6 +36,7 @@ TOPICS = {
     "data/video/test_windows.py": "clips cut from videos",
     "distillation/monitoring/test_native.py": "a run that the native suite watches",
     "distillation/test_compute.py": "the ways in which networks are computed",
+    "distillation/test_experts.py": "two runs that make one student",
     "distillation/test_learnt.py": "what a run has learnt against what its student does",
     "distillation/test_ranks.py": "several processes against one",
     "distillation/test_run_folder_of_ranks.py": "a run folder that ranks see differently",

@@ -59,6 +59,19 @@ def subsample(x_BCFHW: Tensor, frame_stride: int = 1, space_stride: int = 1) -> 
     return x_BCFHW[:, :, ::frame_stride, ::space_stride, ::space_stride]
 
 
+def denoise(x_q: Tensor, v: Tensor, q: Tensor | float, p: Tensor | float) -> Tensor:
+    """The mean of x_p given x_q, p <= q and p < 1, by the velocity v at x_q; p = 0 is `x0_from_velocity`.
+
+    With the kernel p -> q of `renoise`, x_q = k x_p + b e, the mean of e is (b / q) times that of eps, so
+
+        x_p = (x_q - b^2 / q (x_q + (1 - q) v)) / k
+            = (1 - p + (1 - q) p^2 / ((1 - p) q)) x_q - b^2 (1 - p) / q v
+    """
+    to, from_ = per_sample(q, x_q), per_sample(p, x_q)
+    keep = (1 - to) / (1 - from_)
+    return (1 - from_ + keep * from_**2 / to) * x_q - (to - (keep * from_) ** 2 / to) * (1 - from_) * v
+
+
 def velocity_of(x0: Tensor, eps: Tensor) -> Tensor:
     """v = eps - x0."""
     return eps.to(torch.promote_types(eps.dtype, torch.float32)) - x0

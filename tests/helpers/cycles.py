@@ -13,14 +13,14 @@ from avd.config import Recipe, load_recipe
 from avd.distillation.roles import Network, Roles
 from avd.distillation.starts import Starts
 from avd.distillation.step import Batch, TrainingStep
+from avd.distillation.task import trained_rollout
 from avd.engine.loop import UpdateResult
 from avd.engine.randomness import UpdateRandom
 from avd.engine.ranks import SINGLE_PROCESS, Ranks
-from avd.flow import few_step_sigmas
 from avd.methods.method import Method
 from avd.objectives.adaptive_regression import LossMeans, Regression
 from avd.objectives.term import Setting
-from avd.sampling.rollout import Rollout, make_stages
+from avd.sampling.rollout import Rollout
 from helpers.tiny import LATENT_SHAPE, tiny_interpolator, tiny_model, tiny_source
 
 BATCH = 3
@@ -63,21 +63,21 @@ def make_cycle(*overrides: str, together: bool = False, ranks: Ranks = SINGLE_PR
     resolved = load_recipe(
         recipe, [f"training.batch={BATCH}", "objective.temporal.truncation=-10", *overrides]
     )  # the temporal term acts
-    stages = make_stages(few_step_sigmas(resolved.rollout.timesteps), *resolved.rollout.strided_stages)
+    rollout = trained_rollout(resolved, INTERPOLATOR)
     model, method = tiny_model(), Method.of(resolved)
     roles = Roles(Starts.alike(model, method), resolved, method, ranks)
     if not together:
         _part_ways(roles)
     source = tiny_source(MODEL)
     setting = Setting(
-        sigmas=tuple(stage.sigma for stage in stages),
+        sigmas=tuple(rollout.stages[i].sigma for i in rollout.trained),
         real_latents=lambda count: source.latents(range(min(count, len(source)))),
         all_sum=ranks.all_sum,
         global_mean=ranks.global_mean,
     )
     unconditional, microbatch = MODEL.encode_prompts([""]), resolved.compute.microbatch
     step = TrainingStep(method, roles, unconditional, setting, microbatch=microbatch, ranks=ranks)
-    return Cycle(resolved, step, Rollout(stages, INTERPOLATOR, resolved.rollout.transition))
+    return Cycle(resolved, step, rollout)
 
 
 def _part_ways(roles: Roles) -> None:
@@ -97,6 +97,7 @@ def _apart(roles: Roles) -> dict[str, Network]:
         **{name: roles.auxiliary(name) for name in names},
         **{name: heads.network for name, heads in roles.heads.items()},
         "average": roles.average.network,
+        **({} if roles.high_expert is None else {"high_expert": roles.high_expert}),
     }
 
 
@@ -130,4 +131,5 @@ def random_for_all(cycle: Cycle, exit_stage: int) -> UpdateRandom:
     """UpdateRandom of an update in which every term of the method acts."""
     terms = cycle.step.method.terms
     last = max(each.section.start for each in terms)
-    return random_for_exit(exit_stage, first=last, every=math.lcm(*(each.every for each in terms)))
+    every = math.lcm(*(each.every for each in terms))
+    return random_for_exit(exit_stage, len(cycle.rollout.trained), first=last, every=every)

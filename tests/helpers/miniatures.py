@@ -35,8 +35,11 @@ VARIANTS = {
 }
 """Name, recipe and changes of the configurations that train a recipe in another way than it says itself."""
 
-CONTINUING = {"dfd": ("objective.distribution_matching.from_scratch=true",)}
-"""What lets recipes for a student that has been distilled before begin without one."""
+NEEDED = {
+    "dfd": ("objective.distribution_matching.from_scratch=true",),
+    "phased-dmd-low": ("experts.high=wan-mini",),
+}
+"""What recipes that need an earlier run take in its place."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Configuration:
 def configurations() -> list[Configuration]:
     """All of them, by name."""
     recipes = [name for name in shipped_recipes() if load_recipe(name).model == "wan-mini"]
-    found = [Configuration(name, name, CONTINUING.get(name, ())) for name in recipes]
+    found = [Configuration(name, name, NEEDED.get(name, ())) for name in recipes]
     found += [Configuration(name, recipe, changes) for name, (recipe, changes) in VARIANTS.items()]
     return sorted(found, key=lambda configuration: configuration.name)
 

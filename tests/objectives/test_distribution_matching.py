@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avd.engine.randomness import UpdateRandom
-from avd.flow import GuidedVelocity, guide
+from avd.flow import GuidedVelocity, denoise, guide, renoise
 from avd.objectives.distribution_matching import TERM, DistributionMatchingRecipe, distribution_matching
 from avd.objectives.fake_score import GuidedScore
 from avd.objectives.term import Sample, Setting
@@ -275,3 +275,59 @@ def test_one_coin_decides_for_all_samples_of_an_update_whether_real_clips_are_sh
     turns = [shown(update, slice(0, 1)) for update in range(60)]
     assert turns == [shown(update, slice(1, 4)) for update in range(60)]
     assert 18 <= sum(turns) <= 42
+
+
+# -- samples of an expert, which are noisy ---------------------------------------------------------------------------
+
+
+P = 0.757
+
+
+def gaussian_samples(mean: float, std: float, count: int = 8) -> Tensor:
+    """Samples at level `P` of Gaussian data, float64."""
+    generator = torch.Generator().manual_seed(0)
+    clean, eps = torch.randn(2, count, 2, 5, 2, 2, generator=generator, dtype=torch.float64)
+    return (1 - P) * (mean + std * clean) + P * eps
+
+
+@pytest.mark.parametrize("sigma", [0.8, 0.95, 1.0])
+def test_an_experts_gradient_is_zero_at_equality_and_leads_to_the_teacher_off_it(sigma: float) -> None:
+    x, level = gaussian_samples(0.7, 0.5).requires_grad_(), torch.full((8,), sigma, dtype=torch.float64)
+    eps, teacher = torch.randn(x.shape, dtype=torch.float64), GaussianVelocity(0.7, 0.5)
+
+    def gradient(mean: float) -> Tensor:
+        """For a student of this mean, which its fake score knows."""
+        score = GaussianVelocity(mean, 0.5)
+        how = {"teacher": unguided(teacher), "fake_score": score, "sigma_B": level, "eps_BCFHW": eps, "end": P}
+        term = distribution_matching(x, **how)  # type: ignore[arg-type]
+        return torch.autograd.grad(term.per_sample_B.sum(), x)[0] * x[0].numel()
+
+    assert gradient(0.7).abs().max() < 1e-5
+    # means of x_p given x_sigma differ by (1 - p) dm (1 - (k S(p) / S(sigma))^2), wherever x_sigma is
+    keep = (1 - sigma) / (1 - P)
+    variance_p, variance = ((1 - s) ** 2 * 0.25 + s**2 for s in (P, sigma))
+    away = (1 - P) * 0.2 * (1 - keep**2 * variance_p / variance)
+    ratio = gradient(0.9) / gradient(0.5)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, -1.0))
+    noisy = renoise(x.detach(), P, level, eps)
+    norm_B = (x - denoise(noisy, teacher(noisy, level), level, P)).abs().flatten(1).mean(1).detach()
+    expected = (away / norm_B).float().view(-1, 1, 1, 1, 1).expand_as(x).double()
+    torch.testing.assert_close(gradient(0.9), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_expert_learns_the_teachers_noised_samples() -> None:
+    """x_p = a eps + c of noise, its moments known to an exact fake score, ends at the teacher's x_p, not at its x0."""
+    teacher, weights = GaussianVelocity(0.7, 0.5), torch.tensor([1.0, 0.0], requires_grad=True)
+    optimizer, generator = torch.optim.Adam([weights], lr=0.02), torch.Generator().manual_seed(0)
+    for _ in range(300):
+        start, eps = torch.randn(2, 64, 1, 1, 2, 2, generator=generator)
+        level = P + (1 - P) * (0.02 + 0.96 * torch.rand(64, generator=generator))
+        x = weights[0] * start + weights[1]
+        mean, std = weights[1].item() / (1 - P), weights[0].item() ** 2 - P**2
+        fake = GaussianVelocity(mean, max(std, 1e-6) ** 0.5 / (1 - P))
+        how = {"teacher": unguided(teacher), "fake_score": fake, "sigma_B": level, "eps_BCFHW": eps, "end": P}
+        distribution_matching(x, **how).per_sample_B.mean().backward()  # type: ignore[arg-type]
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = torch.tensor([((1 - P) ** 2 * 0.25 + P**2) ** 0.5, (1 - P) * 0.7])
+    torch.testing.assert_close(weights.detach(), expected, rtol=0.02, atol=0.02)

@@ -44,7 +44,7 @@ def methods() -> None:
         method = Method.of(recipe)
         weights = " + ".join(_weighted(each) for each in method.terms)
         needs = f"; needs {', '.join(each.name for each in method.auxiliaries)}" if method.auxiliaries else ""
-        _print(f"  {name}: {weights}{needs}; {method.forwards(len(recipe.rollout.timesteps)):g} forwards")
+        _print(f"  {name}: {weights}{needs}; {method.forwards(len(recipe.trained_stages)):g} forwards")
 
 
 def _weighted(each: ActiveTerm) -> str:

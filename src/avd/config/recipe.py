@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, create_model, field_validator, model_validator
 
+from avd.config.experts import ExpertsRecipe
 from avd.flow import few_step_sigmas
 from avd.objectives.registry import terms
 from avd.objectives.term import ActiveTerm, TermSection
@@ -313,6 +314,7 @@ class Recipe(Section):
     adapters: AdaptersRecipe = AdaptersRecipe()
     data: DataRecipe = DataRecipe()
     rollout: RolloutRecipe = RolloutRecipe()
+    experts: ExpertsRecipe = ExpertsRecipe()
     objective: ObjectiveRecipe = ObjectiveRecipe()
     fake_score: FakeScoreRecipe = FakeScoreRecipe()
     discriminator: DiscriminatorRecipe = DiscriminatorRecipe()
@@ -340,6 +342,29 @@ class Recipe(Section):
                 optimizer = section.optimizer.model_copy(update={"weight_decay": decay})
                 # past the lock of a frozen section, while it is being made
                 object.__setattr__(self, role, section.model_copy(update={"optimizer": optimizer}))
+        return self
+
+    @property
+    def trained_stages(self) -> range:
+        """The stages, of the rollout's, that this run's student takes."""
+        return self.experts.trained_of(len(self.rollout.timesteps))
+
+    @property
+    def trained_timesteps(self) -> tuple[float, ...]:
+        """Their timesteps."""
+        return tuple(self.rollout.timesteps[i] for i in self.trained_stages)
+
+    @property
+    def end_timestep(self) -> float:
+        """Where the student's last stage ends: at 0, or where an expert of low noise takes over."""
+        high = self.experts.train == "high"
+        return self.rollout.timesteps[self.experts.high_stages] if high else 0.0
+
+    @model_validator(mode="after")
+    def _check_experts(self) -> Recipe:
+        self.experts.check(self.rollout.timesteps, self.rollout.transition)
+        if self.experts.train == "low" and self.roles == "adapters" and not self.adapters.merge:
+            raise ValueError("two experts are written as full models: set adapters.merge to true")
         return self
 
     @model_validator(mode="after")

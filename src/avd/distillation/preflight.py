@@ -14,7 +14,7 @@ comes first:
    measure its clips, the attention backend, the layers and the rank of adapters, the built-in world's level and shape;
 6. the model's folder, which a hub id may have to be fetched for: the headers of all weights, whether the cache was made
    with them, and the interpolator;
-7. what else the networks begin as: the teacher, the starts of student and fake score.
+7. what else the networks begin as: the teacher, the starts of student and fake score, the expert of high noise.
 
 Of weights only headers are read, and the first few values of each weight that a cache's identity is made of. Networks
 are built without memory, to be compared with the headers.
@@ -224,6 +224,8 @@ def _check_model(
         )
     check_frames(recipe, sizes.frames())
     _check_monitors(recipe, facts.settings, data)
+    if recipe.experts.train is not None:
+        sizes.check_experts()
     if compute.context > 1:
         _check_context(recipe, sizes)
     if compute.attention is not None:

@@ -26,6 +26,7 @@ from avd.engine.packing import HasParameters, pack_optimizer, pack_weights, unpa
 from avd.engine.randomness import derive_seed, generator_for
 from avd.engine.ranks import SINGLE_PROCESS, Ranks, shard
 from avd.engine.sharding import fill, fill_like
+from avd.flow import TIMESTEPS
 from avd.methods.heads import FeatureHeads
 from avd.methods.method import Method
 from avd.models.adapters import (
@@ -37,6 +38,7 @@ from avd.models.adapters import (
     merged_stream,
 )
 from avd.models.backbone import Backbone
+from avd.models.experts import Experts
 from avd.models.lora import LoraMatrices
 from avd.models.streams import TensorStream
 from avd.objectives.term import Heads
@@ -135,13 +137,15 @@ class Roles:
 
     `teacher` is frozen; `student` and the auxiliaries in `learned` learn, as do the `heads` on the teacher's features,
     which every rank has in full; `average`, of the student's weights, is what is exported, and the auxiliaries in
-    `followers` follow the student likewise. Only what `method` needs is made.
+    `followers` follow the student likewise. `high_expert` is frozen, and there where it takes the first stages of the
+    student. Only what `method` needs is made.
     """
 
     def __init__(self, starts: Starts, recipe: Recipe, method: Method, ranks: Ranks = SINGLE_PROCESS) -> None:
         self.starts, self._ranks = starts, ranks
         make = _adapters if recipe.roles == "adapters" else _full
-        self.teacher, networks, averages = make(starts, recipe, method, ranks)
+        self.teacher, self.high_expert, networks, averages = make(starts, recipe, method, ranks)
+        self._boundary = _boundary(recipe)
         self.student = Trained("student", networks["student"], recipe.student.optimizer)
         self.average = Follower("average", averages["average"])
         self.learned = {name: Trained(name, networks[name], each.optimizer) for name, each in method.networks.items()}
@@ -151,6 +155,10 @@ class Roles:
         }
         self.followers = {each.name: Follower(each.name, averages[each.name]) for each in method.averaged}
         self._own_shares = {name: each.ida for name, each in method.networks.items() if each.ida is not None}
+
+    def path_of(self, network: Velocity) -> Velocity:
+        """What a rollout runs: the student, or its average, after the expert of high noise if there is one."""
+        return network if self.high_expert is None else Experts(self.high_expert, network, self._boundary)
 
     def auxiliary(self, name: str) -> Network:
         """The network of an auxiliary."""
@@ -212,8 +220,15 @@ def _align(network: Network, student: Network, own_share: float) -> None:
     torch._foreach_lerp_(own, other, 1.0 - own_share)
 
 
-_Networks = tuple[FrozenTeacher, dict[str, Network], dict[str, EMA[Network]]]
-"""The teacher; the networks that learn, by name; the moving averages of the student, by name."""
+_Networks = tuple[FrozenTeacher, Network | None, dict[str, Network], dict[str, EMA[Network]]]
+"""The teacher; the expert of high noise; the networks that learn, by name; the moving averages of the student, by
+name."""
+
+
+def _boundary(recipe: Recipe) -> float:
+    """A noise level between the stages of the two experts; 1 for one network."""
+    timesteps, first = recipe.rollout.timesteps, recipe.trained_stages.start
+    return (timesteps[first - 1] + timesteps[first]) / 2 / TIMESTEPS if first else 1.0
 
 
 def _decays(recipe: Recipe, method: Method) -> dict[str, float]:
@@ -248,7 +263,8 @@ def _full(starts: Starts, recipe: Recipe, method: Method, ranks: Ranks) -> _Netw
         name: EMA[Network](learning["student"], decay, into=make(starts.student))
         for name, decay in _decays(recipe, method).items()
     }
-    return make(starts.teacher, frozen=True), dict(learning), averages
+    high = None if starts.high is None else make(starts.high, frozen=True)
+    return make(starts.teacher, frozen=True), high, dict(learning), averages
 
 
 def _adapters(starts: Starts, recipe: Recipe, method: Method, ranks: Ranks) -> _Networks:
@@ -271,12 +287,17 @@ def _adapters(starts: Starts, recipe: Recipe, method: Method, ranks: Ranks) -> _
     averages: dict[str, EMA[Network]] = {
         name: EMA(networks["student"], decay, into=AdapterVelocity(base, name)) for name, decay in decays.items()
     }
-    if starts.teacher.model is student.model:
-        return AdapterVelocity(base, None), networks, averages
-    teacher = starts.teacher.model.hollow_velocity().eval().requires_grad_(False)
-    _set_up(teacher, recipe.compute, ranks, frozen=True)
-    fill(teacher, starts.teacher.weights, ranks.device, _plain_name)
-    return teacher, networks, averages
+
+    def frozen(start: Start) -> FrozenTeacher:
+        if start.base is student.base and start.lora is None:
+            return AdapterVelocity(base, None)
+        network = start.model.hollow_velocity().eval().requires_grad_(False)
+        _set_up(network, recipe.compute, ranks, frozen=True)
+        fill(network, start.weights, ranks.device, _plain_name)
+        return network
+
+    high = None if starts.high is None else frozen(starts.high)
+    return frozen(starts.teacher), high, networks, averages
 
 
 def _plain_name(name: str) -> str:

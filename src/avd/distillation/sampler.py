@@ -27,7 +27,7 @@ class RunSampler:
     @torch.no_grad()
     def student(self, noise_BCFHW: Tensor, prompts: Conditions, renoise: Renoise, heed: Heed = lambda: None) -> Tensor:
         """Latents of the averaged student's rollout. `heed` is called before each call of the network."""
-        network, device = _heeding(self._roles.average.network, heed), self._device
+        network, device = _heeding(self._roles.path_of(self._roles.average.network), heed), self._device
         noise, prompts = noise_BCFHW.to(device), prompts.to(device)
         return self._rollout(network, noise, prompts, lambda stage: renoise(stage).to(device)).cpu()
 

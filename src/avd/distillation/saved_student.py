@@ -13,9 +13,10 @@ from avd.config import Recipe
 from avd.distillation.interpolating import saved_interpolator
 from avd.distillation.model_record import recorded_model
 from avd.distillation.preflight import named_interpolator
-from avd.distillation.starts import Start, run_recipe, saved_start
+from avd.distillation.starts import Start, open_high_expert, run_recipe, saved_start
 from avd.engine.checkpoint import SavedTensors, list_checkpoints
 from avd.export.format import Student
+from avd.models.experts import ExpertsWeights, join_streams
 from avd.models.family import TextToVideo, load_model
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import read_settings
@@ -78,21 +79,23 @@ def origin_of(run: Path) -> Weights | None:
     recipe = run_recipe(str(run))
     if recipe is None:
         return None
-    return load_model(recorded_model(run, recipe.model), transformer=recipe.transformer).weights()
+    weights = load_model(recorded_model(run, recipe.model), transformer=recipe.transformer).weights()
+    return ExpertsWeights(weights, weights) if recipe.experts.train == "low" else weights
 
 
 def saved_streams(
     recipe: Recipe, tensors: SavedTensors, model: TextToVideo
 ) -> tuple[TensorStream, TensorStream | None]:
-    """Weights of the averaged student in a checkpoint, adapters merged, and its adapter if it has one. `recipe` and
-    `model` are the run's."""
+    """Weights of the averaged student in a checkpoint, adapters merged and with the expert of high noise if it has one,
+    and its adapter if that is all it is. `recipe` and `model` are the run's."""
     start = saved_start("the checkpoint", recipe.name, recipe, tensors, "average", model)
-    weights = stream(start.weights)
-    if start.lora is not None:
+    weights, high = stream(start.weights), open_high_expert(recipe, Start(model, model.weights()))
+    if start.lora is not None and high is None:
         return weights, _adapter_stream(start)
     # In the order of the network, as at the end of the run; a checkpoint names its tensors in the alphabet's.
     names = [name.removeprefix("transformer.") for name, _ in model.hollow_velocity().named_parameters()]
-    return replace(weights, shapes={name: weights.shapes[name] for name in names}), None
+    weights = replace(weights, shapes={name: weights.shapes[name] for name in names})
+    return weights if high is None else join_streams(stream(high.weights), weights), None
 
 
 def _adapter_stream(start: Start) -> TensorStream:

@@ -5,6 +5,7 @@ All of them as the run's model, unless its recipe names something else:
     teacher            a larger model of the same latents and prompts, say 14B for a student of 1.3B
     student.start      a student's folder, to train it further, or a run: its averaged student
     fake_score.start   a run: its fake score; or a model of the same latents and prompts, of any size
+    experts.high       a run, or its student's folder: the frozen expert that takes the stages before the student's
 
 Of a run, its newest checkpoint counts. With `roles: adapters` the student and those that learn beside it are LoRA
 adapters of the run's model, so what they begin as must be one too.
@@ -24,7 +25,7 @@ from avd.engine.checkpoint import SavedTensors, list_checkpoints
 from avd.engine.ranks import Ranks
 from avd.engine.run_folder import RECIPE_FILE
 from avd.methods.method import Method
-from avd.models.family import TextToVideo, load_model, read_sizes
+from avd.models.family import TextToVideo, load_model, read_facts, read_sizes
 from avd.models.lora import LoraMatrices, MergedWeights
 from avd.models.sizes import Sizes
 from avd.models.weights import Renamed, Weights
@@ -54,12 +55,14 @@ class Starts:
     teacher: Start
     student: Start
     auxiliaries: Mapping[str, Start]
+    high: Start | None = None
+    """The frozen expert of high noise, for a student that is the one of low noise."""
 
     @classmethod
     def alike(cls, model: TextToVideo, method: Method) -> Starts:
         """All roles begin as one model."""
         start = Start(model, model.weights())
-        return cls(start, start, dict.fromkeys(method.networks, start))
+        return cls(start, start, dict.fromkeys(method.networks, start), start if method.stages_before else None)
 
     def of(self, name: str) -> Start:
         """What the student, or an auxiliary that learns, begins as, by name."""
@@ -93,17 +96,63 @@ def resolve_starts(recipe: Recipe, method: Method, model: TextToVideo) -> Starts
     """
     own = Start(model, model.weights())
     teacher = own if recipe.teacher is None else _open_teacher(recipe.teacher, own)
-    student = own if recipe.student.start is None else _open(recipe.student.start, "student", own)
+    student = own if recipe.student.start is None else _open(recipe.student.start, "student.start", "student", own)
     _check_student(recipe, student, own)
     auxiliaries = {}
     for name, section in method.networks.items():
-        start = own if section.start is None else _open(section.start, name, own)
+        start = own if section.start is None else _open(section.start, f"{name}.start", name, own)
         if recipe.roles == "adapters":
             _check_adapter(recipe, f"{name}.start", section.start, start, own)
         if section.ida is not None and start.base.shapes != student.base.shapes:
             raise _cannot_align(name, section)
         auxiliaries[name] = start
-    return Starts(teacher, student, auxiliaries)
+    return Starts(teacher, student, auxiliaries, open_high_expert(recipe, own))
+
+
+def open_high_expert(recipe: Recipe, own: Start) -> Start | None:
+    """The frozen expert of high noise of a recipe that trains the one of low noise; None for any other recipe.
+
+    A run's is the student that it wrote, so that it does not change if that run continues. Raises UserError if there is
+    none, or if it ends elsewhere than the recipe's student begins.
+    """
+    name = recipe.experts.high
+    if recipe.experts.train != "low":
+        return None
+    if name is None:
+        raise UserError(
+            f"recipe {recipe.name} trains the expert of low noise, and names none of high noise: distil that one first "
+            "and set experts.high to its run"
+        )
+    if run_recipe(name) is not None:
+        name = str(Path(name) / "student")
+        if not Path(name).is_dir():
+            raise UserError(
+                f"experts.high is the run {recipe.experts.high}, which has not written its student yet: wait, or write "
+                "that of a checkpoint with `avd export --checkpoint`, and name its folder"
+            )
+    high = _open(name, "experts.high", "student", own)
+    if high.base.shapes != own.base.shapes:
+        raise UserError(
+            f"experts.high {name} is a network of other sizes than {recipe.model}: distil one of that model"
+        )
+    _check_high_settings(recipe, name)
+    return high
+
+
+def _check_high_settings(recipe: Recipe, name: str) -> None:
+    """Raise UserError for an expert that was trained for other stages. A many-step model is for any."""
+    settings, first = read_facts(name).settings, recipe.trained_stages.start
+    wanted = recipe.rollout.timesteps[:first], recipe.rollout.timesteps[first]
+    found = settings.student_timesteps, settings.end_timestep
+    if settings.student_timesteps is not None and found != wanted:
+        stages, ours = (
+            f"{', '.join(f'{timestep:g}' for timestep in timesteps)} down to {end:g}"
+            for timesteps, end in ((settings.student_timesteps, settings.end_timestep), wanted)
+        )
+        raise UserError(
+            f"experts.high {name} is a student of the timesteps {stages}, and recipe {recipe.name} asks for {ours}: "
+            "set rollout.timesteps and experts.high_stages to those it was trained with"
+        )
 
 
 def read_other_sizes(recipe: Recipe, method: Method) -> dict[str, Sizes]:
@@ -156,12 +205,15 @@ def _open_teacher(name: str, own: Start) -> Start:
     return Start(teacher, teacher.weights())
 
 
-def _open(name: str, role: str, own: Start) -> Start:
-    """What `role` begins as: a run's network of that role, of the student its average; or a model."""
-    key, saved = f"{role}.start", run_recipe(name)
+def _open(name: str, key: str, role: str, own: Start) -> Start:
+    """What `role` begins as, by the recipe's `key`: a run's network of that role, of the student its average; or a
+    model."""
+    saved = run_recipe(name)
     network, transformer = _network_of(name, role)
     found = load_model(network, transformer=transformer)
     _check_identity(key, name, found, own.model)
+    if found.settings.high_stages:
+        raise UserError(f"{key} {name} is a student of two experts: name the run of one of them, or a model")
     source = found.source
     if saved is not None:
         checkpoints = list_checkpoints(Path(name) / "checkpoints")

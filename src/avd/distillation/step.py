@@ -192,9 +192,8 @@ class TrainingStep:
     def _judge_data(
         self, source: DataSource, batch: Batch, random: UpdateRandom, rollout: Rollout, result: UpdateResult
     ) -> None:
-        stages = Stages(
-            tuple(stage.sigma for stage in rollout.stages), tuple(stage.strides for stage in rollout.stages)
-        )
+        trained = [rollout.stages[i] for i in rollout.trained]
+        stages = Stages(tuple(stage.sigma for stage in trained), tuple(stage.strides for stage in trained))
         latents_BCFHW, prompts = batch.latents_BCFHW, batch.prompts
         assert latents_BCFHW is not None and prompts is not None
         count, judging = len(random.samples), self.method.at(random.update).judging(source)
@@ -264,20 +263,20 @@ class TrainingStep:
     def _run_until(self, batch: Batch, random: UpdateRandom, rollout: Rollout, i: int) -> tuple[int, list[Tensor]]:
         """The exit stage of rollout `i`, random and the same for the full batch, and what that stage starts from."""
         strided = rollout.stages[0].strides != FULL
-        stage = self.method.exits.draw(random, i, len(rollout.stages), strided=strided)
+        stage = rollout.trained[self.method.exits.draw(random, i, len(rollout.trained), strided=strided)]
         shape, prompt = batch.latent_CFHW, batch.rollout_prompts[i]
         noisy = []
         for rows in self._parts(len(random.samples)):
             normal = partial(random.part(rows).normal, "rollout", i, shape=shape)
-            student = self.roles.student.network
-            noisy.append(rollout.run_until(student, normal("start"), prompt[rows], normal, stage))
+            path = self.roles.path_of(self.roles.student.network)
+            noisy.append(rollout.run_until(path, normal("start"), prompt[rows], normal, stage))
         return stage, noisy
 
     def _sample(self, x: Tensor, rows: slice, batch: Batch, rollout: int, random: UpdateRandom) -> Sample:
-        """The samples `rows` of a rollout, whose clean video is `x`."""
+        """The samples `rows` of a rollout, whose video is `x`."""
         bound = self._bound(batch.rollout_prompts[rollout][rows])
         real = batch.rollout_latents[rollout][rows] if batch.rollout_latents else None
-        return Sample(x, random.part(rows), bound, x0_BCFHW=real)
+        return Sample(x, random.part(rows), bound, x0_BCFHW=real, end=self.method.end)
 
     def _bound(self, prompt: Conditions, frame_stride: int = 1, space_stride: int = 1) -> _Bound:
         return _Bound(self.roles, prompt, self.unconditional, frame_stride, space_stride)

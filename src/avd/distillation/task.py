@@ -32,12 +32,14 @@ from avd.engine.stopping import Between, one_part
 from avd.export import format_named
 from avd.export.format import Student
 from avd.export.writing import write
-from avd.flow import few_step_sigmas
+from avd.flow import TIMESTEPS, few_step_sigmas
 from avd.methods.method import Method
+from avd.models.experts import join_streams
 from avd.models.family import TextToVideo
 from avd.models.interpolator import FrameInterpolator
 from avd.models.settings import Settings
 from avd.models.streams import TensorStream
+from avd.models.weights import Weights, read_tensor
 from avd.objectives.term import Setting
 from avd.sampling.rollout import Rollout, make_stages
 
@@ -75,11 +77,10 @@ class DistillTask:
             self.interpolator = self.learning.average
         elif interpolator is not None:
             interpolator.eval().requires_grad_(False).to(ranks.device)
-        sigmas = few_step_sigmas(recipe.rollout.timesteps)
-        transition = recipe.rollout.transition
-        self._full_rollout = Rollout(make_stages(sigmas), transition=transition)
-        self.rollout = Rollout(make_stages(sigmas, *strided), interpolator, transition)
-        self._sampled_rollout = Rollout(make_stages(sigmas, *strided), self.interpolator, transition)
+        self._full_rollout = trained_rollout(recipe, None, strided=False)
+        self.rollout = trained_rollout(recipe, interpolator)
+        self._sampled_rollout = Rollout(self.rollout.stages, self.interpolator, recipe.rollout.transition)
+        """To a clean video: of an expert of high noise by itself the blurred one that its last stage predicts."""
         self.step = TrainingStep(
             self.method,
             self.roles,
@@ -158,8 +159,12 @@ class DistillTask:
 
     def export(self, folder: Path) -> None:
         """`student/`: the averaged student with how it is to be sampled; a diffusers folder, or a LoRA for its base."""
-        adapter = self.roles.adapter_stream() if self.recipe.roles == "adapters" else None
-        self._write(self._student(self.roles.average_stream(), adapter, self.interpolator), folder)
+        weights, adapter = self.roles.average_stream(), None
+        if self.roles.starts.high is not None:
+            weights = join_streams(self._read(self.roles.starts.high.weights), weights)
+        elif self.recipe.roles == "adapters":
+            adapter = self.roles.adapter_stream()
+        self._write(self._student(weights, adapter, self.interpolator), folder)
 
     def export_saved(self, tensors: SavedTensors, folder: Path) -> None:
         """The same of the averaged student in a checkpoint of this run. For the first rank alone."""
@@ -173,11 +178,18 @@ class DistillTask:
         rollout = self.recipe.rollout
         return replace(
             self.model.settings,
-            student_timesteps=rollout.timesteps,
+            student_timesteps=rollout.timesteps[: self.recipe.trained_stages.stop],
             half_rate_stages=rollout.half_rate_stages,
             transition=rollout.transition,
             half_resolution_stages=rollout.half_resolution_stages,
+            high_stages=self.method.stages_before,
+            end_timestep=self.recipe.end_timestep,
         )
+
+    def _read(self, weights: Weights) -> TensorStream:
+        """Weights that the first rank reads, and no other."""
+        main = self.ranks.is_main
+        return TensorStream(weights.shapes, lambda name: read_tensor(weights, name) if main else None)
 
     def _student(
         self, weights: TensorStream, adapter: TensorStream | None, interpolator: FrameInterpolator | None
@@ -190,7 +202,7 @@ class DistillTask:
 
     def _setting(self) -> Setting:
         return Setting(
-            sigmas=few_step_sigmas(self.recipe.rollout.timesteps),
+            sigmas=few_step_sigmas(self.recipe.trained_timesteps),
             real_latents=self._first_latents,
             all_sum=self.ranks.all_sum,
             global_mean=self.ranks.global_mean,
@@ -199,6 +211,14 @@ class DistillTask:
     def _first_latents(self, count: int) -> Tensor:
         assert self.data.clips is not None, "see `distillation.preflight`"
         return self.data.clips.latents(list(range(min(count, len(self.data.clips)))))
+
+
+def trained_rollout(recipe: Recipe, interpolator: FrameInterpolator | None, *, strided: bool = True) -> Rollout:
+    """The path of a recipe's student in training, with its strided stages or with full ones alone; it exits at the
+    stages that the student learns."""
+    stages = make_stages(few_step_sigmas(recipe.rollout.timesteps), *(recipe.rollout.strided_stages if strided else ()))
+    trained, end = recipe.trained_stages, recipe.end_timestep / TIMESTEPS
+    return Rollout(stages[: trained.stop], interpolator, recipe.rollout.transition, trained=trained, end=end)
 
 
 def falls_in_share(n: int, share: float) -> bool:

@@ -22,7 +22,7 @@ from avd.types import UserError
 
 def with_forwards(recipe: Recipe, forwards: float) -> Recipe:
     """The recipe with as many updates as its method makes of so many network forwards per clip, at least one."""
-    updates = Method.of(recipe).updates_for(forwards, len(recipe.rollout.timesteps))
+    updates = Method.of(recipe).updates_for(forwards, len(recipe.trained_stages))
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"updates": updates})})
 
 
@@ -62,7 +62,7 @@ def train(recipe: Recipe, run: Path, title: str, bars: Bars, say: Say) -> None:
 def training_of(recipe: Recipe, run: Path, earlier: Sequence[Training] = ()) -> Training:
     """What a finished run has cost, with the `earlier` ones that it began with."""
     seconds = [float(line["seconds"]) for line in read_json_lines(run / METRICS_FILE)]
-    own = Method.of(recipe).forwards_of(len(seconds), len(recipe.rollout.timesteps))
+    own = Method.of(recipe).forwards_of(len(seconds), len(recipe.trained_stages))
     return Training(
         updates=len(seconds),
         forwards=own + sum(each.forwards for each in earlier),

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from avd.config import DiscriminatorRecipe, FakeScoreRecipe, Recipe
+from avd.flow import TIMESTEPS
 from avd.methods.exits import Exits
 from avd.objectives.passes import Pass
 from avd.objectives.source import DataSource, RolloutSource, Source
@@ -32,6 +33,10 @@ class Method:
     exits: Exits
     drawn_shift: float | None = None
     """Timestep shift of the noise levels that rollouts draw; None: they go through the student's own."""
+    stages_before: int = 0
+    """Stages of a rollout that a frozen expert of high noise takes before the student."""
+    end: float = 0.0
+    """The noise level of the videos that rollouts make."""
 
     @classmethod
     def of(cls, recipe: Recipe) -> Method:
@@ -45,10 +50,12 @@ class Method:
                     raise ValueError(f"{each.name} needs another {auxiliary.name} than the terms before it")
             if each.term.paired(each.section) and each.source != RolloutSource():
                 raise ValueError(f"{each.name} compares rollouts with real clips, and judges none")
+            if recipe.end_timestep and each.source == RolloutSource() and not each.term.noisy:
+                raise ValueError(f"{each.name} judges clean videos, and an expert of high noise makes none")
             if each.term.full_batch and each.source != RolloutSource():
                 raise ValueError(f"{each.name} needs the full batch at once, which only rollouts are")
             _check_notes(each, terms)
-        reserved = auxiliaries.keys() & {"teacher", "student", "average"}
+        reserved = auxiliaries.keys() & {"teacher", "student", "average", "high_expert"}
         if reserved:
             raise ValueError(f"an auxiliary is called {min(reserved)}, as another role is")
         kinds: dict[type, type] = {Learned: FakeScoreRecipe, Heads: DiscriminatorRecipe}
@@ -60,7 +67,8 @@ class Method:
         rollout = recipe.rollout
         exits = Exits(rollout.exits == "balanced", max(rollout.strided_stages), rollout.half_rate_share)
         made = tuple(auxiliaries.values())
-        method = cls(terms, made, updates, rollout.shared, exits, rollout.drawn_shift)
+        before, end = recipe.trained_stages.start, recipe.end_timestep / TIMESTEPS
+        method = cls(terms, made, updates, rollout.shared, exits, rollout.drawn_shift, before, end)
         updates_to_check = {each.section.start + i for each in terms for i in range(method._period)}
         for update in sorted(updates_to_check):
             now = method.at(update)
@@ -144,6 +152,9 @@ class Method:
             if isinstance(source, DataSource):
                 found += source.passes()
             else:
+                if self.stages_before:
+                    count = self.rollouts * self.stages_before
+                    found.append(Pass("rollouts, stages of the high expert", "high_expert", count))
                 found += source.passes(self.rollouts, in_parts=in_parts)
             for each in self.judging(source):
                 found += each.term.passes(each.section)

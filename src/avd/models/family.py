@@ -112,7 +112,8 @@ class TextToVideo(Protocol):
         ...
 
     def save(self, folder: Path, weights: TensorStream | None = None, **settings: Any) -> None:
-        """Write a folder that loads again, and in the family's stock pipeline: with other weights, settings."""
+        """Write a folder that loads again, and in the family's stock pipeline: with other weights, settings. With
+        `high_stages`, where `Sizes.check_experts` allows it, the weights are those of `models.experts`."""
         ...
 
     def reload(self, folder: Path) -> dict[str, Tensor]:

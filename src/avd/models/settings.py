@@ -37,9 +37,24 @@ class Settings:
     half_resolution_stages: int = 0
     transition: Transition = "renoise"
     """How a distilled model goes from a timestep to the next."""
+    high_stages: int = 0
+    """For a student of two experts: the first network runs so many stages, the second the others. 0: one network."""
+    end_timestep: float = 0.0
+    """Where its last stage ends: above 0 for an expert of high noise by itself, whose result is no clean video."""
     solver: SolverName = "euler"
     negative_prompt: str = ""
     """What guidance leads away from, in training and sampling alike; empty: the null prompt."""
+
+    @property
+    def boundary(self) -> float | None:
+        """A noise level between the stages of a student's two experts; None for one network."""
+        if not self.high_stages:
+            return None
+        assert self.student_timesteps is not None
+        from avd.flow import TIMESTEPS  # here, as the command line reads `SolverName` without torch
+
+        last, first = self.student_timesteps[self.high_stages - 1 : self.high_stages + 1]
+        return (last + first) / 2 / TIMESTEPS
 
 
 _LARGEST = {"frames": 100_000, "height": 100_000, "width": 100_000, "steps": 100_000}
@@ -107,6 +122,11 @@ def _checked(values: Mapping[str, Any]) -> Settings:
     for key, known in (("transition", get_args(Transition)), ("solver", get_args(SolverName))):
         if key in values and values[key] not in known:
             raise ValueError(f"{key} is {values[key]!r}, not {' or '.join(known)}")
+    if not is_count(values.get("high_stages", 0), 0, most):
+        raise ValueError(f"high_stages is {values['high_stages']!r}, not a whole number from 0 to {most}")
+    end, lowest = values.get("end_timestep", 0), 1 if timesteps is None else timesteps[-1]
+    if not (is_number(end) and 0 <= end < lowest):
+        raise ValueError(f"end_timestep is {end!r}, not a number from 0 to below {lowest:g}")
     if not isinstance(values.get("negative_prompt", ""), str):
         raise ValueError(f"negative_prompt is {values['negative_prompt']!r}, not a text")
     return Settings(**{**values, "student_timesteps": None if timesteps is None else tuple(timesteps)})

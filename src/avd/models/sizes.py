@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from avd.models.backbone import Backbone
@@ -40,6 +40,8 @@ class Sizes(ABC):
     """The shape of one prompt's tensor, by name."""
     layers: int
     """Repeated blocks, all of one size."""
+    networks: int = field(default=1, kw_only=True)
+    """Networks of these sizes that take turns: 2 for a student of two experts."""
 
     adapter_targets: ClassVar[tuple[str, ...]] = ()
     """Endings of the names of the linear layers that get an adapter where a recipe does not say."""
@@ -104,9 +106,13 @@ class Sizes(ABC):
         """Raise UserError unless `ranks` ranks can share each sequence."""
         raise UserError(f"compute.context is {ranks}, and this model family cannot share sequences: set it to 1")
 
+    def check_experts(self) -> None:
+        """Raise UserError unless two networks of the family can be one student, each for a range of noise levels."""
+        raise UserError("experts.train is set, and this model family has one network per model: set it to null")
+
     @abstractmethod
     def build(self) -> Backbone:
-        """The network, its weights not set: on the meta device it takes no memory."""
+        """The network, or one of several, its weights not set: on the meta device it takes no memory."""
 
     def keeps_scores(self, attention: str | None) -> bool:
         """Whether an attention backend keeps the scores of all tokens with all tokens for the backward pass."""

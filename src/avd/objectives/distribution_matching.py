@@ -24,6 +24,11 @@ the same eps to the same level, while the fake score is asked about x as ever:
 What the teacher says of real clips carries their motion, and no guidance or fault of the student moves it. But it knows
 nothing of x: samples are pulled to the mean of what the teacher says, and where prompts leave much open their variety
 shrinks. It is for a few updates of a student that has been distilled before.
+
+An expert of high noise makes samples x_p at noise level p, which are noised further. All of the above holds with x_p in
+the place of x and x0: x_p,fake and x_p,real are the means of x_p given x_sigma (`flow.denoise`). Their difference is
+b^2 (1 - p) / sigma^2 times that of x0_fake and x0_real, so this is the gradient of Phased DMD (arXiv 2510.27684) but
+for its norm.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from avd.flow import add_noise, per_sample, x0_from_velocity
+from avd.flow import add_noise, denoise, per_sample, renoise
 from avd.objectives.fake_score import GuidedScore, Score, ScoreSection, distance_to_real, fake_score
 from avd.objectives.passes import Pass
 from avd.objectives.source import RolloutSource
@@ -52,22 +57,23 @@ def distribution_matching(
     sigma_B: Tensor,
     eps_BCFHW: Tensor,
     clip_BCFHW: Tensor | None = None,
+    end: float = 0.0,
 ) -> LossTerm:
     """The loss of samples `x_BCFHW`; gradient reaches only them.
 
     `teacher` gives the guided velocity of the frozen teacher, `fake_score` that of the online score (no guidance); both
-    are called once, without gradient, on the samples noised with `eps_BCFHW` to `sigma_B` in (0, 1]; with
-    `clip_BCFHW`, real latents of the samples' prompts, the teacher on these, noised alike. Notes: what both see, as
-    `x0_fake` and `x0_teacher`.
+    are called once, without gradient, on the samples, of noise level `end`, noised with `eps_BCFHW` to `sigma_B` in
+    (`end`, 1]; with `clip_BCFHW`, real latents of the samples' prompts, the teacher on these, noised to the same level.
+    Notes: what both see, as `x0_fake` and `x0_teacher`.
     """
     with torch.no_grad():
         x = x_BCFHW.float()
-        noisy = add_noise(x, eps_BCFHW, sigma_B)
+        noisy = renoise(x, end, sigma_B, eps_BCFHW)
         shown = noisy if clip_BCFHW is None else add_noise(clip_BCFHW.float(), eps_BCFHW, sigma_B)
         answer = teacher(shown, sigma_B)
-        real = x0_from_velocity(shown, answer.velocity, sigma_B)
-        unguided = x0_from_velocity(shown, answer.unguided, sigma_B)
-        fake = x0_from_velocity(noisy, fake_score(noisy, sigma_B), sigma_B)
+        real = denoise(shown, answer.velocity, sigma_B, end)
+        unguided = denoise(shown, answer.unguided, sigma_B, end)
+        fake = denoise(noisy, fake_score(noisy, sigma_B), sigma_B, end)
         norm_B = distance_to_real(x, real)
         gradient = (fake - real) / per_sample(norm_B, x)
         target = x - gradient
@@ -100,9 +106,10 @@ def _make(section: DistributionMatchingRecipe, setting: Setting) -> Stateless:
             x,
             teacher=lambda noisy, sigma: networks.teacher(noisy, sigma, section.standard_guidance),
             fake_score=lambda noisy, sigma: networks.auxiliary("fake_score", noisy, sigma),
-            sigma_B=section.levels.draw(sample.random, "distribution matching"),
+            sigma_B=section.levels.draw(sample.random, "distribution matching", end=sample.end),
             eps_BCFHW=sample.random.normal("distribution matching", "noise", shape=x.shape[1:]),
             clip_BCFHW=sample.x0_BCFHW if real_turn else None,
+            end=sample.end,
         )
 
     return Stateless(loss)
@@ -123,4 +130,5 @@ TERM = Term(
     paired=lambda section: section.real > 0,
     writes=("x0_fake", "x0_teacher"),
     continues=lambda section: section.real > 0 and not section.from_scratch,
+    noisy=True,
 )

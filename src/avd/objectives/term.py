@@ -96,6 +96,8 @@ class Sample:
     sigma_B: Tensor | None = None
     index_B: Tensor | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
+    end: float = 0.0
+    """The noise level of a rollout's video: 0, or where an expert of high noise ends (see `Term.noisy`)."""
 
 
 def through_input(x_BCFHW: Tensor, leaf_BCFHW: Tensor, loss_B: Tensor) -> Tensor:
@@ -258,6 +260,8 @@ class Term:
     """Latent frames below which its loss does not exist."""
     transition: Transition | None = None
     """How a student that it trains is sampled; None: in either way."""
+    noisy: bool = False
+    """Whether it, and what its auxiliaries learn, judges rollouts that end at noise as well as clean videos."""
     measures_data: Callable[[Any], bool] = lambda section: False
     """Whether it asks for `Setting.real_latents`, whatever its source is."""
 

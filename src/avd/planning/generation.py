@@ -176,26 +176,28 @@ class GenerationPlanner:
 
     def _denoising(self, placement: Placement, machine: Machine) -> StageCosts:
         block, outside = self._network(placement.weights)
-        network = self.sizes.layers * block + outside
+        network = self.sizes.networks * (self.sizes.layers * block + outside)
         samples = 2 if self.sampling.guided else 1
         memory = self._meter(MeasuredPass(samples, gradient=False, dtype=torch.bfloat16))
         flops = samples * sum(flops_of(self.sizes, strides).forward for strides in self.sampling.strides)
         on_gpu, seconds = network, machine.seconds_of(flops)
         if placement.offload == "blocks":
-            on_gpu = outside + min(2, self.sizes.layers) * block  # the one at work, and the next on its way
+            next_to = min(2, self.sizes.layers) * block  # the one at work, and the next on its way
+            on_gpu = self.sizes.networks * outside + next_to
             seconds = max(seconds, len(self.sampling.strides) * self.sizes.layers * block / HOST_LINK)
         elif placement.offload == "model":
             seconds += 2 * network / HOST_LINK  # there, and back for the decoder
         block_as_loaded, outside_as_loaded = self._network(None)
-        as_loaded = self.sizes.layers * block_as_loaded + outside_as_loaded
+        as_loaded = self.sizes.networks * (self.sizes.layers * block_as_loaded + outside_as_loaded)
         activations = memory.peak + self._temporaries(placement, samples) + self._batch()
         weights = on_gpu + self._decoder.weights  # which stays there from the first video on
         return StageCosts("denoising", weights, activations, as_loaded, flops, seconds)
 
     def _decoding(self, placement: Placement, machine: Machine) -> StageCosts:
         block, outside = self._network(placement.weights)
-        network = self.sizes.layers * block + outside
-        waiting = {"none": 0.0, "model": network, "blocks": self.sizes.layers * block}[placement.offload or "none"]
+        blocks, count = self.sizes.layers * block, self.sizes.networks
+        network = count * (blocks + outside)
+        waiting = {"none": 0.0, "model": network, "blocks": count * blocks}[placement.offload or "none"]
         decoder = self._tiled_decoder if placement.tiling else self._decoder
         weights = decoder.weights + network - waiting
         seconds = machine.seconds_of(decoder.flops, tf32=True)

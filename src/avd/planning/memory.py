@@ -129,6 +129,8 @@ class Account:
         frozen = self._of("teacher").parameters.network
         if self._adapted and "teacher" in self._others:
             frozen += self._student.parameters.network  # the adapters' base, which is not the teacher here
+        if self._method.stages_before:
+            frozen += self._student.parameters.network  # the expert of high noise
         learning = {name: self._trained(name) for name in self._optimizers}
         averages = 1 + len(self._method.averaged)
         moments = sum(_bytes_of_moments(self._optimizers[name]) * count for name, count in learning.items())

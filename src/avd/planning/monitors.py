@@ -73,6 +73,7 @@ def plan_monitors(plan: Plan, settings: Settings) -> MonitorPlan | None:
     steps = monitors.teacher_steps or default_teacher_steps(settings, teacher)
     calls = steps * (1 if settings.guidance == 1.0 else 2)
     stages = make_stages(few_step_sigmas(recipe.rollout.timesteps), *recipe.rollout.strided_stages)
+    stages = stages[: recipe.trained_stages.stop]
     adapters = recipe.adapters if recipe.roles == "adapters" else None
     rate = machine.gpus * machine.mfu * machine.peak_of(recipe) * 1e12
 

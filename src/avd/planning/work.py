@@ -57,7 +57,7 @@ def work_of(recipe: Recipe, sizes: Sizes, others: Mapping[str, Sizes], *, in_par
 
     `others` are the sizes of the networks that differ from the student's, by the name of their role.
     """
-    all_costs, stages = {name: _costs(recipe, each) for name, each in others.items()}, len(recipe.rollout.timesteps)
+    all_costs, stages = {name: _costs(recipe, each) for name, each in others.items()}, len(recipe.trained_stages)
     own = _costs(recipe, sizes)
     found = []
     method = Method.of(recipe)
@@ -78,7 +78,7 @@ def _flops(recipe: Recipe, exits: Exits, which: Pass, costs: _Costs) -> float:
     def once(strides: Strides) -> float:
         if which.learns:
             return costs.learn(strides)
-        flops = (costs.bare if which.network == "teacher" else costs.trained)(strides)
+        flops = (costs.bare if which.network in ("teacher", "high_expert") else costs.trained)(strides)
         return costs.to_input(flops, strides) if which.to_input else flops.forward
 
     if which.place == "before_exit":
@@ -109,7 +109,8 @@ def _over_stages(recipe: Recipe, exits: Exits, of: Callable[[int, Strides, tuple
     rollout = recipe.rollout
 
     def total(*strided_stages: int) -> float:
-        stages = make_stages(few_step_sigmas(rollout.timesteps), *strided_stages)
+        path = make_stages(few_step_sigmas(rollout.timesteps), *strided_stages)
+        stages = [path[own] for own in recipe.trained_stages]
         shares = exits.shares(len(stages), strided=any(strided_stages))
         return sum(of(i, stage.strides, shares) for i, stage in enumerate(stages))
 

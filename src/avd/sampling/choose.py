@@ -40,6 +40,11 @@ def make_sampler(
     fills it in, with many or Euler steps, and for clips that do not halve.
     """
     settings = model.settings
+    if settings.end_timestep:
+        raise UserError(
+            f"{model.folder} is an expert of high noise by itself, which ends at timestep {settings.end_timestep:g}: "
+            "distil the one of low noise with experts.high naming it, and use that run's student"
+        )
     if settings.student_timesteps is None or steps is not None:
         if half_rate or half_resolution:
             which = "rate" if half_rate else "resolution"

@@ -21,10 +21,10 @@ from torch import Tensor
 from avd.models.backbone import Backbone
 from avd.models.family import TextToVideo
 from avd.models.identity import identity_of
-from avd.models.quantization import EightBit, check_quantization, quantize
 from avd.models.settings import Settings
 from avd.models.sizes import Sizes
 from avd.models.weights import Weights
+from avd.sampling.quantization import EightBit, check_quantization, quantize
 from avd.sampling.samplers import SampledModel
 from avd.types import Conditions, UserError
 
@@ -82,7 +82,8 @@ class Placement:
         """Likewise from `free` bytes, the network's sizes and the `pixels` of a frame."""
         quantised = self.weights is not None
         with torch.device("meta"):
-            weights = (1 if quantised else 2) * sum(parameter.numel() for parameter in sizes.build().parameters())
+            count = sizes.networks * sum(parameter.numel() for parameter in sizes.build().parameters())
+        weights = (1 if quantised else 2) * count
         outputs = max(layer.rows * layer.outputs for layer in sizes.linear_layers())
         denoising = outputs * (_WIDEST_ALIVE + quantised * _QUANTISED_ALIVE)
         decoding = 0.0 if self.decoder is not None else _DECODING_PER_PIXEL * pixels

@@ -91,10 +91,19 @@ class Rollout:
 
     Raises ValueError if a stage runs at half rate or resolution and there is no `interpolate`, or the transition is
     Euler's: its noise is the video's own, and what was left out has none.
+
+    An expert trains on a part of the path: it exits at one of the stages `trained` (None: at any), and what a stage
+    makes is the video at noise level `end`, by an Euler step; above 0 that is no clean video.
     """
 
     def __init__(
-        self, stages: tuple[Stage, ...], interpolate: Interpolate | None = None, transition: Transition = "renoise"
+        self,
+        stages: tuple[Stage, ...],
+        interpolate: Interpolate | None = None,
+        transition: Transition = "renoise",
+        *,
+        trained: range | None = None,
+        end: float = 0.0,
     ) -> None:
         strided = any(stage.strides != FULL for stage in stages)
         if strided and transition == "euler":
@@ -104,6 +113,7 @@ class Rollout:
                 "stages at half rate or resolution need an interpolator: give one, or use full stages only"
             )
         self.stages, self._interpolate, self._transition = stages, interpolate, transition
+        self.trained, self.end = range(len(stages)) if trained is None else trained, end
 
     def at(self, sigmas: tuple[float, ...]) -> Rollout:
         """The same path at other noise levels, one per stage."""
@@ -143,14 +153,16 @@ class Rollout:
     def predict(
         self, student: Velocity, x_BCFHW: Tensor, prompt: Conditions, stage: int, *, gradient: bool = False
     ) -> Tensor:
-        """The clean video, all of it, that `stage` makes of its noisy one; with `gradient`, it carries it."""
+        """The video at level `end`, all of it, that `stage` makes of its noisy one; with `gradient`, it carries it."""
         exit_stage = self.stages[stage]
-        x0 = self._predict(student, x_BCFHW, exit_stage, prompt, gradient)
-        return self._fill(x0, exit_stage.strides, FULL, gradient)
+        made = self._predict(student, x_BCFHW, exit_stage, prompt, gradient, self.end)
+        return self._fill(made, exit_stage.strides, FULL, gradient)
 
-    def _predict(self, student: Velocity, x: Tensor, stage: Stage, prompt: Conditions, gradient: bool) -> Tensor:
+    def _predict(
+        self, student: Velocity, x: Tensor, stage: Stage, prompt: Conditions, gradient: bool, end: float = 0.0
+    ) -> Tensor:
         with torch.set_grad_enabled(gradient):
-            return x0_from_velocity(x, self._velocity(student, x, stage, prompt, gradient), stage.sigma)
+            return x0_from_velocity(x, self._velocity(student, x, stage, prompt, gradient), stage.sigma - end)
 
     def _velocity(self, student: Velocity, x: Tensor, stage: Stage, prompt: Conditions, gradient: bool) -> Tensor:
         with torch.set_grad_enabled(gradient):

@@ -48,9 +48,12 @@ _TEXT_ENCODER: Mapping[str, _Range] = {
 }
 
 
-def read_transformer(folder: Path) -> dict[str, Any]:
-    """`transformer/config.json`, the class's defaults filled in. Raises OSError, or ValueError for what cannot be."""
-    config = _read(folder / "transformer", "WanTransformer3DModel", _TRANSFORMER, KNOWN["wan2.1-14b"].transformer)
+def read_transformer(folder: Path, part: str = "transformer") -> dict[str, Any]:
+    """`transformer/config.json`, the class's defaults filled in. Raises OSError, or ValueError for what cannot be.
+
+    `part` may be `transformer_2`, the other expert's.
+    """
+    config = _read(folder / part, "WanTransformer3DModel", _TRANSFORMER, KNOWN["wan2.1-14b"].transformer)
     if config.get("image_dim") is not None:
         raise ValueError("its transformer needs an image: name a text-to-video model")
     patch = config["patch_size"]
@@ -99,21 +102,30 @@ def read_text_tokens(folder: Path) -> int:
 
 
 def check_parts(
-    index: Mapping[str, Any],
+    source: ModelSource,
     transformer: Mapping[str, Any],
     vae: Mapping[str, Any],
     text_encoder: Mapping[str, Any] | None,
 ) -> None:
-    """Raise ValueError unless the parts fit each other, by their configs and `model_index.json`."""
-    second = index.get("transformer_2")
-    if second is not None and second != [None, None]:
-        raise ValueError("it has two transformers, one for each range of noise levels: name a model of one")
+    """Raise ValueError unless the parts fit each other, by their configs, `model_index.json` and `avd.json`."""
+    second = source.index.get("transformer_2") not in (None, [None, None])
+    settings = read_settings(source.settings_folder)
+    if second != (settings is not None and settings.high_stages > 0):
+        if second:
+            raise ValueError("it has two transformers, one for each range of noise levels: name a model of one")
+        raise ValueError("its avd.json is that of two experts, and it has one transformer: write the folder again")
+    if second and _sizes(read_transformer(source.folder, "transformer_2")) != _sizes(transformer):
+        raise ValueError("its transformer_2 has other sizes than its transformer: write the folder again")
     if transformer["in_channels"] != vae["z_dim"]:
         found = f"takes {transformer['in_channels']} channels, and its VAE makes {vae['z_dim']}"
         raise ValueError(f"its transformer {found}: name a text-to-video model")
     if text_encoder is not None and transformer["text_dim"] != text_encoder["d_model"]:
         found = f"takes prompts of width {transformer['text_dim']}, and its text encoder makes"
         raise ValueError(f"its transformer {found} {text_encoder['d_model']}")
+
+
+def _sizes(transformer: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: transformer[key] for key in (*_TRANSFORMER, "patch_size")}
 
 
 def latent_shape(vae: Mapping[str, Any], frames: int, height: int, width: int) -> tuple[int, int, int, int]:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, UMT5EncoderModel
 
 from avd.files import write_json
+from avd.models.experts import ExpertsWeights
 from avd.models.folders import INDEX_FILE, ModelSource
 from avd.models.identity import Entry, entries_on_disk
 from avd.models.wan.configs import (
@@ -36,9 +37,15 @@ from avd.models.wan.configs import (
 from avd.models.weights import Renamed, WeightFiles, Weights, check_depth, check_fits
 from avd.types import UserError
 
-_PART_CLASSES = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel}
+_PART_CLASSES = {
+    "transformer": WanTransformer3DModel,
+    "transformer_2": WanTransformer3DModel,
+    "vae": AutoencoderKLWan,
+    "text_encoder": UMT5EncoderModel,
+}
+"""The second transformer is there in a student of two experts only."""
 _ENCODERS = ("vae", "text_encoder")
-_BLOCKS = {"transformer": "blocks.", "text_encoder": "encoder.block."}
+_BLOCKS = {"transformer": "blocks.", "transformer_2": "blocks.", "text_encoder": "encoder.block."}
 """How the tensors of repeated blocks begin."""
 
 
@@ -59,11 +66,15 @@ class ModelFiles:
                 "text_encoder": read_text_encoder(self.folder),
             }
             read_text_tokens(self.folder)
-            check_parts(self.index, **configs)
+            check_parts(source, **configs)
             self.settings = settings_of(source, configs["transformer"], configs["vae"])
-            self._weights = {part: self._find_weights(part, configs[part]) for part in _PART_CLASSES}
+            if self.settings.high_stages:
+                configs["transformer_2"] = read_transformer(self.folder, "transformer_2")
+                if self.transformer_file is not None:
+                    raise UserError(f"{source.name} is a student of two experts: leave the transformer's file out")
+            self._weights = {part: self._find_weights(part, config) for part, config in configs.items()}
             self.skeletons = _skeletons(self.folder, configs)
-            for part in _PART_CLASSES:
+            for part in configs:
                 self._check_weights(part)
             self.tokenizer = AutoTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
 
@@ -87,8 +98,10 @@ class ModelFiles:
 
     @property
     def transformer_weights(self) -> Weights:
-        """The transformer's, as they are stored, by diffusers' names."""
+        """The transformer's, as they are stored, by diffusers' names; of two experts, both."""
         weights = self._weights["transformer"]
+        if "transformer_2" in self._weights:
+            return ExpertsWeights(weights, self._weights["transformer_2"])
         return weights if self.transformer_file is None else Renamed(weights, diffusers_names(weights.shapes))
 
     def entries(self) -> list[Entry]:
@@ -155,10 +168,10 @@ def _skeletons(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> dict[s
     """Each part's network without memory, from its config."""
     with torch.device("meta"):
         return {
-            part: kind(AutoConfig.from_pretrained(folder / part))
-            if kind is UMT5EncoderModel
-            else kind.from_config(dict(configs[part]))
-            for part, kind in _PART_CLASSES.items()
+            part: UMT5EncoderModel(AutoConfig.from_pretrained(folder / part))
+            if part == "text_encoder"
+            else _PART_CLASSES[part].from_config(dict(config))
+            for part, config in configs.items()
         }
 
 

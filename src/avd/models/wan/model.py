@@ -17,11 +17,13 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from avd.files import write_json
+from avd.models.backbone import Backbone
 from avd.models.devices import give_back_memory
+from avd.models.experts import HIGH, LOW, ExpertsBackbone, stream_of
 from avd.models.folders import ModelSource
 from avd.models.identity import entries_in_memory, identity_of
 from avd.models.settings import Settings, write_settings
-from avd.models.streams import TensorStream, write_stream
+from avd.models.streams import TensorStream, stream, write_stream
 from avd.models.wan.codec import decode_video, encode_video
 from avd.models.wan.configs import check_clip, latent_shape
 from avd.models.wan.files import ModelFiles, add_to_index
@@ -117,17 +119,23 @@ class VideoModel:
             return self._parts[name].config
         return self._files.skeletons[name].config
 
-    def velocity(self, device: torch.device | None = None) -> WanVelocity:
-        """The transformer, moved to `device` if given."""
-        network = WanVelocity(self.transformer)
+    def velocity(self, device: torch.device | None = None) -> Backbone:
+        """The transformer, moved to `device` if given; of two experts, both as one network."""
+        network: Backbone = WanVelocity(self.transformer)
+        if self.settings.boundary is not None:
+            network = ExpertsBackbone(network, WanVelocity(self._part("transformer_2")), self.settings.boundary)
         return network if device is None else network.to(device)
 
-    def hollow_velocity(self) -> WanVelocity:
-        """The transformer without memory, in float32, to be sharded and filled with `weights`."""
-        return WanVelocity(hollow_transformer(self._config("transformer")))
+    def hollow_velocity(self) -> Backbone:
+        """The same without memory, in float32, to be sharded and filled with `weights`."""
+        config = self._config("transformer")
+        network: Backbone = WanVelocity(hollow_transformer(config))
+        if self.settings.boundary is None:
+            return network
+        return ExpertsBackbone(network, WanVelocity(hollow_transformer(config)), self.settings.boundary)
 
     def weights(self) -> Weights:
-        """The transformer's, as they are stored, a LoRA merged in float32; nothing is read yet."""
+        """The transformer's, as they are stored, a LoRA merged in float32, or both experts'; nothing is read yet."""
         if self._files is None:
             return MemoryWeights(self.transformer.state_dict())
         weights = self._files.transformer_weights
@@ -141,7 +149,8 @@ class VideoModel:
 
     @property
     def sizes(self) -> WanSizes:
-        return make_sizes(dict(self._config("transformer")), self.latent_shape(), self.text_length)
+        sizes = make_sizes(dict(self._config("transformer")), self.latent_shape(), self.text_length)
+        return replace(sizes, networks=2 if self.settings.high_stages else 1)
 
     def check_clip(self, frames: int, height: int, width: int) -> None:
         """Raise UserError unless the model can encode and denoise clips of this size."""
@@ -194,30 +203,40 @@ class VideoModel:
         """Write a diffusers folder, with `weights` in place of the transformer's own and changed `settings`.
 
         VAE, text encoder and tokenizer of a model with files are copied, in the precision they are stored in.
+        Transformers of two experts have diffusers' names and its boundary, above which the first computes.
         """
         written = replace(self.settings, **settings)
         files = self._files
+        if weights is None and written.high_stages:
+            weights = stream(self.weights())
         pipeline = WanPipeline(
             tokenizer=self.tokenizer if files is None else None,
             text_encoder=self.text_encoder if files is None else None,
             vae=self.vae if files is None else None,
             transformer=self.transformer if weights is None else None,
             scheduler=scheduler_of(written),
+            boundary_ratio=written.boundary,
             expand_timesteps=self._expand_timesteps,
         )
         pipeline.save_pretrained(folder)
         if weights is not None:
             transformer = hollow_transformer(self._config("transformer"))
-            transformer.save_config(folder / "transformer")
-            write_stream(folder / "transformer", _WEIGHTS, weights)
-            add_to_index(folder, transformer=["diffusers", type(transformer).__name__])
+            experts = {part: stream_of(part, weights) for part in (HIGH, LOW)} if written.high_stages else {}
+            for part, tensors in (experts or {"transformer": weights}).items():
+                transformer.save_config(folder / part)
+                write_stream(folder / part, _WEIGHTS, tensors)
+                add_to_index(folder, **{part: ["diffusers", type(transformer).__name__]})
         if files is not None:
             files.complete(folder)
         _forget_paths(folder)
         write_settings(folder, written)
 
     def reload(self, folder: Path) -> dict[str, Tensor]:
-        return dict(WanPipeline.from_pretrained(folder).transformer.state_dict())
+        pipeline = WanPipeline.from_pretrained(folder)
+        if pipeline.transformer_2 is None:
+            return dict(pipeline.transformer.state_dict())
+        parts = {HIGH: pipeline.transformer, LOW: pipeline.transformer_2}
+        return {f"{part}.{name}": tensor for part, each in parts.items() for name, tensor in each.state_dict().items()}
 
     def save_adapter(self, folder: Path, weights: TensorStream) -> None:
         save_adapter(folder, weights)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -100,6 +100,9 @@ class WanSizes(Sizes):
         if heads % ranks:
             raise UserError(f"compute.context is {ranks}, and the model has {heads} attention heads: choose a divisor")
 
+    def check_experts(self) -> None:
+        """A pipeline of Wan's has room for two transformers."""
+
     def build(self) -> WanVelocity:
         return WanVelocity(WanTransformer3DModel.from_config({**self.config, "num_layers": self.layers}))
 
@@ -129,7 +132,8 @@ def sizes_of_folder(source: ModelSource) -> WanSizes:
     with explained(source):
         transformer, vae = _read_configs(source)
         settings = settings_of(source, transformer, vae)
-        return _at_settings(transformer, vae, settings, read_text_tokens(source.folder))
+        sizes = _at_settings(transformer, vae, settings, read_text_tokens(source.folder))
+        return replace(sizes, networks=2 if settings.high_stages else 1)
 
 
 def settings_of_folder(source: ModelSource) -> Settings:
@@ -146,7 +150,7 @@ def _read_configs(source: ModelSource) -> tuple[dict[str, Any], dict[str, Any]]:
     """The transformer's and the VAE's."""
     transformer, vae = read_transformer(source.folder), read_vae(source.folder)
     has_text = (source.folder / "text_encoder" / "config.json").exists()
-    check_parts(source.index, transformer, vae, read_text_encoder(source.folder) if has_text else None)
+    check_parts(source, transformer, vae, read_text_encoder(source.folder) if has_text else None)
     return transformer, vae
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from avd.models.quantization import check_quantization, quantize
+from avd.sampling.quantization import check_quantization, quantize
 from avd.types import UserError
 from helpers.tiny import tiny_model
 
