@@ -13,7 +13,7 @@ term moves a sample towards where the fake score sees it, which is nearer to the
 the teacher's distribution, and with more samples vary less than the teacher's. One update of the fake score for each of
 the student's is the method's own number, and makes it cheap.
 
-SiD (arXiv 2404.04057, Eq. 23, as Self-Forcing trains it) has the same sources and another loss, whose gradient also
+SiD (arXiv 2404.04057, in the form that Self-Forcing trains) has the same sources and another loss, whose gradient also
 passes through the teacher:
 
     loss = mean (x0_real - x0_fake) ((x0_real - x) - alpha (x0_real - x0_fake)) / sg mean|x - x0_real|
