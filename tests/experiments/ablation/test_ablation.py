@@ -37,7 +37,7 @@ rows:
     paper: {name: DMD, dynamic_degree: 0.7}
     knob: {key: objective.distribution_matching.guidance, values: [5.0, 3.0]}
   - {name: dmd at half rate, run: dmd, sampler: half}
-  - {name: longer, recipe: dmd, updates: 1, starts: {student.start: dmd}}
+  - {name: longer, recipe: dmd, updates: 1, starts: {student.start: dmd, fake_score.start: dmd}}
 orderings: [[dmd, teacher]]
 curves: [{name: of k, recipe: avd, key: objective.regression.k, values: [1.0, 3.0]}]
 """

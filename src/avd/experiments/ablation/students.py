@@ -59,7 +59,15 @@ class TrainedRun:
 
     def training(self) -> Training:
         """What it has cost, once it is done."""
-        return training_of(self.recipe, self.run, [each.training() for each in self.starts])
+        earlier = [training_of(each.recipe, each.run) for each in self._earlier().values()]
+        return training_of(self.recipe, self.run, earlier)
+
+    def _earlier(self) -> dict[Path, TrainedRun]:
+        """Every run that it begins with, once, by its folder; those that these began with too."""
+        found: dict[Path, TrainedRun] = {}
+        for each in self.starts:
+            found |= each._earlier() | {each.folder: each}
+        return found
 
 
 @dataclass(frozen=True)
