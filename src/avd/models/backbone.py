@@ -89,11 +89,14 @@ class Backbone(nn.Module):
         handles = [self.blocks[i].register_forward_hook(partial(keep, i)) for i in blocks]
         try:
             with self.first_blocks(max(blocks) + 1):
-                self.forward(x_BCFHW, sigma_B, conditions, **strides)
+                velocity = self.forward(x_BCFHW, sigma_B, conditions, **strides)
         finally:
             for handle in handles:
                 handle.remove()
-        return tuple(found[i].float().clone() for i in blocks)  # a sharded module must not return a view
+        # FSDP gathers a unit's weights again for the way back where the output of its last module needs a gradient, and
+        # a unit may end after the last block.
+        nothing = 0.0 * velocity.mean()
+        return tuple(found[i].float() + nothing for i in blocks)
 
     def shard_units(self) -> list[ShardUnit]:
         """What FSDP2 shards, each by itself; the weights outside of all units are sharded together with the root, in
