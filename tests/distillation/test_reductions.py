@@ -61,3 +61,10 @@ def test_a_discriminator_that_weighs_nothing_leaves_dmd_as_it_is() -> None:
         students.append([p.detach() for p in cycle.roles.student.network.parameters()])
     assert equal(*students)
     assert len(heads) == 1 and not torch.equal(heads[0], before[0])
+
+
+def test_dp_dmd_without_its_anchor_and_with_every_exit_is_dmd() -> None:
+    every, without = "rollout.first_exit=0", "objective.anchor.weight=0"
+    dmd = trained("dmd")
+    assert equal(trained("dp-dmd", every, without), dmd)
+    assert not equal(trained("dp-dmd", every), dmd) and not equal(trained("dp-dmd", without), dmd)

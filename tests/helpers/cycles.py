@@ -128,8 +128,9 @@ def random_for_exit(stage: int, stages: int = 4, first: int = 0, every: int = 1)
 
 
 def random_for_all(cycle: Cycle, exit_stage: int) -> UpdateRandom:
-    """UpdateRandom of an update in which every term of the method acts."""
-    terms = cycle.step.method.terms
-    last = max(each.section.start for each in terms)
-    every = math.lcm(*(each.every for each in terms))
-    return random_for_exit(exit_stage, len(cycle.rollout.trained), first=last, every=every)
+    """UpdateRandom of an update in which every term of the method acts, and rollouts exit at a stage, or at the
+    earliest that the method has if that is later."""
+    terms, earliest = cycle.step.method.terms, cycle.step.method.exits.first
+    last, every = max(each.section.start for each in terms), math.lcm(*(each.every for each in terms))
+    stages = len(cycle.rollout.trained) - earliest
+    return random_for_exit(max(exit_stage - earliest, 0), stages, first=last, every=every)

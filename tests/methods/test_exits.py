@@ -74,3 +74,38 @@ def test_the_step_exits_where_the_method_says_and_plans_count_it() -> None:
 def test_balanced_exits_need_two_rates(more: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="balanced exits need two rates"):
         load_recipe("avd", ["rollout.exits=balanced", *more])
+
+
+def test_a_first_exit_leaves_the_stages_before_it_out() -> None:
+    exits = Exits(first=1)
+    assert exits.shares(4, strided=False) == pytest.approx((0, 1 / 3, 1 / 3, 1 / 3)) and exits.mean(4) == 2
+    drawn = Counter(exits.draw(update_random(n), 0, 4, strided=False) for n in range(1500))
+    assert set(drawn) == {1, 2, 3} and all(abs(count - 500) < 5 * (1500 * 2 / 9) ** 0.5 for count in drawn.values())
+    late, usual = (load_recipe("dmd", [f"rollout.first_exit={first}", "compute.device=cpu"]) for first in (1, 0))
+    assert Method.of(late).forwards(4) == Method.of(usual).forwards(4) + 0.5
+    work = work_of(late, SIZES, {}, in_parts=False)
+    before = next(each for each in work if "before the exit" in each.name)
+    assert (before.least, before.forwards, before.most) == (1, 2, 3)
+    assert before.flops == pytest.approx(
+        2 / 1.5 * next(each for each in work_of(usual, SIZES, {}, in_parts=False) if each.name == before.name).flops
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["rollout.first_exit=4"], r"first_exit must be below the number of timesteps \(4\)"),
+        (
+            [
+                "rollout.first_exit=1",
+                "rollout.exits=balanced",
+                "rollout.half_rate_stages=2",
+                "rollout.half_rate_share=0.5",
+            ],
+            "balanced exits are at every stage",
+        ),
+    ],
+)
+def test_a_first_exit_that_cannot_be_is_refused(changes: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe("avd", changes)

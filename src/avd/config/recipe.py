@@ -70,6 +70,8 @@ class RolloutRecipe(Section):
     shift, but never above the level before. None: through the timesteps. Sampling is at the timesteps in any case."""
     exits: Literal["uniform", "balanced"] = "uniform"
     """Where training's rollouts exit: at any stage (paper), or so that each stage learns equally often at each rate."""
+    first_exit: int = Field(0, ge=0)
+    """The earliest stage, from 0, at which uniform exits are: what judges rollouts leaves those before it alone."""
 
     interpolator: Literal["frozen", "trained"] = "frozen"
     """Whether the interpolator learns with the student, from the gradient of samples that it fills in."""
@@ -91,6 +93,10 @@ class RolloutRecipe(Section):
             if count and self.transition == "euler":
                 which = name.removesuffix("_stages").replace("_", "-")
                 raise ValueError(f"{which} stages are re-noised: set transition to renoise, or {name} to 0")
+        if self.first_exit >= len(self.timesteps):
+            raise ValueError(f"first_exit must be below the number of timesteps ({len(self.timesteps)})")
+        if self.first_exit and self.exits == "balanced":
+            raise ValueError("balanced exits are at every stage: set first_exit to 0, or exits to uniform")
         if self.exits == "balanced" and (not any(self.strided_stages) or self.half_rate_share == 1):
             raise ValueError(
                 "balanced exits need two rates: set half_rate_stages and a half_rate_share below 1, or exits to uniform"

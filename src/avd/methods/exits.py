@@ -28,12 +28,14 @@ class Exits:
     balanced: bool = False
     strided_stages: int = 0
     strided_share: float = 1.0
+    first: int = 0
+    """The earliest of uniform exits, where another term teaches the stages before it."""
 
     def shares(self, stages: int, *, strided: bool) -> tuple[float, ...]:
         """The probability of each of `stages` stages, in cycles with strided stages or in those without."""
         early = self.strided_stages
         if not self.balanced:
-            return (1 / stages,) * stages
+            return (0.0,) * self.first + (1 / (stages - self.first),) * (stages - self.first)
         cycles = self.strided_share if strided else 1 - self.strided_share
         at_early = min(1.0, early / ((stages + early) * cycles))
         return (at_early / early,) * early + ((1 - at_early) / (stages - early),) * (stages - early)
@@ -48,7 +50,7 @@ class Exits:
     def draw(self, random: Random, rollout: int, stages: int, *, strided: bool) -> int:
         """The exit of one rollout of an update, the same for the full batch."""
         if not self.balanced:
-            return random.shared_integer("rollout", rollout, "exit", high=stages)
+            return self.first + random.shared_integer("rollout", rollout, "exit", high=stages - self.first)
         number = random.shared_integer("rollout", rollout, "balanced exit", high=_FINE) / _FINE
         ends = list(accumulate(self.shares(stages, strided=strided)))
         return next((i for i, end in enumerate(ends) if number < end), stages - 1)

@@ -65,7 +65,8 @@ class Method:
             raise ValueError(f"{without[0]} learns, and recipes have no section that says how")
         updates = {name: getattr(recipe, name) for name in learned}
         rollout = recipe.rollout
-        exits = Exits(rollout.exits == "balanced", max(rollout.strided_stages), rollout.half_rate_share)
+        balanced, strided = rollout.exits == "balanced", max(rollout.strided_stages)
+        exits = Exits(balanced, strided, rollout.half_rate_share, rollout.first_exit)
         made = tuple(auxiliaries.values())
         before, end = recipe.trained_stages.start, recipe.end_timestep / TIMESTEPS
         method = cls(terms, made, updates, rollout.shared, exits, rollout.drawn_shift, before, end)

@@ -66,7 +66,7 @@ def work_of(recipe: Recipe, sizes: Sizes, others: Mapping[str, Sizes], *, in_par
         forwards = 1 + each.backward + (costs.again if each.backward else 0)
         least, mean, most = (
             each.count * forwards * (exit if each.place == "before_exit" else 1)
-            for exit in (0, method.exits.mean(stages), stages - 1)
+            for exit in (method.exits.first, method.exits.mean(stages), stages - 1)
         )
         found.append(Work(each.name, mean, least, most, each.count * _flops(recipe, method.exits, each, costs)))
     return found

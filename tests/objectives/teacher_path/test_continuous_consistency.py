@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from avd.flow import GuidedVelocity, add_noise, guide
-from avd.objectives.continuous_consistency import (
+from avd.objectives.distribution_matching import distribution_matching
+from avd.objectives.source import Stages
+from avd.objectives.teacher_path.continuous_consistency import (
     ContinuousConsistency,
     ContinuousConsistencyRecipe,
     LogitNormal,
     central_difference,
     continuous_consistency,
 )
-from avd.objectives.distribution_matching import distribution_matching
-from avd.objectives.source import Stages
 from avd.objectives.term import Sample, Setting
 from helpers.gaussian import GaussianVelocity
 

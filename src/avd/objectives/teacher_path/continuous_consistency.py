@@ -161,7 +161,8 @@ TERM = Term(
     source=lambda section: DataSource(section.law),
     passes=lambda section: (
         Pass("teacher with guidance, tangent", "teacher", section.branches),
-        Pass("student, tangent", "student", 2),
+        Pass("student above, tangent", "student"),  # one after the other: not a batch of two
+        Pass("student below, tangent", "student"),
     ),
     transition="renoise",
     make=ContinuousConsistency,
