@@ -8,6 +8,7 @@ import pytest
 
 from avd.config import AblationRecipe, load, load_recipe
 from avd.config.ablation import CurveRecipe
+from avd.methods.method import Method
 from avd.types import UserError
 
 TEACHER = "{name: t, recipe: dmd, sampler: many}"
@@ -62,11 +63,13 @@ def test_a_curve_is_a_row_per_value() -> None:
     assert {value: (row.share, row.changes) for value, row in shares.items()} == {"0.25": (0.25, ()), "1.0": (1.0, ())}
 
 
-def test_every_shipped_row_has_a_recipe_that_takes_its_knob_and_begins_with_its_value() -> None:
-    plan = load(AblationRecipe, "ablation")
+@pytest.mark.parametrize("name", ["ablation", "beyond-the-paper"])
+def test_every_shipped_row_has_a_recipe_that_takes_its_knob_and_begins_with_its_value(name: str) -> None:
+    plan = load(AblationRecipe, name)
     for row in plan.rows:
         if row.recipe is not None:
             recipe = load_recipe(row.recipe, row.changes)
+            Method.of(recipe)
             for value in () if row.knob is None else row.knob.values:
                 load_recipe(row.recipe, [*row.changes, f"{row.knob.key}={value}"])
             if row.knob is not None:
