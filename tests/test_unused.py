@@ -27,7 +27,6 @@ EXCEPTIONS = {
     "scene": "what was drawn in a clip of the world: the truth that tests hold the oracle against",
     "promises": "what a caption of the world was written to promise: likewise",
     "x_BCFHW": "the noisy latents that a term was called with; terms that need them are being added",
-    "renoise": "the kernel from one noise level to a higher one; likewise",
 }
 """Public definitions that nobody in the package uses, and why."""
 
