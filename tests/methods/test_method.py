@@ -17,7 +17,12 @@ from avd.objectives.term import ActiveTerm, Averaged, Learned
 def resolved(*active: ActiveTerm) -> Method:
     recipe = load_recipe("avd")
     return Method.of(
-        SimpleNamespace(objective=SimpleNamespace(active=active), rollout=recipe.rollout, fake_score=recipe.fake_score)
+        SimpleNamespace(
+            objective=SimpleNamespace(active=active),
+            rollout=recipe.rollout,
+            fake_score=recipe.fake_score,
+            end_timestep=recipe.end_timestep,
+        )
     )  # type: ignore[arg-type]
 
 
