@@ -22,6 +22,7 @@ def resolved(*active: ActiveTerm) -> Method:
             rollout=recipe.rollout,
             fake_score=recipe.fake_score,
             end_timestep=recipe.end_timestep,
+            trained_stages=recipe.trained_stages,
         )
     )  # type: ignore[arg-type]
 
