@@ -1,4 +1,4 @@
-"""What benchmarks/cycles.py re-enacts: its counts against what is known, and its calls on a real network."""
+"""What benchmarks count and measure, against what is known, and their calls on a real network."""
 
 from __future__ import annotations
 
@@ -8,21 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from avd.config import load_recipe
 from avd.methods.method import Method
+from avd.sampling.samplers import ManySteps
 from helpers.tiny import LATENT_SHAPE, tiny_model
+
+
+def _benchmark(name: str) -> Any:
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def cycles() -> Any:
-    path = Path(__file__).parents[1] / "benchmarks" / "cycles.py"
-    spec = importlib.util.spec_from_file_location("cycles", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cycles"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return _benchmark("cycles")
+
+
+@pytest.fixture(scope="module")
+def frame_cosines() -> Any:
+    return _benchmark("frame_cosines")
 
 
 def test_codes_take_the_forwards_that_are_known_of_them(cycles: Any) -> None:
@@ -53,3 +64,24 @@ def test_a_call_runs_the_network_and_leaves_no_gradient_behind(cycles: Any, monk
     network.play(cycles.Call(1, "weights"))
     handle.remove()
     assert backwards == [True] and all(p.grad is None for p in student.parameters())
+
+
+def test_neighbouring_frames_that_are_equal_opposite_or_unrelated(frame_cosines: Any) -> None:
+    still = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).expand(2, 3, 5, 4, 4)
+    turning = still * torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]).view(1, 1, 5, 1, 1)
+    unrelated = torch.randn(2, 8, 5, 64, 64, generator=torch.Generator().manual_seed(1))
+    found = [frame_cosines.neighbour_cosine(x).tolist() for x in (still, turning, unrelated)]
+    assert found[0] == pytest.approx([1, 1]) and found[1] == pytest.approx([-1, -1])
+    assert found[2] == pytest.approx([0, 0], abs=0.01)
+
+
+def test_cosines_are_those_of_the_teachers_own_path(frame_cosines: Any) -> None:
+    model = tiny_model()
+    found = frame_cosines.measure(model, ["a red ball"], 3, 7)
+    assert [sigma for sigma, _ in found["x"]] == sorted((sigma for sigma, _ in found["x"]), reverse=True)
+    assert found["x"][0][0] == 1 and all(len(found[kind]) == 3 for kind in frame_cosines.KINDS)
+    noise = torch.randn(1, *model.latent_shape(), generator=torch.Generator().manual_seed(7))
+    assert found["x"][0][1] == pytest.approx(frame_cosines.neighbour_cosine(noise).item())
+    settings = model.settings
+    (last,) = ManySteps(model, 3, settings.guidance, "euler")(["a red ball"], torch.Generator().manual_seed(7)).split(1)
+    assert found["x0"][-1][1] == pytest.approx(frame_cosines.neighbour_cosine(last).item(), abs=1e-5)
