@@ -37,6 +37,7 @@ VARIANTS = {
 
 NEEDED = {
     "dfd": ("objective.distribution_matching.from_scratch=true",),
+    "dcm-detail": ("experts.high=wan-mini",),
     "phased-dmd-low": ("experts.high=wan-mini",),
 }
 """What recipes that need an earlier run take in its place."""

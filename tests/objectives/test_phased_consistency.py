@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from avd.config import load_recipe
 from avd.flow import add_noise, integrate, many_step_sigmas
-from avd.objectives.consistency import OnGrid, consistency
-from avd.objectives.phased_consistency import OnPhases, PhasedConsistencyRecipe, PhasedGrid
+from avd.objectives.consistency import OnGrid, consistency, incoherence
+from avd.objectives.phased_consistency import TERM, OnPhases, PhasedConsistencyRecipe, PhasedGrid
 from avd.objectives.source import Stages
 from helpers.cycles import Cycle, make_batch, make_cycle, networks, update_random
 from helpers.gaussian import GaussianVelocity
@@ -202,3 +203,52 @@ def test_a_student_of_several_phases_is_another() -> None:
         each.run(make_batch(each.recipe), update_random(0))
     pairs = zip(networks(cycle)["student"].parameters(), networks(lcm)["student"].parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+# -- the experts of DCM ------------------------------------------------------------------------------------------
+
+
+def test_incoherence_is_the_difference_of_changes_and_blind_to_what_stands_still() -> None:
+    found, wanted = torch.randn(2, 2, 3, 5, 2, 2)
+    changes = [video[:, :, 2:] - video[:, :, :-2] for video in (found, wanted)]
+    expected = (changes[0] - changes[1]).square().mean((1, 2, 3, 4))
+    torch.testing.assert_close(incoherence(found, wanted, 2), expected)
+    assert incoherence(wanted, wanted, 2).max() == 0
+    still = torch.randn(2, 3, 1, 2, 2)
+    torch.testing.assert_close(incoherence(found + still, wanted, 2), expected)
+
+
+def test_coherence_is_added_to_the_loss_and_its_gradient_reaches_the_student_alone() -> None:
+    x, velocity = torch.randn(2, *SHAPE)
+    velocity.requires_grad_()
+    levels = {"sigma_B": torch.full((4,), 0.9), "below_B": torch.full((4,), 0.8), "edge_B": torch.full((4,), 0.757)}
+    network = torch.nn.Conv3d(SHAPE[1], SHAPE[1], 1)
+    how = {"x_BCFHW": x, "teacher": TEACHER, "target": lambda y, s: network(y), **levels}
+    plain, more = (consistency(velocity, **how, coherence=c, lag=1) for c in (0.0, 2.0))
+    added_B = more.per_sample_B - plain.per_sample_B
+    assert added_B.min() > 0 and "consistency_incoherence" not in plain.metrics
+    torch.testing.assert_close(added_B.mean().item(), 2 * more.metrics["consistency_incoherence"])
+    (gradient,) = torch.autograd.grad(added_B.sum(), velocity)
+    assert gradient.abs().sum() > 0 and all(p.grad is None for p in network.parameters())
+
+
+def test_coherence_needs_more_latent_frames_than_its_lag() -> None:
+    assert [TERM.least_frames(PhasedConsistencyRecipe(coherence=c, lag=3)) for c in (0.0, 1.0)] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "high", "low", "levels"),
+    [
+        ("dcm-semantic", 1.0, 0.757, None),
+        ("dcm-detail", 0.757, 0.0, None),
+        ("dcm-semantic-wan2.1-1.3b", 1.0, 0.97541, 15),
+        ("dcm-detail-wan2.1-1.3b", 0.97541, 0.0, 35),
+    ],
+)
+def test_each_expert_of_dcm_learns_its_own_phase(name: str, high: float, low: float, levels: int | None) -> None:
+    section = load_recipe(name).objective.section("phased_consistency")
+    assert isinstance(section, PhasedConsistencyRecipe)
+    grid = section.phases.grid(())
+    assert (grid.sigmas[0].item(), grid.sigmas[-1].item()) == pytest.approx((high, low))
+    assert set(grid.edge(torch.arange(grid.levels)).tolist()) == {grid.levels}
+    assert levels in (None, grid.levels)  # the published boundary is a level of its grid, and not one more

@@ -47,12 +47,15 @@ def consistency(
     distance: Distance = "huber",
     edge_B: Tensor | None = None,
     name: str = "consistency",
+    coherence: float = 0.0,
+    lag: int = 1,
 ) -> LossTerm:
     """The loss of the student's velocity at `x_BCFHW`, of noise level `sigma_B`; gradient reaches only the velocity.
 
     `below_B` are the levels, from `edge_B` up to below `sigma_B`, that the teacher steps to. `teacher` is the guided
     velocity and `target` that of the target network; both are called once, without gradient. `edge_B`, None for 0, are
-    the levels at which both predictions are compared: at 0 clean videos.
+    the levels at which both predictions are compared: at 0 clean videos. `coherence` is the weight of `incoherence` at
+    `lag`, where it is above 0.
     """
     edge_B = torch.zeros_like(sigma_B) if edge_B is None else edge_B
 
@@ -65,8 +68,19 @@ def consistency(
         wanted = step(stepped, target(stepped, below_B), below_B, edge_B)
     square = (found - wanted).square()
     each = square if distance == "square" else (square + _HUBER**2).sqrt() - _HUBER
+    loss_B = each.flatten(1).mean(1)
     metrics = {f"{name}_square": square.detach().mean().item()}  # a mean, so parts of a batch add up
-    return LossTerm(name, each.flatten(1).mean(1), metrics)
+    if coherence:
+        apart_B = incoherence(found, wanted, lag)
+        loss_B, metrics[f"{name}_incoherence"] = loss_B + coherence * apart_B, apart_B.detach().mean().item()
+    return LossTerm(name, loss_B, metrics)
+
+
+def incoherence(found_BCFHW: Tensor, wanted_BCFHW: Tensor, lag: int) -> Tensor:
+    """mean((found_{f + lag} - found_f) - (wanted_{f + lag} - wanted_f))^2 per sample, over latent frames f (DCM, arXiv
+    2506.03123): how differently two videos change. It is blind to an error that is the same in all frames. (B,)"""
+    error = found_BCFHW - wanted_BCFHW
+    return (error[:, :, lag:] - error[:, :, :-lag]).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,13 @@ class ConsistencyRecipe(GuidedSection):
 
 
 def consistency_of(
-    sample: Sample, section: ConsistencyRecipe, below_B: Tensor, edge_B: Tensor | None = None, name: str = "consistency"
+    sample: Sample,
+    section: ConsistencyRecipe,
+    below_B: Tensor,
+    edge_B: Tensor | None = None,
+    name: str = "consistency",
+    coherence: float = 0.0,
+    lag: int = 1,
 ) -> LossTerm:
     """`consistency` of a sample of real data, with the networks and the values of its section."""
     networks = sample.networks
@@ -138,6 +158,8 @@ def consistency_of(
         distance=section.distance,
         edge_B=edge_B,
         name=name,
+        coherence=coherence,
+        lag=lag,
     )
 
 

@@ -13,6 +13,9 @@ LCM.
 
 Levels are those of a many-step sampler's grid, into which the edges are inserted: at an edge that is rounded to the
 grid, the student would not be sampled.
+
+DCM (arXiv 2506.03123) has a network of its own for each of two phases. In the noisier one the loss has a second part,
+`coherence` times how differently the two predictions change over `lag` latent frames (`consistency.incoherence`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from avd.objectives.consistency import ConsistencyRecipe, auxiliaries, consisten
 from avd.objectives.passes import Place
 from avd.objectives.source import DataSource, Levels, Random, Stages
 from avd.objectives.term import Evaluate, Sample, Setting, Stateless, Term
+from avd.section import MOST_WEIGHT
 from avd.types import LossTerm
 
 _SAME = 1e-6
@@ -100,6 +104,11 @@ class PhasedConsistencyRecipe(ConsistencyRecipe):
     """Edges of the phases as timesteps of 1000, falling; levels above the first and below the last are not learnt.
     None: the student's stages and 0."""
 
+    coherence: float = Field(0.0, ge=0, le=MOST_WEIGHT)
+    """Weight, within the term, of how differently prediction and target change over time (DCM)."""
+    lag: int = Field(3, ge=1, le=1000)
+    """Latent frames over which that change is taken."""
+
     @model_validator(mode="after")
     def _check_edges(self) -> PhasedConsistencyRecipe:
         edges = self.edges
@@ -122,7 +131,8 @@ def _make(section: PhasedConsistencyRecipe, setting: Setting) -> Evaluate:
         assert sample.index_B is not None
         edge_B = grid.edge(sample.index_B)
         below_B = torch.minimum(sample.index_B + section.skip, edge_B)
-        return consistency_of(sample, section, grid.at(below_B), grid.at(edge_B), name)
+        edge = grid.at(edge_B)
+        return consistency_of(sample, section, grid.at(below_B), edge, name, section.coherence, section.lag)
 
     if not section.adaptive:
         return Stateless(loss)
@@ -137,6 +147,7 @@ TERM = Term(
     source=lambda section: DataSource(section.phases),
     auxiliaries=auxiliaries,
     passes=passes,
+    least_frames=lambda section: section.lag + 1 if section.coherence else 1,
     transition="euler",
     make=_make,
 )
