@@ -154,7 +154,8 @@ def test_what_has_no_weight_costs_no_forward() -> None:
 
 
 def test_a_term_that_starts_later_costs_and_changes_nothing_before() -> None:
-    cycle = make_cycle("objective.distribution_matching.start=5", "objective.temporal.start=5")
+    late = ("objective.distribution_matching.start=5", "objective.temporal.start=5")
+    cycle = make_cycle(*late, "fake_score.ida=0.9")
     without = make_cycle("objective.distribution_matching.weight=0", "objective.temporal.weight=0")
     batch, before = make_batch(cycle.recipe), copies(**networks(cycle))
     with counted(cycle) as cost:

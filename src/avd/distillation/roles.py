@@ -11,7 +11,7 @@ holds a complete one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -170,15 +170,16 @@ class Roles:
         """All that learn, by name."""
         return {"student": self.student, **self.learned, **self.heads}
 
-    def step_student(self) -> float:
-        """Let the student take its step, and whoever follows it follow. Returns the gradient's norm before clipping."""
+    def step_student(self, active: Collection[str]) -> float:
+        """Let the student take its step, and whoever follows it follow; of those that learn, the `active` ones take
+        over their share of it. Returns the gradient's norm before clipping."""
         steps = self.student.steps
         norm = self.student.step()
         if self.student.steps > steps:
             for follower in (self.average, *self.followers.values()):
                 follower.follow(self.student)
-            for name, own_share in self._own_shares.items():
-                _align(self.learned[name].network, self.student.network, own_share)
+            for name in self._own_shares.keys() & active:
+                _align(self.learned[name].network, self.student.network, self._own_shares[name])
         return norm
 
     def tensors(self) -> dict[str, Tensor]:

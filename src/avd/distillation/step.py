@@ -152,7 +152,7 @@ class TrainingStep:
                 self._judge_data(source, batch, random, rollout, result)
         for active in method.terms:
             self.terms[active.name].commit()
-        norm = self.roles.step_student()
+        norm = self.roles.step_student({each.name for each in method.learned})
         result.metrics |= self._gradients.pop_metrics(self._ranks)
         result.metrics["student_grad_norm"] = norm
         return samples
