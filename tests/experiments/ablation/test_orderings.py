@@ -34,8 +34,18 @@ def test_seeds_are_compared_in_pairs(rows: Callable[..., list[Row]]) -> None:
 def test_the_measures_own_error_counts_where_seeds_agree_by_chance(rows: Callable[..., list[Row]]) -> None:
     found = compare_rows(rows([0.5, 0.6, 0.7], 0.06), rows([0.45, 0.55, 0.65], 0.08), "world", KEY)
     assert found is not None
-    assert found.half_width == pytest.approx(1.96 * (3 * (0.06**2 + 0.08**2)) ** 0.5 / 3)
+    assert found.half_width == pytest.approx(1.96 * 0.1)
     assert found.agreement(+1.0) is Agreement.undecided
+
+
+def test_more_seeds_tell_nothing_of_other_captions(rows: Callable[..., list[Row]]) -> None:
+    """Three seeds that all gain 2.5 points, where a share is known to 1.5: the captions alone may have given them."""
+    widths = []
+    for seeds in (3, 12):
+        found = compare_rows(rows([0.525] * seeds, 0.015), rows([0.5] * seeds, 0.015), "world", KEY)
+        assert found is not None and found.agreement(+1.0) is Agreement.undecided
+        widths.append(found.half_width)
+    assert widths == pytest.approx([1.96 * 0.015 * 2**0.5] * 2)
 
 
 def test_one_seed_decides_nothing_and_none_is_no_change(rows: Callable[..., list[Row]]) -> None:

@@ -8,9 +8,10 @@ standard errors e(a_s), e(b_s),
 The half-width of its interval is the larger of two, as either alone may undo the change:
 
     t(S - 1) std(d_s) / sqrt(S)                         what other seeds would change, with Student's t for 95 %
-    1.96 sqrt(sum_s e(a_s)^2 + e(b_s)^2) / S            what other captions would change
+    1.96 sqrt(mean_s e(a_s)^2 + e(b_s)^2)               what other captions would change
 
-The captions are the same for both rows, so the second is rather too wide. If the interval lies on the paper's side of
+The second does not shrink with S: all seeds are judged on the same captions, so another seed tells nothing of other
+captions. It is rather too wide, as both rows have these captions too. If the interval lies on the paper's side of
 0, the order agrees, on the other it disagrees, and across 0, or with a single seed, it is undecided.
 """
 
@@ -63,7 +64,7 @@ def compare_rows(rows: Sequence[Row], others: Sequence[Row], suite: str, measure
     deviation = (sum((each - change) ** 2 for each in differences) / (count - 1)) ** 0.5
     squares = sum(side[seed][1] ** 2 for side in (mine, theirs) for seed in seeds)
     spread = float(stdtrit(count - 1, _SURE)) * deviation / count**0.5
-    return SeedChange(change, max(spread, _NORMAL * squares**0.5 / count), count)
+    return SeedChange(change, max(spread, _NORMAL * (squares / count) ** 0.5), count)
 
 
 def _by_seed(rows: Sequence[Row], suite: str, measure: str) -> dict[int, tuple[float, float]]:
