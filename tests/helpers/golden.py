@@ -76,12 +76,15 @@ def digests() -> dict[str, str]:
 
 
 def numbers_fault(recorded: dict[str, Any], found: dict[str, str], numbers: int) -> str | None:
-    """Why the golden files `found` are not those that `numbers` stands for; None if they are. New ones may be added."""
+    """Why the golden files `found` are not those that `numbers` stands for; None if they are."""
     if recorded["numbers"] != numbers:
         return f"tests/numbers.json is of NUMBERS {recorded['numbers']}, and it is {numbers}: run `make golden`"
     moved = [name for name, digest in recorded["golden"].items() if name in found and found[name] != digest]
     if moved:
         return f"{moved[0]}.jsonl has moved: count NUMBERS up (evaluation/provenance.py) and run `make golden`"
+    new = sorted(found.keys() - recorded["golden"].keys())
+    if new:
+        return f"{new[0]}.jsonl is not in tests/numbers.json, so it could move unseen: run `make golden`"
     return None
 
 
