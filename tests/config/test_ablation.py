@@ -76,3 +76,24 @@ def test_every_shipped_row_has_a_recipe_that_takes_its_knob_and_begins_with_its_
                 assert load_recipe(row.recipe, [*row.changes, f"{row.knob.key}={row.knob.values[0]}"]) == recipe
     for curve in plan.curves:
         assert all(load_recipe(curve.recipe, row.changes) for row in curve.points.values())
+
+
+def test_shipped_students_of_two_experts_have_the_budget_of_one_run() -> None:
+    plan = load(AblationRecipe, "ablation")
+    rows = {row.name: row for row in plan.rows}
+    pairs = [(rows[row.starts["experts.high"]], row) for row in plan.rows if "experts.high" in row.starts]
+    assert [low.name for _, low in pairs] == ["phased-dmd", "dcm"]
+    for pair in pairs:
+        high, low = (load_recipe(row.recipe or "", row.changes) for row in pair)
+        assert not pair[0].shown and pair[1].shown
+        assert (high.experts.train, low.experts.train) == ("high", "low")
+        assert (high.rollout.timesteps, high.experts.high_stages) == (low.rollout.timesteps, low.experts.high_stages)
+        spent = 0.0
+        for row, recipe in zip(pair, (high, low), strict=True):
+            method, stages = Method.of(recipe), len(recipe.trained_stages)
+            updates = method.updates_for(plan.forwards * row.share, stages)
+            assert abs(updates - recipe.training.updates) <= max(
+                1, 0.02 * updates
+            )  # the recipe's own are of that budget
+            spent += method.forwards_of(updates, stages)
+        assert spent == pytest.approx(plan.forwards, rel=0.01)

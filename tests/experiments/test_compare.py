@@ -101,3 +101,10 @@ def test_a_model_whose_clips_are_not_the_worlds_is_refused_before_anything_is_ma
     with pytest.raises(UserError, match="16 x 32"):
         run([wide], tmp_path / "output")
     assert not (tmp_path / "output").exists()
+
+
+def test_an_expert_of_high_noise_is_refused_before_it_is_trained(recipes: list[Recipe], tmp_path: Path) -> None:
+    high = load_recipe("phased-dmd-high", [f"model={recipes[0].model}"])
+    with pytest.raises(UserError, match="phased-dmd-high trains an expert of high noise"):
+        run([recipes[0], high], tmp_path / "output")
+    assert not (tmp_path / "output").exists()

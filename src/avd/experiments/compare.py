@@ -22,7 +22,7 @@ from avd.evaluation.rows import Results, Row, read_results, write_results
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
 from avd.experiments.measuring import check_one_process, measure
-from avd.experiments.training import check_run, is_trained, train
+from avd.experiments.training import check_run, check_sampled, is_trained, train
 from avd.models.family import TextToVideo, open_model
 from avd.sampling.choose import make_sampler
 from avd.sampling.samplers import FewSteps, ManySteps, Sampler
@@ -89,9 +89,11 @@ def run_comparison(
 
 
 def _check_run(recipe: Recipe, run: Path, recipes: Sequence[Recipe]) -> None:
-    """Refuse a run before the first one begins. Raises UserError as `check_run`, or if another recipe has its name."""
+    """Refuse a run before the first one begins. Raises UserError as `check_run` and `check_sampled`, or if another
+    recipe has its name."""
     if any(other != recipe and (other.name, other.seed) == (recipe.name, recipe.seed) for other in recipes):
         raise UserError(f"two of the recipes are called {recipe.name} and differ: give each its own name")
+    check_sampled(recipe)
     check_run(recipe, run)
 
 

@@ -39,6 +39,15 @@ def check_run(recipe: Recipe, run: Path) -> None:
         preflight(recipe, run, resume=run.exists(), launch=read_launch(os.environ))
 
 
+def check_sampled(recipe: Recipe) -> None:
+    """Refuse to judge what makes no videos by itself. Raises UserError for an expert of high noise."""
+    if recipe.end_timestep:
+        raise UserError(
+            f"recipe {recipe.name} trains an expert of high noise, whose videos are still noisy where it ends: judge "
+            "the student of the low one's recipe, which begins with its run (experts.high)"
+        )
+
+
 def is_trained(run: Path) -> bool:
     """Whether a run has its student."""
     return (run / "student").exists()

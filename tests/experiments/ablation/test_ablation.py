@@ -15,6 +15,7 @@ from avd.config import load_recipe
 from avd.evaluation.rows import Row, read_results
 from avd.experiments.ablation import students
 from avd.methods.method import Method
+from avd.models.family import read_facts
 from avd.report.ablation import BEGIN, END
 from helpers import killing
 from helpers.command import avd
@@ -38,6 +39,8 @@ rows:
     knob: {key: objective.distribution_matching.guidance, values: [5.0, 3.0]}
   - {name: dmd at half rate, run: dmd, sampler: half}
   - {name: longer, recipe: dmd, updates: 1, starts: {student.start: dmd, fake_score.start: dmd}}
+  - {name: high, recipe: phased-dmd-high, updates: 1, shown: false}
+  - {name: experts, recipe: phased-dmd-low, updates: 1, starts: {experts.high: high}}
 orderings: [[dmd, teacher]]
 curves: [{name: of k, recipe: avd, key: objective.regression.k, values: [1.0, 3.0]}]
 """
@@ -54,8 +57,8 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> COMMAND:
     changes = [f"model={folder / 'tiny'}", "data.world_clips=4", "training.batch=2"]
     options = [word for change in changes for word in ("--set", change)]
 
-    def run(output: Path, *words: object) -> int:
-        return avd("ablate", folder / "plan.yaml", "--output", output, *options, *words)
+    def run(output: Path, *words: object, plan: Path = folder / "plan.yaml") -> int:
+        return avd("ablate", plan, "--output", output, *options, *words)
 
     return run
 
@@ -74,11 +77,11 @@ def scores(rows: list[Row]) -> dict[tuple[str, int], Any]:
 
 def test_every_row_and_seed_is_judged_by_both_suites_with_errors(output: Path) -> None:
     rows = read_results(output / "results.json").rows
-    names = ["teacher", "dmd", "dmd at half rate", "longer"]
+    names = ["teacher", "dmd", "dmd at half rate", "longer", "experts"]
     assert list(scores(rows)) == [("rendered clips", 0), *((name, seed) for name in names for seed in (0, 1))]
     assert all(list(row.scores) == ["world", "native"] and row.videos == 3 for row in rows)
     assert all(row.error("world", "dynamic_degree") is not None for row in rows)
-    assert [row.network_calls for row in rows[1::2]] == [8, 4, 4, 4]
+    assert [row.network_calls for row in rows[1::2]] == [8, 4, 4, 4, 4]
     assert all(row.teacher is not None and row.numbers is not None for row in rows[1:])
     assert not list(output.rglob("records-*")) and not list(output.rglob("clip-*"))
 
@@ -91,6 +94,25 @@ def test_what_training_cost_is_kept_with_what_came_before(output: Path) -> None:
     assert (own.updates, own.forwards) == (round(26 / each), round(26 / each) * each)
     assert (later.updates, later.forwards) == (1, own.forwards + each) and later.seconds > own.seconds
     assert rows["dmd at half rate", 1] == own
+
+
+def test_a_student_of_two_experts_is_the_pair_of_two_runs_and_has_cost_both(output: Path) -> None:
+    (row,) = (row for row in read_results(output / "results.json").rows if (row.name, row.seed) == ("experts", 1))
+    assert read_facts(str(output / "experts-1" / "run" / "student")).settings.high_stages == 2
+    assert load_recipe(str(output / "experts-1" / "run" / "recipe.yaml")).experts.high == str(output / "high-1" / "run")
+    both = sum(Method.of(load_recipe(f"phased-dmd-{name}")).forwards(2) for name in ("high", "low"))
+    assert row.training is not None and row.training.forwards == both
+    assert not (output / "high-1" / "row.json").exists()
+
+
+def test_an_expert_of_high_noise_is_not_judged_by_itself(
+    command: COMMAND, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("kind: ablation\nrows: [{name: high, recipe: phased-dmd-high}]\n")
+    assert command(tmp_path / "output", plan=plan) == 2
+    assert "phased-dmd-high trains an expert of high noise" in " ".join(capfd.readouterr().err.split())
+    assert not list((tmp_path / "output").glob("high-*"))
 
 
 def test_the_knob_is_tuned_on_other_captions_and_seeds_by_the_rule(output: Path) -> None:

@@ -35,7 +35,7 @@ from avd.experiments.ablation.orderings import compare_rows, describe_ordering
 from avd.experiments.ablation.students import SHOWN_FILE, JudgedRow, Judging, RenderedRow, TrainedRun
 from avd.experiments.ablation.tuning import Trial, choose
 from avd.experiments.measuring import check_one_process
-from avd.experiments.training import check_run, is_trained, with_forwards
+from avd.experiments.training import check_run, check_sampled, is_trained, with_forwards
 from avd.files import FolderInUse, FolderLock
 from avd.models.family import read_facts
 from avd.types import UserError
@@ -150,9 +150,12 @@ class Ablation:
         return next(row for row in self._rows if row.name == name)
 
     def _check(self, rows: Sequence[RowRecipe]) -> None:
-        """Refuse what would fail later, before anything begins: rows over other clips, runs that cannot be."""
+        """Refuse what would fail later, before anything begins: rows over other clips, runs that cannot be, students
+        that cannot be sampled."""
         self.gather()
         for row in rows:
+            if row.shown and not row.is_teacher:
+                check_sampled(self._judged(row, 0).recipe)
             if row.run is None and not row.is_teacher:
                 for seed in range(self.plan.seeds):
                     student = self._student(row, seed, self._value(row), self.output)
