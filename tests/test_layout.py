@@ -30,6 +30,7 @@ CROSS_CUTTING = {
 }
 
 TOPICS = {
+    "config/test_values.py": "values of shipped recipes against the model's own",
     "data/test_earlier_versions.py": "caches of earlier versions of the format",
     "data/test_kill_preparation.py": "preparation, killed anywhere",
     "data/video/test_odd_files.py": "files as people have them",

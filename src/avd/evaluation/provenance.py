@@ -19,7 +19,7 @@ from avd.models.family import open_local
 from avd.models.identity import entries_of, identity_of
 from avd.types import UserError
 
-NUMBERS = 1
+NUMBERS = 2
 """Counts up whenever the numbers of training, sampling or measuring move on purpose; tests/test_numbers.py holds it to
 the golden metrics. A row of another count describes what the code does no more."""
 
