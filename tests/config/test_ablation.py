@@ -52,6 +52,7 @@ def test_mistakes_are_a_line(rows: list[str], fault: str, tmp_path: Path) -> Non
 
 def test_tuning_seeds_and_orderings_are_checked(tmp_path: Path) -> None:
     assert "none of the 3 that judge" in complaint(tmp_path, DMD, more="tuning: {seeds: [2]}\n")
+    assert "comparisons name avd" in complaint(tmp_path, DMD, more="comparisons: [[dmd, avd]]\n")
     assert "orderings name dmd" in complaint(tmp_path, DMD, more="orderings: [[dmd, dmd]]\n")
 
 

@@ -122,6 +122,8 @@ class AblationRecipe(Section):
     """They are run only if their names are given."""
     orderings: tuple[tuple[str, str], ...] = ()
     """Pairs of rows, of which the paper's order is held against what is found."""
+    comparisons: tuple[tuple[str, str], ...] = ()
+    """Pairs of rows of which no order is expected: how far the first is from the second."""
     forwards: int = Field(3800, ge=1, le=1_000_000_000)
     """Network forwards per clip of a batch of each student."""
     seeds: int = Field(3, ge=1, le=1000)
@@ -152,6 +154,9 @@ class AblationRecipe(Section):
         unknown = [name for pair in self.orderings for name in pair if name not in names or names[name].paper is None]
         if unknown:
             raise ValueError(f"orderings name {unknown[0]}, which is no row that the paper has")
+        unknown = [name for pair in self.comparisons for name in pair if name not in names or not names[name].shown]
+        if unknown:
+            raise ValueError(f"comparisons name {unknown[0]}, which is no row that is judged")
         counts = {len(row.knob.values): row.name for row in self.rows if row.knob is not None}
         if len(counts) > 1:
             (few, one), (many, other) = sorted(counts.items())[:2]

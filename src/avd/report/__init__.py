@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from avd.evaluation.rows import Results, Row, read_results, write_results
-from avd.report.ablation import ablation_tables, without_curves, write_between
+from avd.report.ablation import ablation_tables, sentence_lines, without_curves, write_between
 from avd.report.clip_values import write_clip_values
 from avd.report.comparison import comparison_table
 from avd.report.comparison_page import ComparisonPage, ShownSet
@@ -21,6 +21,7 @@ __all__ = [
     "contact_sheet",
     "markdown_table",
     "read_results",
+    "sentence_lines",
     "terminal_table",
     "without_curves",
     "write_between",

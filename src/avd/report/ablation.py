@@ -18,6 +18,7 @@ BEGIN, END = "<!-- avd ablate --report -->", "<!-- end of what avd ablate --repo
 """The lines between which a page's tables stand."""
 _ABLATION = ("instance_preservation", "dynamic_degree")
 """Measures that the paper's ablation has too."""
+_SENTENCES = ("orderings", "comparisons")
 _TOTALS = ("vbench2", "vbench")
 _COUNT, _SECONDS, _TOTAL = NumberFormat(), NumberFormat(digits=2), NumberFormat(digits=2)
 
@@ -25,13 +26,25 @@ _COUNT, _SECONDS, _TOTAL = NumberFormat(), NumberFormat(digits=2), NumberFormat(
 def ablation_tables(results: Results, stale: Mapping[str, str]) -> str:
     """Tables of all rows in Markdown: a suite each, what they cost, what the paper has of them; and sentences on what
     agrees. `stale` has the reasons why rows are marked so, by name."""
-    meta, rows = results.meta, without_curves(results)
-    parts = [_of_suite(rows, suite, stale) for suite in dict.fromkeys(suite for row in rows for suite in row.scores)]
-    parts += [_costs(rows), _paper(rows, meta.get("paper", {}))]
-    parts.append("\n".join(f"- {line}" for line in meta.get("orderings", [])))
-    parts.append(_knobs(meta.get("knobs", {})))
+    meta, names = results.meta, {name: f"{name} (untuned)" for name in results.meta.get("untuned", [])}
+    rows = [row.model_copy(update={"name": names.get(row.name, row.name)}) for row in without_curves(results)]
+    marks = {names.get(name, name): reason for name, reason in stale.items()}
+    papers = {names.get(name, name): paper for name, paper in meta.get("paper", {}).items()}
+    parts = [_of_suite(rows, suite, marks) for suite in dict.fromkeys(suite for row in rows for suite in row.scores)]
+    parts += [_costs(rows, marks), _paper(rows, papers, marks)]
+    parts += ["\n".join(f"- {line}" for line in sentence_lines(meta.get(key, []), stale)) for key in _SENTENCES]
+    parts.append(_knobs(meta.get("knobs", {}), stale))
     parts += [_curve(results.rows, name, curve, stale) for name, curve in meta.get("curves", {}).items()]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def sentence_lines(sentences: Sequence[Mapping[str, Any]], stale: Mapping[str, str]) -> list[str]:
+    """What was found of pairs of rows, with a mark where one of them is in `stale`."""
+    lines = []
+    for sentence in sentences:
+        old = [name for name in sentence["rows"] if name in stale]
+        lines.append(f"{sentence['text']} (Stale: {', '.join(old)}.)" if old else sentence["text"])
+    return lines
 
 
 def without_curves(results: Results) -> list[Row]:
@@ -64,7 +77,11 @@ def _table(rows: Sequence[Row], suite: str, stale: Mapping[str, str]) -> str:
     return markdown_table(alone, stale=stale)
 
 
-def _costs(rows: Sequence[Row]) -> str:
+def _marked(name: str, stale: Mapping[str, str]) -> str:
+    return f"{name} (stale)" if name in stale else name
+
+
+def _costs(rows: Sequence[Row], stale: Mapping[str, str]) -> str:
     """What each student has cost, and how many updates it would make in the time of the slowest."""
     trained: dict[str, list[Row]] = {}
     for row in rows:
@@ -89,12 +106,12 @@ def _costs(rows: Sequence[Row]) -> str:
             _SECONDS.spread_text([cost.seconds_per_update for cost in costs]),
             _COUNT.text(updates * slowest / _mean(seconds)) if all(seconds) else ABSENT,
         ]
-        lines.append(_line([name, *cells]))
+        lines.append(_line([_marked(name, stale), *cells]))
     machines = ", ".join(dict.fromkeys(row.machine for each in trained.values() for row in each))
     return "\n".join([*lines, "", f"Equal forwards are equal work; seconds are those of this machine ({machines})."])
 
 
-def _paper(rows: Sequence[Row], published: Mapping[str, Mapping[str, Any]]) -> str:
+def _paper(rows: Sequence[Row], published: Mapping[str, Mapping[str, Any]], stale: Mapping[str, str]) -> str:
     """What the paper has of the rows beside what the world's suite finds."""
     measures = declared_measures("world")
     lines = []
@@ -106,7 +123,8 @@ def _paper(rows: Sequence[Row], published: Mapping[str, Mapping[str, Any]]) -> s
             values = [value for row in found if (value := row.score("world", key)) is not None]
             errors = [error for row in found if (error := row.error("world", key)) is not None]
             cells += [shown.text(paper.get(key)), shown.spread_text(values, errors)]
-        lines.append(_line([name, str(paper["name"]), *cells, *(_TOTAL.text(paper.get(key)) for key in _TOTALS)]))
+        totals = [_TOTAL.text(paper.get(key)) for key in _TOTALS]
+        lines.append(_line([_marked(name, stale), str(paper["name"]), *cells, *totals]))
     if not lines:
         return ""
     titles = [title for key in _ABLATION for title in (f"{measures[key].title}, paper", "here")]
@@ -114,15 +132,16 @@ def _paper(rows: Sequence[Row], published: Mapping[str, Mapping[str, Any]]) -> s
     return "\n".join(["**Beside the paper**", "", _line(heads), _line(["---"] * 2 + ["---:"] * 6), *lines])
 
 
-def _knobs(knobs: Mapping[str, Mapping[str, Any]]) -> str:
+def _knobs(knobs: Mapping[str, Mapping[str, Any]], stale: Mapping[str, str]) -> str:
     """What was tuned."""
     if not knobs:
         return ""
     lines = ["**Tuned**", "", "|  | Knob | Used | Losses of the trials |", "| --- | --- | --- | --- |"]
     for name, knob in knobs.items():
         trials = ", ".join(f"{each['value']}: {each['loss']:.3f} ± {each['error']:.3f}" for each in knob["trials"])
-        lines.append(_line([name, f"`{knob['key']}`", str(knob["value"]), trials]))
-    return "\n".join(lines)
+        lines.append(_line([_marked(name, stale), f"`{knob['key']}`", str(knob["value"]), trials]))
+    note = "A row that is marked as untuned has no knob, or not all of its trials yet: it is as its recipe has it."
+    return "\n".join([*lines, "", note])
 
 
 def _curve(rows: Sequence[Row], name: str, curve: Mapping[str, Any], stale: Mapping[str, str]) -> str:

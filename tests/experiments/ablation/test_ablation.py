@@ -42,6 +42,7 @@ rows:
   - {name: high, recipe: phased-dmd-high, updates: 1, shown: false}
   - {name: experts, recipe: phased-dmd-low, updates: 1, starts: {experts.high: high}}
 orderings: [[dmd, teacher]]
+comparisons: [[longer, dmd]]
 curves: [{name: of k, recipe: avd, key: objective.regression.k, values: [1.0, 3.0]}]
 """
 COMMAND = Callable[..., int]
@@ -125,8 +126,13 @@ def test_the_knob_is_tuned_on_other_captions_and_seeds_by_the_rule(output: Path)
 
 def test_the_page_and_the_orderings_are_there(output: Path) -> None:
     assert "<video" in (output / "ablation.html").read_text()
-    (line,) = json.loads((output / "results.json").read_text())["meta"]["orderings"]
-    assert line.startswith("dmd against teacher, dynamic degree: the paper has -10.0 points, here ")
+    meta = json.loads((output / "results.json").read_text())["meta"]
+    (sentence,) = meta["orderings"]
+    assert sentence["rows"] == ["dmd", "teacher"]
+    assert sentence["text"].startswith("dmd against teacher, dynamic degree: the paper has -10.0 points, here ")
+    assert meta["untuned"] == ["longer"]
+    assert [each["rows"] for each in meta["comparisons"]] == [["longer", "dmd"]] * 4
+    assert "longer untuned." in meta["comparisons"][0]["text"]
 
 
 def test_killed_anywhere_and_resumed_by_two_processes_it_has_the_same_rows(

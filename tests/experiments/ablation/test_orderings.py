@@ -6,9 +6,16 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from avd.config import AblationRecipe
 from avd.evaluation.rows import Row
 from avd.evaluation.suites import declared_measures
-from avd.experiments.ablation.orderings import Agreement, compare_rows, describe_ordering
+from avd.experiments.ablation.orderings import (
+    Agreement,
+    compare_rows,
+    comparison_sentences,
+    describe_comparison,
+    describe_ordering,
+)
 
 MakeRow = Callable[..., Row]
 KEY = "dynamic_degree"
@@ -64,3 +71,30 @@ def test_the_sentence_has_both_changes(rows: Callable[..., list[Row]]) -> None:
     assert describe_ordering(("avd", "dmd"), measure, (0.9, 0.7), one).endswith(
         "one seed here +10.0 points: undecided."
     )
+
+
+@pytest.mark.parametrize(
+    ("others", "text"),
+    [
+        ([0.4, 0.58, 0.82], "here +10.0 ± 5.0 points: higher."),
+        ([0.6, 0.82, 0.98], "here -10.0 ± 5.0 points: lower."),
+        ([0.5, 0.6, 0.98], "here +0.7 ± 22.4 points: undecided."),
+        ([0.4], "one seed here +10.0 points: undecided."),
+    ],
+)
+def test_a_comparison_expects_no_sign(others: list[float], text: str, rows: Callable[..., list[Row]]) -> None:
+    found = compare_rows(rows([0.5, 0.7, 0.9]), rows(others), "world", KEY)
+    assert found is not None
+    measure = declared_measures("world")[KEY]
+    assert describe_comparison(("motion", "avd"), measure, found) == f"motion against avd, dynamic degree: {text}"
+
+
+def test_sentences_say_what_tuning_has_made_of_their_rows(make_row: MakeRow) -> None:
+    plan = AblationRecipe.model_validate(
+        {"rows": [{"name": name, "recipe": "dmd"} for name in "abc"], "comparisons": [("a", "b"), ("b", "c")]}
+    )
+    found = [make_row(name=name, seed=seed, dynamic_degree=0.5) for name in "abc" for seed in (0, 1)]
+    sentences = comparison_sentences(plan, found, {"a": "with k=3.0"})
+    texts = {sentence["rows"]: sentence["text"] for sentence in sentences if "dynamic" in sentence["text"]}
+    assert texts["a", "b"].endswith(": undecided. Compared as tuned: a with k=3.0.")
+    assert texts["b", "c"].endswith(": undecided.")

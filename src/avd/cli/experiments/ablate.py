@@ -74,7 +74,8 @@ def _write_tables(ablation: Ablation, page: Path) -> None:
 def _show(ablation: Ablation, results: Results) -> None:
     """Write the page with the videos of the first captions, and show the rows of the first seed."""
     from avd.data import video_bytes
-    from avd.report import terminal_table, without_curves, write_report
+    from avd.evaluation.staleness import stale_reasons
+    from avd.report import sentence_lines, terminal_table, without_curves, write_report
 
     suite = results.meta["suite"]
     first = [row for row in without_curves(results) if row.seed == 0]
@@ -86,6 +87,6 @@ def _show(ablation: Ablation, results: Results) -> None:
     page = ablation.output / _PAGE
     write_report(page, results.model_copy(update={"rows": first}), prompts, title="Ablation, seed 0")
     ui.out.print(terminal_table([row.model_copy(update={"scores": {suite: row.scores[suite]}}) for row in first]))
-    for line in results.meta["orderings"]:
+    for line in sentence_lines([*results.meta["orderings"], *results.meta["comparisons"]], stale_reasons(results.rows)):
         ui.say(line)
     ui.say(f"all seeds are in {ablation.output / 'results.json'}, the videos of seed 0 in {page}")

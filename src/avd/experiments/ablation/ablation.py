@@ -13,7 +13,7 @@ value a knob has follows from the trials on disk, once all of a row's are there 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -26,12 +26,11 @@ from safetensors.numpy import load_file
 from avd.config import AblationRecipe, RowRecipe, load_recipe
 from avd.engine.sources import world_of
 from avd.evaluation.rows import Results, Row, write_results
-from avd.evaluation.suites import declared_measures
 from avd.evaluation.suites.native import NativeSuite
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
 from avd.experiments.ablation.jobs import AblationJob, work
-from avd.experiments.ablation.orderings import compare_rows, describe_ordering
+from avd.experiments.ablation.orderings import comparison_sentences, order_sentences
 from avd.experiments.ablation.students import SHOWN_FILE, JudgedRow, Judging, RenderedRow, TrainedRun
 from avd.experiments.ablation.tuning import Trial, choose
 from avd.experiments.measuring import check_one_process
@@ -45,10 +44,9 @@ _UNWATCHED = ("monitors.every=0", "training.sample_every=0", "training.keep_chec
 """Changes of every recipe: what an update takes is the method's alone, and runs are many."""
 _TUNING_CAPTIONS = 1_000_000
 """The first held-out scene that tuning is asked for: past all that may judge."""
+UNTUNED = "untuned"
 _POLL = 0.2
 """Seconds between tries to write the results."""
-_PUBLISHED = ("instance_preservation", "dynamic_degree")
-"""Measures that the paper's ablation has too, by its own suites."""
 
 
 @dataclass(frozen=True)
@@ -263,8 +261,10 @@ class Ablation:
     # Results
 
     def _meta(self, found: Sequence[Row]) -> dict[str, Any]:
-        """What holds for all rows: the budget, what the paper has, what was tuned, and whether orders agree."""
-        tuned = {row.name: (row.knob, trials) for row in self.plan.rows if (trials := self._trials(row)) is not None}
+        """What holds for all rows: the budget, what the paper has, what was tuned, and what follows."""
+        tuned = {row.name: trials for row in self.plan.rows if (trials := self._trials(row)) is not None}
+        as_tuned = self._as_tuned(tuned)
+        keys = {row.name: row.knob.key for row in self.plan.rows if row.knob is not None}
         return {
             "suite": WorldSuite.name,
             "level": self._world.level,
@@ -272,13 +272,15 @@ class Ablation:
             "paper": {row.name: row.paper.model_dump() for row in self.plan.rows if row.paper is not None},
             "knobs": {
                 name: {
-                    "key": None if knob is None else knob.key,
+                    "key": keys[name],
                     "value": choose(trials).value,
                     "trials": [asdict(trial) for trial in trials],
                 }
-                for name, (knob, trials) in tuned.items()
+                for name, trials in tuned.items()
             },
-            "orderings": self._orderings(found),
+            "untuned": [name for name, text in as_tuned.items() if text == UNTUNED],
+            "orderings": order_sentences(self.plan, found, as_tuned),
+            "comparisons": comparison_sentences(self.plan, found, as_tuned),
             "curves": {
                 curve.name: {
                     "recipe": curve.recipe,
@@ -289,20 +291,18 @@ class Ablation:
             },
         }
 
-    def _orderings(self, found: Sequence[Row]) -> list[str]:
-        measures = declared_measures(WorldSuite.name)
-        lines = []
-        for name, other in self.plan.orderings:
-            papers = [self._row(each).paper for each in (name, other)]
-            mine, theirs = ([row for row in found if row.name == each] for each in (name, other))
-            for key in _PUBLISHED:
-                values = [getattr(paper, key) for paper in papers]
-                if None not in values and values[0] != values[1]:
-                    change = compare_rows(mine, theirs, WorldSuite.name, key)
-                    if change is None:
-                        continue
-                    lines.append(describe_ordering((name, other), measures[key], (values[0], values[1]), change))
-        return lines
+    def _as_tuned(self, tuned: Mapping[str, Sequence[Trial]]) -> dict[str, str]:
+        """How each trained row was tuned, in words, by its name: another value than the recipe's own, or not at all."""
+        found = {}
+        for row in self.plan.rows:
+            trained = row if row.run is None else self._row(row.run)
+            if trained.knob is not None and trained.name in tuned:
+                value = choose(tuned[trained.name]).value
+                if value != trained.knob.values[0]:
+                    found[row.name] = f"with {trained.knob.key}={value}"
+            elif tuned and not row.is_teacher and row.shown:
+                found[row.name] = UNTUNED
+        return found
 
 
 def _with_needs(job: AblationJob) -> list[AblationJob]:
