@@ -98,6 +98,8 @@ def test_what_a_term_reads_another_must_have_left_by_then() -> None:
     assert [each.name for each in resolved(matching, relation).terms] == ["distribution_matching", "relation"]
     with pytest.raises(ValueError, match="relation reads x0_fake, which no term with a weight leaves"):
         resolved(active("temporal"), relation)
+    with pytest.raises(ValueError, match="x0_fake, which distribution_matching, as it is set, does not leave"):
+        Method.of(load_recipe("codmd", ["objective.distribution_matching.real=0.5"]))
     elsewhere = active("distribution_matching", source=lambda section: DataSource(AtStages("x")))
     with pytest.raises(ValueError, match="relation reads x0_fake, which no term with a weight leaves"):
         resolved(elsewhere, relation)

@@ -204,9 +204,12 @@ class Method:
 def _check_notes(reader: ActiveTerm, terms: tuple[ActiveTerm, ...]) -> None:
     """Raise ValueError if one of `terms` reads what none of them leaves by the time that it starts."""
     for note in reader.term.reads:
-        writers = [each for each in terms if note in each.term.writes and each.source == reader.source]
+        beside = [each for each in terms if each.source == reader.source]
+        writers = [each for each in beside if note in each.term.writes(each.section)]
+        unable = [each.name for each in beside if note in each.term.writes(each.term.section())]
         if not writers:
-            raise ValueError(f"{reader.name} reads {note}, which no term with a weight leaves")
+            who = f"{unable[0]}, as it is set, does not leave" if unable else "no term with a weight leaves"
+            raise ValueError(f"{reader.name} reads {note}, which {who}")
         if all(each.section.start > reader.section.start or reader.every % each.every for each in writers):
             raise ValueError(
                 f"{reader.name} acts in updates in which {writers[0].name}, which leaves it {note}, does not"

@@ -128,7 +128,7 @@ TERM = Term(
     ),
     make=_make,
     paired=lambda section: section.real > 0,
-    writes=("x0_fake", "x0_teacher"),
+    writes=lambda section: () if section.real else ("x0_fake", "x0_teacher"),  # the teacher may see another clip
     continues=lambda section: section.real > 0 and not section.from_scratch,
     noisy=True,
 )

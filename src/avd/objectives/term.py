@@ -245,8 +245,8 @@ class Term:
     paired: Callable[[Any], bool] = lambda section: False
     """Whether rollouts are on the captions of real clips, which their samples then hold: a conditional comparison of
     the two is one of clips of the same prompt. One such term pairs the rollouts of the method."""
-    writes: tuple[str, ...] = ()
-    """Names of the notes that its loss leaves of the samples it judges (`LossTerm.notes`)."""
+    writes: Callable[[Any], tuple[str, ...]] = lambda section: ()
+    """Names of the notes that its loss leaves, in every update, of the samples it judges (`LossTerm.notes`)."""
     reads: tuple[str, ...] = ()
     """Names of notes that it finds in its `Sample`: terms that read come after those that do not."""
     continues: Callable[[Any], bool] = lambda section: False
