@@ -121,6 +121,10 @@ COMMANDS = {
         "plan small.yaml --gpus 2 --set compute.context=2 --set objective.adversarial.weight=1",
         "objective's discriminator reads all tokens of a clip on one process",
     ),
+    "plan of a gradient of the input on shared clips": (
+        "plan small.yaml --gpus 2 --set compute.context=2 --set objective.fisher.weight=1",
+        "needs the gradient of a network's input (fake score, through its input)",
+    ),
     "plan of tokens": ("plan small.yaml --gpus 2 --set compute.context=2", "sequences of 5 and 3 tokens"),
     "plan of attention": (
         "plan small.yaml --gpus 2 --set compute.context=2 --set compute.attention=_native_math --set data.cache=tall",

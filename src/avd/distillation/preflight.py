@@ -168,7 +168,7 @@ def _resolve_method(recipe: Recipe) -> Method:
     try:
         method = Method.of(recipe)
     except ValueError as error:
-        raise UserError(f"recipe {recipe.name}: {error}: change the weights of its objective") from error
+        raise UserError(f"recipe {recipe.name}: {error}: change its objective") from error
     continuing = [each.name for each in method.terms if each.term.continues(each.section)]
     if continuing and recipe.student.start is None:
         raise UserError(
@@ -269,11 +269,18 @@ def _check_monitors(recipe: Recipe, settings: Settings, data: PreparedData | Non
 def _check_context(recipe: Recipe, sizes: Sizes) -> None:
     ranks = recipe.compute.context
     sizes.check_context(ranks)
-    for heads in Method.of(recipe).heads:
+    method = Method.of(recipe)
+    for heads in method.heads:
         raise UserError(
             f"compute.context is {ranks}, and the objective's {heads.name} reads all tokens of a clip on one process: "
             "set it to 1"
         )
+    for each in method.passes():
+        if each.to_input:
+            raise UserError(
+                f"compute.context is {ranks}, and the objective needs the gradient of a network's input ({each.name}), "
+                "of which a process finds only what its own tokens give: set it to 1"
+            )
     rollout = recipe.rollout
     stages = make_stages(few_step_sigmas(rollout.timesteps), *rollout.strided_stages)
     lengths = sorted({sizes.tokens(*strides) for strides in (FULL, *(stage.strides for stage in stages))}, reverse=True)
