@@ -15,6 +15,7 @@ from torch import Tensor
 
 from avd.models.experts import HIGH, LOW, Experts, ExpertsWeights, join_streams, stream_of
 from avd.models.family import load_model, read_sizes
+from avd.models.settings import read_settings
 from avd.models.streams import stream
 from avd.models.weights import MemoryWeights, read_tensor
 from avd.sampling.choose import make_sampler
@@ -149,6 +150,22 @@ def test_a_damaged_pair_is_one_line(change: str, message: str, pair: Path, tmp_p
 def test_a_pair_takes_no_transformer_of_another_file(pair: Path) -> None:
     with pytest.raises(UserError, match="leave the transformer's file out"):
         load_model(str(pair), transformer=str(next((pair / HIGH).glob("*.safetensors"))))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"transition": "renoise"}, "high_stages is 2 without Euler steps"),
+        ({"end_timestep": 100}, "end_timestep is 100 with both experts"),
+    ],
+)
+def test_a_pair_that_is_sampled_otherwise_is_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    how = {"student_timesteps": list(TIMESTEPS), "transition": "euler", "high_stages": 2}
+    (tmp_path / "avd.json").write_text(json.dumps(how))
+    assert read_settings(tmp_path) is not None
+    (tmp_path / "avd.json").write_text(json.dumps({**how, **change}))
+    with pytest.raises(UserError, match=message):
+        read_settings(tmp_path)
 
 
 def test_an_expert_of_high_noise_by_itself_is_not_sampled(tmp_path: Path) -> None:

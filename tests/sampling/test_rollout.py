@@ -336,6 +336,8 @@ def test_drawn_levels_begin_at_the_first_stage_and_never_rise() -> None:
     student = GaussianStudent()
     leave_at(rollout, student, 3)
     assert [sigma for sigma, *_ in student.calls] == pytest.approx(levels)
+    part = Rollout(make_stages(SIGMAS)[:2], transition="euler", trained=range(1, 2), end=0.5).at((0.9, 0.8))
+    assert (part.trained, part.end) == (range(1, 2), 0.5)
 
 
 @pytest.mark.parametrize("seed", range(3))

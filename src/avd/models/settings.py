@@ -124,9 +124,13 @@ def _checked(values: Mapping[str, Any]) -> Settings:
             raise ValueError(f"{key} is {values[key]!r}, not {' or '.join(known)}")
     if not is_count(values.get("high_stages", 0), 0, most):
         raise ValueError(f"high_stages is {values['high_stages']!r}, not a whole number from 0 to {most}")
+    if values.get("high_stages") and values.get("transition", "renoise") != "euler":
+        raise ValueError(f"high_stages is {values['high_stages']} without Euler steps, which two experts take")
     end, lowest = values.get("end_timestep", 0), 1 if timesteps is None else timesteps[-1]
     if not (is_number(end) and 0 <= end < lowest):
         raise ValueError(f"end_timestep is {end!r}, not a number from 0 to below {lowest:g}")
+    if end and values.get("high_stages"):
+        raise ValueError(f"end_timestep is {end!r} with both experts, which end at 0")
     if not isinstance(values.get("negative_prompt", ""), str):
         raise ValueError(f"negative_prompt is {values['negative_prompt']!r}, not a text")
     return Settings(**{**values, "student_timesteps": None if timesteps is None else tuple(timesteps)})

@@ -118,7 +118,7 @@ class Rollout:
     def at(self, sigmas: tuple[float, ...]) -> Rollout:
         """The same path at other noise levels, one per stage."""
         stages = tuple(replace(stage, sigma=sigma) for stage, sigma in zip(self.stages, sigmas, strict=True))
-        return Rollout(stages, self._interpolate, self._transition)
+        return Rollout(stages, self._interpolate, self._transition, trained=self.trained, end=self.end)
 
     def __call__(self, student: Velocity, noise_BCFHW: Tensor, prompt: Conditions, renoise: Renoise) -> Tensor:
         """The clean video of the last stage, of the shape of the noise."""
