@@ -137,6 +137,7 @@ def test_a_recipe_of_experts_that_cannot_be_is_one_line(recipe: str, change: str
 
 
 def test_a_term_that_judges_clean_videos_cannot_train_the_first_expert() -> None:
-    with pytest.raises(ValueError, match="temporal judges clean videos"):
-        Method.of(load_recipe("phased-dmd-high", ["objective.temporal.weight=0.2"]))
+    for term in ("temporal", "anchor"):
+        with pytest.raises(ValueError, match=f"{term} trains students of clean videos"):
+            Method.of(load_recipe("phased-dmd-high", [f"objective.{term}.weight=0.2"]))
     Method.of(load_recipe("phased-dmd-low", ["objective.temporal.weight=0.2"]))

@@ -94,7 +94,11 @@ def test_a_first_exit_leaves_the_stages_before_it_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["rollout.first_exit=4"], r"first_exit must be below the number of timesteps \(4\)"),
+        (["rollout.first_exit=4"], r"first_exit must be below the number of timesteps that the run trains \(4\)"),
+        (
+            ["rollout.first_exit=2", "rollout.transition=euler", "experts.train=low", "experts.high_stages=2"],
+            r"first_exit must be below the number of timesteps that the run trains \(2\)",
+        ),
         (
             [
                 "rollout.first_exit=1",

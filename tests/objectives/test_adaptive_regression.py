@@ -351,3 +351,10 @@ def test_constants_weigh_their_own_timestep() -> None:
 def test_constants_that_do_not_fit_are_refused(weights: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe("avd", [f"objective.regression.timestep_weights={weights}"])
+
+
+def test_constants_are_of_the_timesteps_that_an_expert_trains() -> None:
+    changes = ["objective.regression.weight=1", "objective.regression.timestep_weights={}"]
+    load_recipe("phased-dmd-low", [changes[0], changes[1].format("[0, 1]")])
+    with pytest.raises(UserError, match=r"has 4 values: give one per student timestep \(2\)"):
+        load_recipe("phased-dmd-low", [changes[0], changes[1].format("[0, 0, 1, 1]")])

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from avd.config import load_recipe
 from avd.flow import add_noise, integrate, many_step_sigmas
+from avd.methods.method import Method
 from avd.objectives.consistency import OnGrid, consistency, incoherence
 from avd.objectives.phased_consistency import TERM, OnPhases, PhasedConsistencyRecipe, PhasedGrid
 from avd.objectives.source import Stages
+from avd.types import UserError
 from helpers.cycles import Cycle, make_batch, make_cycle, networks, update_random
 from helpers.gaussian import GaussianVelocity
 
@@ -108,6 +110,31 @@ def test_the_edges_are_the_students_stages_and_0_unless_others_are_named() -> No
 def test_edges_that_do_not_fall_are_refused(edges: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="at least two and fall within 0 to 1000"):
         PhasedConsistencyRecipe(edges=edges)
+
+
+EDGES_KEY = "objective.phased_consistency.edges"
+HIGH_EXPERT = ("experts.train=high", "experts.high_stages=2")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "wanted"),
+    [
+        ("pcm", [f"{EDGES_KEY}=[1000, 500, 0]"], r"set edges to \[1000,900,757,522,0\]$"),
+        ("pcm", [f"{EDGES_KEY}=[1000, 0]"], r"set edges to \[1000,900,757,522,0\]$"),
+        ("pcm", HIGH_EXPERT, r"set edges to \[1000,900,757\], or to \[1000,757\] for one phase"),
+        ("dcm-semantic", [f"{EDGES_KEY}=[1000, 500]"], "edges are 1000, 500, and"),
+        ("dcm-semantic", [f"{EDGES_KEY}=[950, 757]"], "edges are 950, 757, and"),
+        ("dcm-semantic", [f"{EDGES_KEY}=[1000, 950]"], "edges are 1000, 950, and"),
+    ],
+)
+def test_edges_that_the_students_steps_do_not_end_at_are_refused(recipe: str, changes: list[str], wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted):
+        load_recipe(recipe, changes)
+
+
+def test_an_expert_may_have_a_phase_per_stage() -> None:
+    recipe = load_recipe("pcm", [*HIGH_EXPERT, f"{EDGES_KEY}=[1000, 900, 757]"])
+    assert [each.name for each in Method.of(recipe).terms] == ["phased_consistency"]
 
 
 # -- the optimum --------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from avd.config.recipe import (
     ObjectiveRecipe,
     OptimizerRecipe,
     Recipe,
-    RolloutRecipe,
     StudentRecipe,
     TrackerName,
     TrainingRecipe,
 )
+from avd.config.rollout import RolloutRecipe
 
 __all__ = [
     "COMMANDS",

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, create_model, field_validator, model_validator
 
 from avd.config.experts import ExpertsRecipe
-from avd.flow import few_step_sigmas
+from avd.config.rollout import RolloutRecipe
 from avd.objectives.registry import terms
-from avd.objectives.term import ActiveTerm, TermSection
+from avd.objectives.term import ActiveTerm, TermSection, TrainedStages
 from avd.section import MOST_CLIPS, MOST_RANKS, MOST_SEED, MOST_UPDATES, MOST_WEIGHT, MOST_WORLD_CLIPS, Beta, Section
-from avd.types import Transition
 
 
 class CacheRecipe(Section):
@@ -46,70 +45,6 @@ class DataRecipe(Section):
     def _check(self) -> DataRecipe:
         if self.cache is not None and self.caches:
             raise ValueError("it has both cache and caches: give one of them")
-        return self
-
-
-class RolloutRecipe(Section):
-    """The student's stages."""
-
-    timesteps: tuple[float, ...] = Field((1000, 900, 757, 522), max_length=1000)
-    """Student timesteps, of 1000 (paper, Settings)."""
-    half_rate_stages: int = Field(0, ge=0)
-    """Stages at half frame rate that training's rollout includes."""
-    half_resolution_stages: int = Field(0, ge=0)
-    """Stages at half the height and width of the latents that training's rollout includes."""
-    half_rate_share: float = Field(1.0, gt=0, le=1)
-    """Share of the cycles that include stages at half rate or resolution; the others run at full rate and resolution,
-    so one student learns both."""
-    shared: bool = True
-    """One rollout feeds the student update and all fake-score updates of a cycle; false: a fresh one for each."""
-    transition: Transition = "renoise"
-    """From a stage to the next, in training and in sampling: noise the clean video afresh, or take an Euler step."""
-    drawn_shift: float | None = Field(None, gt=0, le=1000)
-    """Train on rollouts through random noise levels after the first, drawn again for each: uniform with this timestep
-    shift, but never above the level before. None: through the timesteps. Sampling is at the timesteps in any case."""
-    exits: Literal["uniform", "balanced"] = "uniform"
-    """Where training's rollouts exit: at any stage (paper), or so that each stage learns equally often at each rate."""
-    first_exit: int = Field(0, ge=0)
-    """The earliest stage, from 0, at which uniform exits are: what judges rollouts leaves those before it alone."""
-
-    interpolator: Literal["frozen", "trained"] = "frozen"
-    """Whether the interpolator learns with the student, from the gradient of samples that it fills in."""
-    interpolator_rate: float = Field(1e-4, gt=0, le=1)
-    """Learning rate of an interpolator that is trained; its optimizer is else the student's."""
-
-    @property
-    def strided_stages(self) -> tuple[int, int]:
-        """How many of the first stages run at half rate, and at half resolution."""
-        return self.half_rate_stages, self.half_resolution_stages
-
-    @model_validator(mode="after")
-    def _check(self) -> RolloutRecipe:
-        few_step_sigmas(self.timesteps)
-        for name in ("half_rate_stages", "half_resolution_stages"):
-            count = getattr(self, name)
-            if count >= len(self.timesteps):
-                raise ValueError(f"{name} must be below the number of timesteps ({len(self.timesteps)})")
-            if count and self.transition == "euler":
-                which = name.removesuffix("_stages").replace("_", "-")
-                raise ValueError(f"{which} stages are re-noised: set transition to renoise, or {name} to 0")
-        if self.first_exit >= len(self.timesteps):
-            raise ValueError(f"first_exit must be below the number of timesteps ({len(self.timesteps)})")
-        if self.first_exit and self.exits == "balanced":
-            raise ValueError("balanced exits are at every stage: set first_exit to 0, or exits to uniform")
-        if self.exits == "balanced" and (not any(self.strided_stages) or self.half_rate_share == 1):
-            raise ValueError(
-                "balanced exits need two rates: set half_rate_stages and a half_rate_share below 1, or exits to uniform"
-            )
-        if self.interpolator == "trained" and not any(self.strided_stages):
-            raise ValueError(
-                "interpolator is trained, and no stage runs at half rate or resolution: set interpolator to frozen, or "
-                "half_rate_stages to at least 1"
-            )
-        if self.drawn_shift is not None and self.transition == "euler":
-            raise ValueError(
-                "Euler steps are learnt between the timesteps: set transition to renoise, or drawn_shift to null"
-            )
         return self
 
 
@@ -369,6 +304,11 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_experts(self) -> Recipe:
         self.experts.check(self.rollout.timesteps, self.rollout.transition)
+        if self.rollout.first_exit >= len(self.trained_stages):
+            raise ValueError(
+                f"rollout.first_exit must be below the number of timesteps that the run trains "
+                f"({len(self.trained_stages)})"
+            )
         if self.experts.train == "low" and self.roles == "adapters" and not self.adapters.merge:
             raise ValueError("two experts are written as full models: set adapters.merge to true")
         return self
@@ -378,9 +318,10 @@ class Recipe(Section):
         active = self.objective.active
         if not active:
             raise ValueError("every weight of its objective is 0: give one of its terms a weight")
+        stages = TrainedStages(self.trained_timesteps, self.end_timestep, self.experts.train is not None)
         for each in active:
             try:
-                each.term.check(each.section, len(self.rollout.timesteps))
+                each.term.check(each.section, stages)
             except ValueError as error:
                 raise ValueError(f"objective.{each.name}: {error}") from None
         if all(each.section.start for each in active):

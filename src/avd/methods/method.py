@@ -50,8 +50,8 @@ class Method:
                     raise ValueError(f"{each.name} needs another {auxiliary.name} than the terms before it")
             if each.term.paired(each.section) and each.source != RolloutSource():
                 raise ValueError(f"{each.name} compares rollouts with real clips, and judges none")
-            if recipe.end_timestep and each.source == RolloutSource() and not each.term.noisy:
-                raise ValueError(f"{each.name} judges clean videos, and an expert of high noise makes none")
+            if recipe.end_timestep and not each.term.noisy:
+                raise ValueError(f"{each.name} trains students of clean videos, and an expert of high noise makes none")
             if each.term.full_batch and each.source != RolloutSource():
                 raise ValueError(f"{each.name} needs the full batch at once, which only rollouts are")
             _check_notes(each, terms)

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from avd.flow import velocity_of
 from avd.objectives.source import AtStages, DataSource
-from avd.objectives.term import Sample, Setting, Term, TermSection
+from avd.objectives.term import Sample, Setting, Term, TermSection, TrainedStages
 from avd.section import MOST_WEIGHT
 from avd.types import LossTerm
 
@@ -225,12 +225,12 @@ class RegressionRecipe(TermSection):
         return AtStages("regression", None if weights is None else tuple(i for i, w in enumerate(weights) if w))
 
 
-def _check(section: RegressionRecipe, stages: int) -> None:
-    weights = section.timestep_weights
+def _check(section: RegressionRecipe, stages: TrainedStages) -> None:
+    weights, count = section.timestep_weights, len(stages.timesteps)
     if weights is None:
         return
-    if len(weights) != stages:
-        raise ValueError(f"timestep_weights has {len(weights)} values: give one per student timestep ({stages})")
+    if len(weights) != count:
+        raise ValueError(f"timestep_weights has {len(weights)} values: give one per student timestep ({count})")
     if not any(weights):
         raise ValueError("timestep_weights are all 0: to leave the term out, set its weight to 0")
 
@@ -299,5 +299,6 @@ TERM = Term(
     make=Regression,
     one_part=lambda section: section.order == "update_first",
     check=_check,
+    noisy=True,  # a velocity is one whatever it leads to
     every=lambda section: section.every,
 )

@@ -8,8 +8,7 @@ noisy video at the phase's lower edge e, and neighbours on the teacher's path sh
     loss = mean d(f_e,student(x, s), f_e,target(x', s'))   per sample; d as in LCM, `objectives.consistency`
 
 So a level of the first phase need not see through all the noise at once. The student is sampled by Euler steps from
-edge to edge, without new noise; so the edges are its stages and 0, unless a recipe names others. With one phase this is
-LCM.
+edge to edge, without new noise; so the edges are its stages and where the last one ends. With one phase this is LCM.
 
 Levels are those of a many-step sampler's grid, into which the edges are inserted: at an edge that is rounded to the
 grid, the student would not be sampled.
@@ -32,7 +31,7 @@ from avd.objectives.adaptive import weigh_by_band
 from avd.objectives.consistency import ConsistencyRecipe, auxiliaries, consistency_of, passes
 from avd.objectives.passes import Place
 from avd.objectives.source import DataSource, Levels, Random, Stages
-from avd.objectives.term import Evaluate, Sample, Setting, Stateless, Term
+from avd.objectives.term import Evaluate, Sample, Setting, Stateless, Term, TrainedStages
 from avd.section import MOST_WEIGHT
 from avd.types import LossTerm
 
@@ -102,7 +101,7 @@ class PhasedConsistencyRecipe(ConsistencyRecipe):
     """Decay of the average of the student that is the target; 0: the student itself, as published."""
     edges: tuple[float, ...] | None = Field(None, max_length=1000)
     """Edges of the phases as timesteps of 1000, falling; levels above the first and below the last are not learnt.
-    None: the student's stages and 0."""
+    None: the student's stages and 0. An expert's may be two, around all its stages (DCM)."""
 
     coherence: float = Field(0.0, ge=0, le=MOST_WEIGHT)
     """Weight, within the term, of how differently prediction and target change over time (DCM)."""
@@ -122,6 +121,22 @@ class PhasedConsistencyRecipe(ConsistencyRecipe):
     def phases(self) -> OnPhases:
         edges = None if self.edges is None else tuple(edge / TIMESTEPS for edge in self.edges)
         return OnPhases(self.steps, self.shift, edges)
+
+
+def _check(section: PhasedConsistencyRecipe, stages: TrainedStages) -> None:
+    """Refuse edges that the student's Euler steps do not go between."""
+    steps = (*stages.timesteps, stages.end)
+    edges = (*stages.timesteps, 0.0) if section.edges is None else section.edges
+    one_phase = stages.expert and len(edges) == 2
+    if one_phase and edges[0] >= steps[0] and stages.timesteps[-1] > edges[1] >= stages.end:
+        return
+    if edges != steps:
+        wanted = [f"{timestep:g}" for timestep in steps]
+        raise ValueError(
+            f"edges are {', '.join(f'{edge:g}' for edge in edges)}, and the student's steps go between "
+            f"{', '.join(wanted)}: set edges to [{','.join(wanted)}]"
+            + (f", or to [{wanted[0]},{wanted[-1]}] for one phase" if stages.expert else "")
+        )
 
 
 def _make(section: PhasedConsistencyRecipe, setting: Setting) -> Evaluate:
@@ -149,5 +164,7 @@ TERM = Term(
     passes=passes,
     least_frames=lambda section: section.lag + 1 if section.coherence else 1,
     transition="euler",
+    check=_check,
+    noisy=True,
     make=_make,
 )

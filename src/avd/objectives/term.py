@@ -110,6 +110,17 @@ def through_input(x_BCFHW: Tensor, leaf_BCFHW: Tensor, loss_B: Tensor) -> Tensor
 
 
 @dataclass(frozen=True)
+class TrainedStages:
+    """The stages of a rollout that a run trains: all of them, or those of one of two experts."""
+
+    timesteps: tuple[float, ...]
+    """One per stage."""
+    end: float = 0.0
+    """The timestep at which the last one ends."""
+    expert: bool = False
+
+
+@dataclass(frozen=True)
 class Setting:
     """What a term may know of its run when it is made."""
 
@@ -252,8 +263,8 @@ class Term:
     continues: Callable[[Any], bool] = lambda section: False
     """Whether it is for a student that has been distilled before. A run without `student.start` is then refused; the
     term's section has a key `from_scratch` that allows it."""
-    check: Callable[[Any, int], None] = lambda section, stages: None
-    """Raises ValueError for values that do not fit a student of so many stages."""
+    check: Callable[[Any, TrainedStages], None] = lambda section, stages: None
+    """Raises ValueError for values that do not fit the stages that the run trains."""
     every: Callable[[Any], int] = lambda section: 1
     """It acts in one of so many updates, the first of a run among them, and costs nothing in the others."""
     least_frames: Callable[[Any], int] = lambda section: 1
@@ -261,7 +272,7 @@ class Term:
     transition: Transition | None = None
     """How a student that it trains is sampled; None: in either way."""
     noisy: bool = False
-    """Whether it, and what its auxiliaries learn, judges rollouts that end at noise as well as clean videos."""
+    """Whether it, and what its auxiliaries learn, is for students whose last stage ends at noise, too."""
     measures_data: Callable[[Any], bool] = lambda section: False
     """Whether it asks for `Setting.real_latents`, whatever its source is."""
 
