@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from avd.config import load_recipe
-from avd.distillation.saved_student import saved_streams
+from avd.distillation.model_record import record_model
+from avd.distillation.preflight import preflight
+from avd.distillation.saved_student import SETTINGS_OF_RUN, open_saved_student, saved_streams
 from avd.distillation.starts import resolve_starts
 from avd.distillation.task import DistillTask
 from avd.engine.checkpoint import SavedTensors, list_checkpoints
+from avd.engine.run_folder import RECIPE_FILE
 from avd.methods.method import Method
+from avd.models.devices import read_launch
 from avd.models.experts import HIGH, LOW
 from avd.models.family import load_model
+from avd.models.settings import write_settings
 from avd.planning.work import work_of
 from avd.sampling.choose import make_sampler
 from avd.types import UserError
@@ -23,6 +29,7 @@ from helpers.distill_run import distill
 from helpers.tiny import tiny_data, tiny_model
 
 SMALL = ("training.batch=2", "training.checkpoint_every=1", "training.sample_every=0", "monitors.every=0")
+ONE_PROCESS = read_launch({}, connects=True)
 Runs = tuple[Path, Path, DistillTask]
 
 
@@ -60,7 +67,7 @@ def test_the_second_run_writes_both_experts(runs: Runs) -> None:
 def test_a_checkpoint_of_the_second_run_holds_them_too(runs: Runs) -> None:
     _, low, task = runs
     with SavedTensors(list_checkpoints(low / "checkpoints")[-1]) as tensors:
-        weights, adapter = saved_streams(task.recipe, tensors, task.model)
+        weights, adapter = saved_streams(task.recipe, tensors, task.model, task.roles.starts.high)
         saved = dict(weights)
     student = load_model(str(low / "student")).weights()
     assert adapter is None and list(saved) == list(weights.shapes) and saved.keys() == student.shapes.keys()
@@ -119,6 +126,26 @@ def test_another_first_expert_is_one_line(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "recipe.yaml").write_text((high / "recipe.yaml").read_text())
     assert "has not written its student yet" in refused(base, f"experts.high={tmp_path / 'unfinished'}")
+
+
+def test_a_run_is_held_to_the_first_expert_that_it_began_with(runs: Runs, tmp_path: Path) -> None:
+    """Its run may continue and write another one; neither training nor an export then uses that unnoticed."""
+    first, second, task = runs
+    high, low = (shutil.copytree(each, tmp_path / each.name) for each in (first, second))
+    recipe = load_recipe("phased-dmd-low", [f"model={task.recipe.model}", *SMALL, f"experts.high={high}"])
+    (low / RECIPE_FILE).write_text(recipe.to_yaml())
+    starts = preflight(recipe, low, resume=True, launch=ONE_PROCESS).starts  # no record, as of an earlier version
+    record_model(low, task.model, starts.high_weights)
+    write_settings(low, task.student_settings, SETTINGS_OF_RUN)
+    preflight(recipe, low, resume=True, launch=ONE_PROCESS)
+    with open_saved_student(low, "latest"):
+        pass
+    path = high / "student" / HIGH / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor + 0.01 for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UserError, match=r"experts.high .* has other weights than when the run .* began"):
+        preflight(recipe, low, resume=True, launch=ONE_PROCESS)
+    with pytest.raises(UserError, match=r"experts.high .* has other weights"), open_saved_student(low, "latest"):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ comes first:
    measure its clips, the attention backend, the layers and the rank of adapters, the built-in world's level and shape;
 6. the model's folder, which a hub id may have to be fetched for: the headers of all weights, whether the cache was made
    with them, and the interpolator;
-7. what else the networks begin as: the teacher, the starts of student and fake score, the expert of high noise.
+7. what else the networks begin as: the teacher, the starts of student and fake score, the expert of high noise, and
+   whether a run that is resumed began with that.
 
 Of weights only headers are read, and the first few values of each weight that a cache's identity is made of. Networks
 are built without memory, to be compared with the headers.
@@ -37,7 +38,7 @@ from avd.distillation.data import (
     check_unconditional,
     open_data,
 )
-from avd.distillation.model_record import recorded_model
+from avd.distillation.model_record import check_high_expert, recorded_model
 from avd.distillation.starts import Starts, read_other_sizes, resolve_starts
 from avd.engine.checkpoint import check_newest
 from avd.engine.optimizers import check_optimizer
@@ -133,7 +134,10 @@ def preflight(recipe: Recipe, output: Path, *, resume: bool, launch: Launch) -> 
     if interpolator is None:
         interpolator = find_interpolator(model)
         _check_interpolator(recipe, interpolator, model.latent_shape()[0])
-    return ResolvedRun(model, data, world, interpolator, folder, resolve_starts(recipe, method, model))
+    starts = resolve_starts(recipe, method, model)
+    if launch.rank == 0:
+        check_high_expert(output, recipe.experts.high, starts.high_weights)
+    return ResolvedRun(model, data, world, interpolator, folder, starts)
 
 
 def resolve_workload(recipe: Recipe, ranks: int) -> Workload:

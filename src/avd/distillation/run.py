@@ -51,7 +51,7 @@ def distill_run(
         interpolator = None if resolved.interpolator is None else FrameInterpolator.load(resolved.interpolator)
         if ranks.is_main:
             record_data(folder.path, resolved.data)
-            record_model(folder.path, model)
+            record_model(folder.path, model, resolved.starts.high_weights)
         data = _load(resolved, recipe, encoding)
         model.drop("text_encoder", "vae")  # all is latents and embeddings by now
         task = DistillTask(recipe, model, data, interpolator, ranks, resolved.starts)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avd.config import Recipe
 from avd.distillation.interpolating import saved_interpolator
-from avd.distillation.model_record import recorded_model
+from avd.distillation.model_record import check_high_expert, recorded_model
 from avd.distillation.preflight import named_interpolator
 from avd.distillation.starts import Start, open_high_expert, run_recipe, saved_start
 from avd.engine.checkpoint import SavedTensors, list_checkpoints
@@ -50,8 +50,10 @@ def open_saved_student(run: Path, which: str) -> Iterator[Student]:
     model = load_model(recorded_model(run, recipe.model), transformer=recipe.transformer)
     folder = named_interpolator(recipe) or find_interpolator(model)
     interpolator = None if folder is None else FrameInterpolator.load(folder)
+    high = open_high_expert(recipe, Start(model, model.weights()))
+    check_high_expert(run, recipe.experts.high, None if high is None else high.weights)
     with _opened(path) as tensors:
-        weights, adapter = saved_streams(recipe, tensors, model)
+        weights, adapter = saved_streams(recipe, tensors, model, high)
         interpolator = saved_interpolator(recipe, tensors, interpolator)
         yield Student(model, weights, adapter, asdict(settings), interpolator)
 
@@ -84,12 +86,12 @@ def origin_of(run: Path) -> Weights | None:
 
 
 def saved_streams(
-    recipe: Recipe, tensors: SavedTensors, model: TextToVideo
+    recipe: Recipe, tensors: SavedTensors, model: TextToVideo, high: Start | None
 ) -> tuple[TensorStream, TensorStream | None]:
-    """Weights of the averaged student in a checkpoint, adapters merged and with the expert of high noise if it has one,
-    and its adapter if that is all it is. `recipe` and `model` are the run's."""
+    """Weights of the averaged student in a checkpoint, adapters merged and with the expert of `high` noise if it has
+    one, and its adapter if that is all it is. `recipe` and `model` are the run's."""
     start = saved_start("the checkpoint", recipe.name, recipe, tensors, "average", model)
-    weights, high = stream(start.weights), open_high_expert(recipe, Start(model, model.weights()))
+    weights = stream(start.weights)
     if start.lora is not None and high is None:
         return weights, _adapter_stream(start)
     # In the order of the network, as at the end of the run; a checkpoint names its tensors in the alphabet's.

@@ -58,6 +58,10 @@ class Starts:
     high: Start | None = None
     """The frozen expert of high noise, for a student that is the one of low noise."""
 
+    @property
+    def high_weights(self) -> Weights | None:
+        return None if self.high is None else self.high.weights
+
     @classmethod
     def alike(cls, model: TextToVideo, method: Method) -> Starts:
         """All roles begin as one model."""
@@ -112,8 +116,8 @@ def resolve_starts(recipe: Recipe, method: Method, model: TextToVideo) -> Starts
 def open_high_expert(recipe: Recipe, own: Start) -> Start | None:
     """The frozen expert of high noise of a recipe that trains the one of low noise; None for any other recipe.
 
-    A run's is the student that it wrote, so that it does not change if that run continues. Raises UserError if there is
-    none, or if it ends elsewhere than the recipe's student begins.
+    A run's is the student that it wrote, which changes only when that run ends again; `model_record` notices. Raises
+    UserError if there is none, or if it ends elsewhere than the recipe's student begins.
     """
     name = recipe.experts.high
     if recipe.experts.train != "low":

@@ -168,7 +168,7 @@ class DistillTask:
 
     def export_saved(self, tensors: SavedTensors, folder: Path) -> None:
         """The same of the averaged student in a checkpoint of this run. For the first rank alone."""
-        weights, adapter = saved_streams(self.recipe, tensors, self.model)
+        weights, adapter = saved_streams(self.recipe, tensors, self.model, self.roles.starts.high)
         interpolator = saved_interpolator(self.recipe, tensors, copy.deepcopy(self.interpolator))
         self._write(self._student(weights, adapter, interpolator), folder)
 
