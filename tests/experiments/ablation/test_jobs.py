@@ -42,6 +42,8 @@ class Write:
     def do(self, bars: Bars, say: Say) -> None:
         assert all(need.is_done() for need in self.needs)
         if self.fails:
+            with (self.folder / "tries").open("a") as file:
+                file.write("one\n")
             raise UserError("it cannot be done")
         with self.file.open("a") as file:
             file.write(f"{os.getpid()}\n")
@@ -69,6 +71,19 @@ def test_a_failure_costs_only_what_needs_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bad: it cannot be done"):
         do_all([bad, needing, other])
     assert other.is_done() and not needing.is_done()
+
+
+def test_a_failure_passes_down_a_chain_and_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seconds: float) -> None:
+        raise AssertionError("there is nothing to wait for")
+
+    monkeypatch.setattr(jobs.time, "sleep", refuse)
+    first = Write(tmp_path / "first", fails=True)
+    second = Write(tmp_path / "second", (first,))
+    third = Write(tmp_path / "third", (second,))
+    with pytest.raises(UserError, match=r"^first: it cannot be done$"):
+        do_all([first, first, second, third, third])
+    assert (first.folder / "tries").read_text() == "one\n"
 
 
 def test_two_processes_do_every_job_once(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from avd.types import UserError
 
 _POLL = 2.0
 """Seconds between looks at what other processes have done."""
+_Key = tuple[str, Path]
 
 
 class AblationJob(Protocol):
@@ -45,18 +46,23 @@ class AblationJob(Protocol):
 def work(jobs: Sequence[AblationJob], bars: Bars, say: Say, after: Callable[[], object] = lambda: None) -> None:
     """Return when all jobs are done, by this process or by others; `after` is called after each of this process.
 
-    A job that fails keeps only those from being done that need it: the first failure is raised as a UserError at the
-    end.
+    A job that fails keeps only those from being done that need it, at any remove: the first failure is raised as a
+    UserError at the end.
     """
-    left, failures = list(jobs), dict[str, UserError]()
+    left, lost, failures = list(jobs), set[_Key](), dict[_Key, UserError]()
     while left:
         moved = False
         for job in list(left):
-            if job.is_done() or any(need.title in failures for need in job.needs):
+            if job.is_done() or _key(job) in lost:
                 left.remove(job)
+                moved = True
+            elif any(_key(need) in lost for need in job.needs):
+                left.remove(job)
+                lost.add(_key(job))
                 moved = True
             elif all(need.is_done() for need in job.needs):
                 finished = _try(job, bars, say, failures)
+                lost |= failures.keys()
                 moved |= finished
                 if finished:
                     left.remove(job)
@@ -64,12 +70,17 @@ def work(jobs: Sequence[AblationJob], bars: Bars, say: Say, after: Callable[[], 
         if left and not moved:
             time.sleep(_POLL)
     if failures:
-        title, error = next(iter(failures.items()))
+        (title, _), error = next(iter(failures.items()))
         others = f" ({len(failures) - 1} others failed too)" if len(failures) > 1 else ""
         raise UserError(f"{title}: {error}{others}")
 
 
-def _try(job: AblationJob, bars: Bars, say: Say, failures: dict[str, UserError]) -> bool:
+def _key(job: AblationJob) -> _Key:
+    """What tells jobs apart: trials share titles, and a run and its row a folder."""
+    return job.title, job.folder
+
+
+def _try(job: AblationJob, bars: Bars, say: Say, failures: dict[_Key, UserError]) -> bool:
     """Do a job; False where another process is at it."""
     job.folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(job.folder, str(job.folder))
@@ -84,7 +95,7 @@ def _try(job: AblationJob, bars: Bars, say: Say, failures: dict[str, UserError])
         return False
     except UserError as error:
         say(f"{job.title} failed: {error}")
-        failures[job.title] = error
+        failures[_key(job)] = error
     finally:
         lock.release()
     return True
