@@ -29,7 +29,7 @@ def complaint(folder: Path, *rows: str, more: str = "") -> str:
 @pytest.mark.parametrize(
     ("rows", "fault"),
     [
-        ([DMD, "{name: k 1, recipe: avd}"], "curve k 1 has the name of a row"),
+        ([DMD, "{name: k 1, recipe: avd}"], "curve k 1 has the name of a row or of another curve"),
         ([DMD, DMD], "two rows are called dmd"),
         (["{name: half, run: dmd}", DMD], "row half needs dmd, which is no row before it"),
         ([TEACHER, "{name: half, run: t}"], "row half needs t, which is no row before it with runs of its own"),
@@ -38,6 +38,11 @@ def complaint(folder: Path, *rows: str, more: str = "") -> str:
         ([DMD, "{name: half, run: dmd, updates: 5}"], "so it has nothing to train"),
         (["{name: t, recipe: dmd, sampler: cut, knob: {key: seed, values: [1, 2]}}"], "which is not trained"),
         (["{name: a/b, recipe: dmd}"], "it names folders"),
+        (["{name: a, recipe: dmd, knob: {key: seed, values: [1, 2, 1.0]}}"], "1.0 stands there twice"),
+        (
+            [DMD, "{name: b, recipe: dmd, share: 0.2, starts: {a: dmd, b: dmd}}"],
+            "b and what it starts from have shares of 1.2",
+        ),
         ([DMD, "{name: b, recipe: dmd, knob: {key: seed, values: [1, 2, 3]}}"], "dmd has 2 trials and b 3"),
         (["{name: a, recipe: dmd, knbo: 1}"], "unknown key rows.0.knbo (did you mean knob?)"),
         (
@@ -54,6 +59,15 @@ def test_tuning_seeds_and_orderings_are_checked(tmp_path: Path) -> None:
     assert "none of the 3 that judge" in complaint(tmp_path, DMD, more="tuning: {seeds: [2]}\n")
     assert "comparisons name avd" in complaint(tmp_path, DMD, more="comparisons: [[dmd, avd]]\n")
     assert "orderings name dmd" in complaint(tmp_path, DMD, more="orderings: [[dmd, dmd]]\n")
+
+
+def test_curves_need_names_of_their_own_and_a_plan_something_to_do(tmp_path: Path) -> None:
+    two = CURVE.replace("]\n", ", {name: k, recipe: dmd, key: seed, values: [1, 3]}]\n")
+    path = tmp_path / "plan.yaml"
+    for text, fault in ((two, "curve k has the name of a row or of another curve"), ("", "neither rows nor curves")):
+        path.write_text("kind: ablation\n" + text)
+        with pytest.raises(UserError, match=fault):
+            load(AblationRecipe, str(path))
 
 
 def test_a_curve_is_a_row_per_value() -> None:

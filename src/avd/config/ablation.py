@@ -7,6 +7,7 @@ first (`starts`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +24,14 @@ class KnobRecipe(Section):
     """A dotted key of the recipe."""
     values: tuple[Any, ...] = Field(min_length=2, max_length=100)
     """What is tried. The first is what the recipe has without tuning."""
+
+    @field_validator("values")
+    @classmethod
+    def _check_values(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        again = [value for i, value in enumerate(values) if value in values[:i]]
+        if again:
+            raise ValueError(f"{again[0]} stands there twice: every trial needs another value")
+        return values
 
 
 class PublishedRow(Section):
@@ -138,6 +147,8 @@ class AblationRecipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> AblationRecipe:
+        if not self.rows and not self.curves:
+            raise ValueError("it has neither rows nor curves: there is nothing to do")
         names: dict[str, RowRecipe] = {}
         for row in self.rows:
             if row.name in names:
@@ -146,11 +157,14 @@ class AblationRecipe(Section):
                 if other not in names or names[other].is_teacher or names[other].run is not None:
                     raise ValueError(f"row {row.name} needs {other}, which is no row before it with runs of its own")
             names[row.name] = row
-        for name in [
-            name for curve in self.curves for name in (curve.name, *(row.name for row in curve.points.values()))
-        ]:
-            if name in names:
-                raise ValueError(f"curve {name} has the name of a row")
+            if (share := _share(row, names)) > 1 + 1e-9:
+                raise ValueError(f"row {row.name} and what it starts from have shares of {share:g} in all: at most 1")
+        taken = set(names)
+        for curve in self.curves:
+            for name in (curve.name, *(row.name for row in curve.points.values())):
+                if name in taken:
+                    raise ValueError(f"curve {name} has the name of a row or of another curve")
+                taken.add(name)
         unknown = [name for pair in self.orderings for name in pair if name not in names or names[name].paper is None]
         if unknown:
             raise ValueError(f"orderings name {unknown[0]}, which is no row that the paper has")
@@ -164,3 +178,13 @@ class AblationRecipe(Section):
         if any(seed < self.seeds or seed > MOST_SEED for seed in self.tuning.seeds):
             raise ValueError(f"tuning.seeds are {self.tuning.seeds}: they must be none of the {self.seeds} that judge")
         return self
+
+
+def _share(row: RowRecipe, rows: Mapping[str, RowRecipe]) -> float:
+    """Of the budget, with the runs that a row begins with, each once; a fixed number of updates is beside it."""
+    found, left = dict[str, RowRecipe](), [row]
+    while left:
+        each = left.pop()
+        found[each.name] = each
+        left += [rows[name] for name in each.starts.values()]
+    return sum(each.share for each in found.values() if each.updates is None)
