@@ -44,6 +44,7 @@ TOPICS = {
     "distillation/test_reductions.py": "methods that are others where a term has no weight",
     "distillation/test_step_gradient.py": "the student's gradient against autograd's",
     "distillation/test_step_strides.py": "distillation/step.py with stages on part of the latents",
+    "experiments/ablation/test_folder.py": "an ablation that trains nothing: what is on disk",
     "measures/test_damage.py": "every measure on damaged clips",
     "measures/test_dynamic_degree_calibration.py": "dynamic degree on rendered clips",
     "evaluation/benchmarks/test_real_vbench.py": "the official package itself",

@@ -181,7 +181,7 @@ class AblationRecipe(Section):
 
 
 def _share(row: RowRecipe, rows: Mapping[str, RowRecipe]) -> float:
-    """Of the budget, with the runs that a row begins with, each once; a fixed number of updates is beside it."""
+    """The share of the budget of a row and of the runs that it begins with, each once; fixed updates are beside it."""
     found, left = dict[str, RowRecipe](), [row]
     while left:
         each = left.pop()

@@ -12,18 +12,20 @@ value a knob has follows from the trials on disk, once all of a row's are there 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from safetensors.numpy import load_file
 
-from avd.config import AblationRecipe, RowRecipe, load_recipe
+from avd.config import AblationRecipe, Recipe, RowRecipe, load_recipe
 from avd.engine.sources import world_of
 from avd.evaluation.rows import Results, Row, write_results
 from avd.evaluation.suites.native import NativeSuite
@@ -31,7 +33,7 @@ from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
 from avd.experiments.ablation.jobs import AblationJob, work
 from avd.experiments.ablation.orderings import comparison_sentences, order_sentences
-from avd.experiments.ablation.students import SHOWN_FILE, JudgedRow, Judging, RenderedRow, TrainedRun
+from avd.experiments.ablation.students import ROW_FILE, SHOWN_FILE, JudgedRow, Judging, RenderedRow, TrainedRun
 from avd.experiments.ablation.tuning import Trial, choose
 from avd.experiments.measuring import check_one_process
 from avd.experiments.training import check_run, check_sampled, is_trained, with_forwards
@@ -61,22 +63,28 @@ class Ablation:
         """Do what is missing of the rows called `names`, tune their knobs before if asked, and write `results.json`.
 
         Raises UserError for a row that there is not, before anything begins as `check_run`, and at the end for what
-        failed.
+        failed: trials that fail keep no row from being trained, with the recipe's own value of its knob.
         """
         check_one_process()
         rows = self._select(names)
         self._check(rows)
+        failed: list[UserError] = []
         if tune:
             for batch in ([row for row in rows if not row.starts], [row for row in rows if row.starts]):
-                work(self._trial_jobs(batch), bars, say)
+                trials = self._trial_jobs(batch)
+                with _collecting(failed):
+                    work(trials, bars, say)
         jobs: list[AblationJob] = [self._rendered]
         for seed in range(self.plan.seeds):
             for row in rows:
                 jobs += self._jobs(row, seed)
         try:
-            work(jobs, bars, say, after=self._write_results)
+            with _collecting(failed):
+                work(jobs, bars, say, after=self._write_results)
         finally:
             results = self._write_results()
+        if failed:
+            raise failed[0]
         return results
 
     @property
@@ -85,12 +93,17 @@ class Ablation:
         return self._world.fps
 
     def gather(self) -> Results:
-        """All rows that are there, of whichever command."""
+        """All rows that are there, of whichever command and seed."""
         found = [self._rendered.row()] if self._rendered.is_done() else []
         for row in self._rows:
-            judged = [self._judged(row, seed) for seed in range(self.plan.seeds)] if row.shown else []
-            found += [each.row() for each in judged if each.is_done()]
+            found += [self._judged(row, seed).row() for seed in self._seeds(row)]
         return Results(rows=found, meta=self._meta(found))
+
+    def _seeds(self, row: RowRecipe) -> list[int]:
+        """The seeds at which a row has been judged, in order."""
+        label = self._label(row)
+        names = (file.parent.name.rpartition("-") for file in self.output.glob(f"*/{ROW_FILE}"))
+        return sorted(int(seed) for name, _, seed in names if name == label and seed.isdecimal()) if row.shown else []
 
     def _write_results(self) -> Results:
         """Gather all rows into `results.json`."""
@@ -137,6 +150,8 @@ class Ablation:
         if unknown:
             raise UserError(f"there is no row {unknown[0]}: the plan has {', '.join(known)}")
         chosen = [each for name in names for each in curves.get(name, [name])] or [row.name for row in self.plan.rows]
+        if not chosen:
+            raise UserError(f"the plan has curves alone: name some of them (--rows {','.join(curves)})")
         return [row for row in self._rows if row.name in chosen]
 
     @property
@@ -150,6 +165,8 @@ class Ablation:
     def _check(self, rows: Sequence[RowRecipe]) -> None:
         """Refuse what would fail later, before anything begins: rows over other clips, runs that cannot be, students
         that cannot be sampled."""
+        for row in rows:
+            self._check_knob(row)
         self.gather()
         for row in rows:
             if row.shown and not row.is_teacher:
@@ -159,6 +176,20 @@ class Ablation:
                     student = self._student(row, seed, self._value(row), self.output)
                     if is_trained(student.run) or (seed == 0 and not row.starts):
                         check_run(student.recipe, student.run)
+
+    def _check_knob(self, row: RowRecipe) -> None:
+        """Refuse a knob, of a row or of those that it needs, whose first value is not the recipe's own."""
+        for name in (*row.starts.values(), *([] if row.run is None else [row.run])):
+            self._check_knob(self._row(name))
+        if row.knob is None:
+            return
+        assert row.recipe is not None
+        key, own = row.knob.key, row.knob.values[0]
+        if any(change.partition("=")[0].strip() == key for change in self.changes):
+            raise UserError(f"--set {key} changes the knob of row {row.name}: change the plan's values of it instead")
+        changes = (*row.changes, *self.changes)
+        if _load(row.recipe, (*changes, _change(key, own))) != _load(row.recipe, changes):
+            raise UserError(f"row {row.name} has another {key} than {own}: its knob's first value must be its own")
 
     # Jobs
 
@@ -174,27 +205,30 @@ class Ablation:
         earlier = {key: self._student(other, seed, self._value(other), root) for key, other in starts.items()}
         assert row.recipe is not None
         changes = [*_UNWATCHED, *row.changes, *self.changes, f"seed={seed}"]
-        changes += [f"{key}={run.run}" for key, run in earlier.items()]
-        own = row.knob is None or value == row.knob.values[0]
-        if row.knob is not None and not own:
-            changes.append(f"{row.knob.key}={value}")
-        recipe = load_recipe(row.recipe, changes)
+        changes += [_change(key, str(run.run)) for key, run in earlier.items()]
+        changes += [] if row.knob is None else [_change(row.knob.key, value)]
+        changes += [] if row.updates is None else [f"training.updates={row.updates}"]
+        recipe = _load(row.recipe, tuple(changes))
         if row.updates is None:
             recipe = with_forwards(recipe, self.plan.forwards * row.share)
-        else:
-            recipe = load_recipe(row.recipe, [*changes, f"training.updates={row.updates}"])
-        label = row.name if own else f"{row.name}@{value}"
+        label = _label(row, value)
         return TrainedRun(f"training {label}, seed {seed}", root / f"{label}-{seed}", recipe, tuple(earlier.values()))
 
     def _judged(self, row: RowRecipe, seed: int) -> JudgedRow:
         if row.is_teacher:
             assert row.recipe is not None
-            recipe = load_recipe(row.recipe, [*row.changes, *self.changes])
+            recipe = _load(row.recipe, (*row.changes, *self.changes))
             return JudgedRow(row.name, seed, self.output / f"{row.name}-{seed}", self._judging, recipe, row.sampler)
         trained = row if row.run is None else self._row(row.run)
         student = self._student(trained, seed, self._value(trained), self.output)
-        folder = student.folder if row.run is None else self.output / f"{row.name}, {student.folder.name}"
+        folder = self.output / f"{self._label(row)}-{seed}"
         return JudgedRow(row.name, seed, folder, self._judging, student.recipe, row.sampler, student)
+
+    def _label(self, row: RowRecipe) -> str:
+        """What the folders of a row are called, before the seed."""
+        if row.run is not None:
+            return f"{row.name}, {self._label(self._row(row.run))}"
+        return _label(row, self._value(row))
 
     @cached_property
     def _rendered(self) -> RenderedRow:
@@ -207,9 +241,9 @@ class Ablation:
 
     @cached_property
     def _world(self) -> World:
-        row = next(row for row in self.plan.rows if row.recipe is not None)
+        row = next(row for row in self._rows if row.recipe is not None)
         assert row.recipe is not None
-        recipe = load_recipe(row.recipe, [*row.changes, *self.changes])
+        recipe = _load(row.recipe, (*row.changes, *self.changes))
         return world_of(read_facts(recipe.model).settings, recipe.data.world_level, recipe.model)
 
     # Tuning
@@ -303,6 +337,32 @@ class Ablation:
             elif tuned and not row.is_teacher and row.shown:
                 found[row.name] = UNTUNED
         return found
+
+
+def _label(row: RowRecipe, value: Any) -> str:
+    """What the folders of a row's runs are called, before the seed; `value` is that of its knob."""
+    return row.name if row.knob is None or value == row.knob.values[0] else f"{row.name}@{value}"
+
+
+def _change(key: str, value: Any) -> str:
+    """KEY=VALUE, read back as the same value: in quotes where it needs them."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return f"{key}={text.strip().removesuffix('...').strip()}"
+
+
+@cache
+def _load(name: str, changes: tuple[str, ...]) -> Recipe:
+    """A recipe, read once: it must not change while an ablation is at work."""
+    return load_recipe(name, changes)
+
+
+@contextmanager
+def _collecting(failed: list[UserError]) -> Iterator[None]:
+    """Puts what fails inside the block into a list."""
+    try:
+        yield
+    except UserError as error:
+        failed.append(error)
 
 
 def _with_needs(job: AblationJob) -> list[AblationJob]:
