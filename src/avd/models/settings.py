@@ -118,7 +118,7 @@ def _checked(values: Mapping[str, Any]) -> Settings:
         if not is_count(stages, 0, most):
             raise ValueError(f"{key} is {stages!r}, not a whole number from 0 to {most}")
         if stages and values.get("transition") == "euler":
-            raise ValueError(f"{key} is {stages} with Euler steps, which are full only")
+            raise ValueError(f"{key} is {stages} with Euler steps, which are for stages at full rate and resolution")
     for key, known in (("transition", get_args(Transition)), ("solver", get_args(SolverName))):
         if key in values and values[key] not in known:
             raise ValueError(f"{key} is {values[key]!r}, not {' or '.join(known)}")

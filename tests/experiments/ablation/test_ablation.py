@@ -130,7 +130,7 @@ def test_the_page_and_the_orderings_are_there(output: Path) -> None:
     (sentence,) = meta["orderings"]
     assert sentence["rows"] == ["dmd", "teacher"]
     assert sentence["text"].startswith("dmd against teacher, dynamic degree: the paper has -10.0 points, here ")
-    assert meta["untuned"] == ["longer"]
+    assert meta["untuned"] == ["longer", "experts"]
     assert [each["rows"] for each in meta["comparisons"]] == [["longer", "dmd"]] * 4
     assert "longer untuned." in meta["comparisons"][0]["text"]
 
