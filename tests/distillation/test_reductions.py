@@ -16,7 +16,7 @@ RCM_FAKE_SCORE = (
     "fake_score.updates=4",
     "fake_score.optimizer.betas=[0,0.999]",
     "fake_score.optimizer.clip=null",
-    "objective.distribution_matching.shift=5",
+    "objective.distribution_matching.shift=2",
 )
 
 
