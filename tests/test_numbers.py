@@ -1,4 +1,4 @@
-"""The count of the numbers (`provenance.NUMBERS`) goes up with the golden metrics, so that older rows are marked."""
+"""The count of the numbers (`numbers.NUMBERS`) goes up with the golden metrics, so that older rows are marked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from avd.evaluation.provenance import NUMBERS
+from avd.distillation.numbers import NUMBERS
 from helpers.golden import NUMBERS_FILE, digests, have_moved, numbers_fault
 
 RECORDED = {"numbers": 3, "golden": {"a": "1", "b": "2"}}

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from avd.evaluation.provenance import NUMBERS, teacher_of
+from avd.distillation.numbers import NUMBERS
+from avd.evaluation.provenance import teacher_of
 from avd.evaluation.rows import Row
 from avd.evaluation.staleness import stale_reasons
 from helpers.tiny import tiny_model
@@ -22,7 +23,7 @@ def reason(row: Row) -> str | None:
 
 def test_rows_of_other_numbers_are_stale(make_row: MakeRow) -> None:
     assert reason(make_row(numbers=NUMBERS)) is None
-    assert f"version {NUMBERS - 1}" in str(reason(make_row(numbers=NUMBERS - 1)))
+    assert f"version {NUMBERS - 1}," in str(reason(make_row(numbers=NUMBERS - 1)))
     assert "before" in str(reason(make_row()))
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from avd.cli.main import main
-from avd.evaluation.provenance import NUMBERS
+from avd.distillation.numbers import NUMBERS
 from helpers.miniatures import Configuration, read_metrics
 
 FOLDER = Path(__file__).parents[1] / "golden"
 NUMBERS_FILE = FOLDER.with_name("numbers.json")
-"""Which `provenance.NUMBERS` the golden metrics are of, and their digests."""
+"""Which `numbers.NUMBERS` the golden metrics are of, and their digests."""
 
 RELATIVE = 1e-3
 """Another processor sums in another order, and six updates of AdamW enlarge the difference."""
@@ -81,7 +81,7 @@ def numbers_fault(recorded: dict[str, Any], found: dict[str, str], numbers: int)
         return f"tests/numbers.json is of NUMBERS {recorded['numbers']}, and it is {numbers}: run `make golden`"
     moved = [name for name, digest in recorded["golden"].items() if name in found and found[name] != digest]
     if moved:
-        return f"{moved[0]}.jsonl has moved: count NUMBERS up (evaluation/provenance.py) and run `make golden`"
+        return f"{moved[0]}.jsonl has moved: count NUMBERS up (distillation/numbers.py) and run `make golden`"
     new = sorted(found.keys() - recorded["golden"].keys())
     if new:
         return f"{new[0]}.jsonl is not in tests/numbers.json, so it could move unseen: run `make golden`"
@@ -91,6 +91,6 @@ def numbers_fault(recorded: dict[str, Any], found: dict[str, str], numbers: int)
 def write_numbers(moved: bool) -> None:
     """Record the golden files as those of today's NUMBERS. Exits where they have `moved` and it has not."""
     if moved and NUMBERS_FILE.exists() and json.loads(NUMBERS_FILE.read_text())["numbers"] == NUMBERS:
-        sys.exit("golden metrics have moved: count NUMBERS up (src/avd/evaluation/provenance.py), then run this again")
+        sys.exit("golden metrics have moved: count NUMBERS up (src/avd/distillation/numbers.py), then run this again")
     content = {"numbers": NUMBERS, "golden": digests()}
     NUMBERS_FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from avd.distillation.data import RunData, record_data
 from avd.distillation.model_record import record_model
 from avd.distillation.monitoring.monitor import Monitor
 from avd.distillation.monitoring.watch import RunWatch, Tell
+from avd.distillation.numbers import record_numbers
 from avd.distillation.preflight import ResolvedRun, preflight
 from avd.distillation.saved_student import SETTINGS_OF_RUN
 from avd.distillation.task import DistillTask
@@ -52,6 +53,7 @@ def distill_run(
         if ranks.is_main:
             record_data(folder.path, resolved.data)
             record_model(folder.path, model, resolved.starts.high_weights)
+            record_numbers(folder.path)
         data = _load(resolved, recipe, encoding)
         model.drop("text_encoder", "vae")  # all is latents and embeddings by now
         task = DistillTask(recipe, model, data, interpolator, ranks, resolved.starts)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from avd.evaluation.provenance import NUMBERS, code_version, machine
+from avd.distillation.numbers import NUMBERS
+from avd.evaluation.provenance import code_version, machine
 from avd.evaluation.records import RecordFolder
 from avd.evaluation.rows import Row, Teacher
 from avd.evaluation.sampling import Samples
@@ -25,12 +26,18 @@ class Origin:
     seconds_per_video: float | None = None
     recipe: dict[str, Any] | None = None
     teacher: Teacher | None = None
+    numbers: int | None = NUMBERS
 
     @staticmethod
-    def of_samples(samples: Samples, recipe: dict[str, Any] | None = None, teacher: Teacher | None = None) -> Origin:
-        """How a model's clips were sampled; `recipe` is that of the model, `teacher` as in its row."""
+    def of_samples(
+        samples: Samples,
+        recipe: dict[str, Any] | None = None,
+        teacher: Teacher | None = None,
+        numbers: int | None = NUMBERS,
+    ) -> Origin:
+        """How a model's clips were sampled; `recipe` is that of the model, `teacher` and `numbers` as in its row."""
         seconds = samples.seconds_per_video()
-        return Origin(samples.seed, samples.steps, samples.network_calls, seconds, recipe, teacher)
+        return Origin(samples.seed, samples.steps, samples.network_calls, seconds, recipe, teacher, numbers)
 
 
 RENDERED = Origin(steps=0, network_calls=0)
@@ -63,10 +70,11 @@ def judge_samples(
     name: str,
     recipe: dict[str, Any] | None = None,
     teacher: Teacher | None = None,
+    numbers: int | None = NUMBERS,
     judged: Callable[[int], None] = lambda count: None,
 ) -> Row:
     """The row of clips that were sampled for the suite's prompts; `recipe` is that of the model."""
-    origin = Origin.of_samples(samples, recipe, teacher)
+    origin = Origin.of_samples(samples, recipe, teacher, numbers)
     return judge(suite, samples.clips(), name=name, origin=origin, judged=judged)
 
 
@@ -109,7 +117,7 @@ def make_row(suite: ClipSuite, records: Sequence[ClipRecord], *, name: str, orig
         machine=machine(),
         errors={suite.name: scores.errors} if scores.errors else {},
         teacher=origin.teacher,
-        numbers=NUMBERS,
+        numbers=origin.numbers,
     )
 
 

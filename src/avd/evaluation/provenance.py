@@ -11,17 +11,14 @@ from typing import Any
 import yaml
 
 from avd import __version__
-from avd.distillation.saved_student import BEST
+from avd.distillation.numbers import NUMBERS, recorded_numbers
+from avd.distillation.saved_student import BEST, SETTINGS_OF_RUN
 from avd.engine.run_folder import RECIPE_FILE
 from avd.evaluation.rows import Teacher
 from avd.files import read_text
 from avd.models.family import open_local
 from avd.models.identity import entries_of, identity_of
 from avd.types import UserError
-
-NUMBERS = 2
-"""Counts up whenever the numbers of training, sampling or measuring move on purpose; tests/test_numbers.py holds it to
-the golden metrics. A row of another count describes what the code does no more."""
 
 
 def code_version() -> str:
@@ -62,6 +59,13 @@ def recipe_of(name: str) -> dict[str, Any] | None:
     if not isinstance(recipe, dict):
         raise UserError(f"{path} is no recipe of avd: restore it, or move the student out of the run's folder")
     return recipe
+
+
+def numbers_of(model: str) -> int | None:
+    """The `NUMBERS` of a row of this model: those that its run began with, as what is trained by older code is no
+    student of today's; today's of a model that is no student. None of a run of before there was a record."""
+    run = run_of(model)
+    return NUMBERS if run is None or not (run / SETTINGS_OF_RUN).exists() else recorded_numbers(run)
 
 
 def teacher_of(model: str, recipe: dict[str, Any] | None) -> Teacher | None:

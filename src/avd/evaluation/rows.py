@@ -103,7 +103,8 @@ class Row(BaseModel):
     teacher: Teacher | None = None
     """What the student was distilled from, or without a student what made the videos; None where it is not known."""
     numbers: int | None = None
-    """`provenance.NUMBERS` of the code that measured; None of before there was one."""
+    """`NUMBERS` of the code that measured, or of an older one that the student's training began with; None of before
+    they were recorded."""
 
     @model_validator(mode="before")
     @classmethod

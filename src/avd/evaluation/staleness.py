@@ -2,7 +2,7 @@
 
 A row of videos that were sampled is stale where
 
-    its `numbers` are not today's (`provenance.NUMBERS`), or it is of before rows had any;
+    its `numbers` are not today's (`numbers.NUMBERS`), or it is of before rows had any;
     its teacher, or the model that made the videos, is on this machine with other weights than the row's.
 
 A model that is not on this machine speaks neither for nor against a row. Rendered clips, and videos of which nobody
@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-from avd.evaluation.provenance import NUMBERS, weights_identity
+from avd.distillation.numbers import NUMBERS
+from avd.evaluation.provenance import weights_identity
 from avd.evaluation.rows import Row
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from avd.evaluation.judging import judge_samples
-from avd.evaluation.provenance import teacher_of
+from avd.evaluation.provenance import numbers_of, teacher_of
 from avd.evaluation.rows import Row
 from avd.evaluation.sampling import Samples, sample_clips
 from avd.evaluation.suite import ClipSuite
@@ -43,5 +43,8 @@ def measure(
     with bars() as bar:
         samples = sample_clips(sampler, suite.prompts(), folder, seed=seed, progress=bar(title))
     folder_of_model = sampler.model.folder
-    teacher = None if folder_of_model is None else teacher_of(name_of(folder_of_model), recipe)
-    return judge_samples(suite, samples, name=name, recipe=recipe, teacher=teacher), samples
+    if folder_of_model is None:
+        return judge_samples(suite, samples, name=name, recipe=recipe), samples
+    model = name_of(folder_of_model)
+    teacher, numbers = teacher_of(model, recipe), numbers_of(model)
+    return judge_samples(suite, samples, name=name, recipe=recipe, teacher=teacher, numbers=numbers), samples

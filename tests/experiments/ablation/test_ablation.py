@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from avd.config import load_recipe
+from avd.distillation.numbers import NUMBERS
 from avd.evaluation.rows import Row, read_results
 from avd.experiments.ablation import students
 from avd.methods.method import Method
@@ -164,6 +165,21 @@ def test_a_curve_is_run_by_its_name_and_has_a_table_of_its_own(command: COMMAND,
     table = page.read_text().partition("**Curve of k: avd by `objective.regression.k`**")[2]
     assert "| 1.0 |" in table and "| 3.0 |" in table
     assert "of k 1.0" not in page.read_text().partition("**Training**")[0]
+
+
+def test_a_student_of_older_code_is_stale_though_it_is_judged_today(
+    command: COMMAND, output: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "all"
+    shutil.copytree(output, folder)
+    assert {row.numbers for row in read_results(folder / "results.json").rows} == {NUMBERS}
+    (run,) = (path for path in (folder / "dmd-0", folder / "dmd@3.0-0") if path.exists())
+    (run / "run" / "numbers.json").write_text(json.dumps({"numbers": NUMBERS - 1}))
+    for row in (run, folder / "longer-0"):
+        (row / "row.json").unlink()
+    assert command(folder, "--rows", "dmd,longer") == 0
+    found = {(row.name, row.seed): row.numbers for row in read_results(folder / "results.json").rows}
+    assert found["dmd", 0] == found["longer", 0] == NUMBERS - 1 and found["dmd", 1] == NUMBERS
 
 
 def test_run_again_it_does_nothing(command: COMMAND, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

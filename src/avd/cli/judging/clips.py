@@ -178,14 +178,14 @@ class ClipJudge:
         Raises UserError for a clip that cannot be read or that the suite refuses; of a model, before it is sampled.
         """
         from avd.evaluation.judging import Origin
-        from avd.evaluation.provenance import recipe_of, teacher_of
+        from avd.evaluation.provenance import numbers_of, recipe_of, teacher_of
 
         if side.clips is not None:
             return self._judge(side, side.clips, Origin(), None)
         recipe = recipe_of(side.what)  # raises where it cannot be read, before hours of sampling
         overlap = self._report_overlap(side) if self.ranks.is_main else None
         samples = self._sample(side)
-        origin = Origin.of_samples(samples, recipe, teacher_of(side.what, recipe))
+        origin = Origin.of_samples(samples, recipe, teacher_of(side.what, recipe), numbers_of(side.what))
         judged = self._judge(side, list(samples.clips()), origin, samples)
         return replace(judged, row=judged.row.model_copy(update={"overlap": overlap}))
 

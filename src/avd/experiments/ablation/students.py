@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from avd.config import Recipe
+from avd.distillation.numbers import recorded_numbers
 from avd.evaluation.judging import RENDERED, Origin, check_model, judge, make_row, measure_share
 from avd.evaluation.provenance import code_version, teacher_of
 from avd.evaluation.records import RecordFolder
@@ -61,6 +62,12 @@ class TrainedRun:
         """What it has cost, once it is done."""
         earlier = [training_of(each.recipe, each.run) for each in self._earlier().values()]
         return training_of(self.recipe, self.run, earlier)
+
+    def numbers(self) -> int | None:
+        """The least `NUMBERS` that it or a run before it began with, once it is done; None where one has no record."""
+        runs = [self.run, *(each.run for each in self._earlier().values())]
+        found = [recorded_numbers(run) for run in runs]
+        return None if None in found else min(each for each in found if each is not None)
 
     def _earlier(self) -> dict[Path, TrainedRun]:
         """Every run that it begins with, once, by its folder; those that these began with too."""
@@ -151,7 +158,10 @@ class JudgedRow:
         """The row of all suites, clip by clip: what has been measured before is not measured again."""
         recipe = self.recipe.model_dump(mode="json")
         teacher = teacher_of(self.recipe.model, recipe)
-        origin = Origin.of_samples(samples, None if self.student is None else recipe, teacher)
+        if self.student is None:
+            origin = Origin.of_samples(samples, teacher=teacher)
+        else:
+            origin = Origin.of_samples(samples, recipe, teacher, self.student.numbers())
         clips, rows = list(samples.clips()), []
         for suite in self.judging.suites:
             records = RecordFolder(self._records_folder(suite), suite, code=code_version())
