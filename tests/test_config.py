@@ -314,6 +314,10 @@ def test_an_unknown_key_names_the_nearest(override: str, hint: str, tmp_path: Pa
         ("rollout.transition=heun", ["'heun'", "renoise"]),
         ("rollout.half_rate_stages=4", ["'half_rate_stages': 4", "below the number of timesteps (4)"]),
         ("rollout.half_resolution_stages=4", ["half_resolution_stages must be below the number of timesteps (4)"]),
+        (
+            "rollout={half_rate_stages: 1, half_resolution_stages: 2}",
+            ["half_resolution_stages (2) are more than half_rate_stages (1)", "set as many or fewer"],
+        ),
         ("objective=5", ["objective is 5"]),
         ("objective.temporal=", ["objective.temporal is None"]),
         ("training.batch.size=5", ["training.batch.size", "batch is a value, not a section"]),

@@ -17,7 +17,7 @@ from helpers.tiny import LATENT_SHAPE, tiny_interpolator
 @pytest.mark.parametrize("exit_stage", [0, 1, 2])
 def test_half_resolution_stages_see_every_second_row_and_column(exit_stage: int) -> None:
     """In the rollout and in the regression alike; what the scores judge is full, whatever stage it left at."""
-    cycle = make_cycle("rollout.half_rate_stages=1", "rollout.half_resolution_stages=2", "fake_score.updates=1")
+    cycle = make_cycle("rollout.half_rate_stages=2", "rollout.half_resolution_stages=1", "fake_score.updates=1")
     cycle.rollout = Rollout(cycle.rollout.stages, tiny_interpolator(space=True).requires_grad_(False))
     channels, frames = LATENT_SHAPE[:2]
     shapes, calls = (channels, frames, 4, 4), []
@@ -30,7 +30,7 @@ def test_half_resolution_stages_see_every_second_row_and_column(exit_stage: int)
         latents_BCFHW=torch.randn(BATCH, *shapes, generator=torch.Generator().manual_seed(0)),
         latent_CFHW=shapes,
     )
-    expected = [((3, 2, 2), 2, 2), ((5, 2, 2), 1, 2), ((5, 4, 4), 1, 1), ((5, 4, 4), 1, 1)]
+    expected = [((3, 2, 2), 2, 2), ((3, 4, 4), 2, 1), ((5, 4, 4), 1, 1), ((5, 4, 4), 1, 1)]
     handle = cycle.roles.student.network.register_forward_hook(record, with_kwargs=True)
     fake: list[tuple[int, ...]] = []
     fakes = cycle.roles.auxiliary(

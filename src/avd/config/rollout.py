@@ -56,6 +56,12 @@ class RolloutRecipe(Section):
             if count and self.transition == "euler":
                 which = name.removesuffix("_stages").replace("_", "-")
                 raise ValueError(f"{which} stages are re-noised: set transition to renoise, or {name} to 0")
+        if self.half_resolution_stages > self.half_rate_stages > 0:
+            raise ValueError(
+                f"half_resolution_stages ({self.half_resolution_stages}) are more than half_rate_stages "
+                f"({self.half_rate_stages}): no interpolator learns to fill in frames at half resolution; set as many "
+                "or fewer, or half_rate_stages to 0"
+            )
         if self.first_exit and self.exits == "balanced":
             raise ValueError("balanced exits are at every stage: set first_exit to 0, or exits to uniform")
         if self.exits == "balanced" and (not any(self.strided_stages) or self.half_rate_share == 1):
