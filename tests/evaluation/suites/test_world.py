@@ -144,3 +144,10 @@ def test_options_that_cannot_be_are_refused(options: dict[str, int], words: str)
 def test_provenance() -> None:
     assert code_version().startswith("0.")
     assert "cores" in machine()
+
+
+def test_captions_of_tuning_judge_nothing() -> None:
+    """Neither the held-out captions that judge nor the open ones, which the world draws too at level 2."""
+    judged = WorldSuite(level=2, clips=64, repeats=2)
+    tuning = replace(judged, clips=512, repeats=0, first=1_000_000, without=64)
+    assert not {prompt.text for prompt in judged.prompts()} & {prompt.text for prompt in tuning.prompts()}

@@ -75,7 +75,7 @@ class WorldSuite:
     first: int = 0
     """The first of the held-out scenes whose captions are asked for."""
     without: int = 0
-    """Captions that one of the first so many held-out scenes has are passed over."""
+    """Captions that one of the first so many held-out scenes has are passed over, and with any also the open ones."""
 
     name: ClassVar[str] = "world"
     measures: ClassVar[tuple[Measure, ...]] = (
@@ -257,8 +257,8 @@ class WorldSuite:
 
 @cache
 def _scenes(world: World, first: int, count: int, without: int) -> tuple[int, ...]:
-    """`count` held-out scenes from `first` on whose captions none of the first `without` has."""
-    taken = {world.describe(i, "heldout")[1].text for i in range(without)}
+    """`count` held-out scenes from `first` on; `without` as in the suite."""
+    taken = {world.describe(i, "heldout")[1].text for i in range(without)} | set(OPEN_CAPTIONS if without else ())
     scenes = (i for i in itertools.count(first) if world.describe(i, "heldout")[1].text not in taken)
     return tuple(islice(scenes, count))
 
