@@ -67,4 +67,4 @@ def test_dp_dmd_without_its_anchor_and_with_every_exit_is_dmd() -> None:
     every, without = "rollout.first_exit=0", "objective.anchor.weight=0"
     dmd = trained("dmd")
     assert equal(trained("dp-dmd", every, without), dmd)
-    assert not equal(trained("dp-dmd", every), dmd) and not equal(trained("dp-dmd", without), dmd)
+    assert not equal(trained("dp-dmd", every), dmd)

@@ -81,7 +81,7 @@ def test_a_first_exit_leaves_the_stages_before_it_out() -> None:
     assert exits.shares(4, strided=False) == pytest.approx((0, 1 / 3, 1 / 3, 1 / 3)) and exits.mean(4) == 2
     drawn = Counter(exits.draw(update_random(n), 0, 4, strided=False) for n in range(1500))
     assert set(drawn) == {1, 2, 3} and all(abs(count - 500) < 5 * (1500 * 2 / 9) ** 0.5 for count in drawn.values())
-    late, usual = (load_recipe("dmd", [f"rollout.first_exit={first}", "compute.device=cpu"]) for first in (1, 0))
+    late, usual = (load_recipe("dp-dmd", [f"rollout.first_exit={first}", "compute.device=cpu"]) for first in (1, 0))
     assert Method.of(late).forwards(4) == Method.of(usual).forwards(4) + 0.5
     work = work_of(late, SIZES, {}, in_parts=False)
     before = next(each for each in work if "before the exit" in each.name)

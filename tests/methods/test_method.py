@@ -12,6 +12,7 @@ from avd.methods.method import Method
 from avd.objectives.registry import terms
 from avd.objectives.source import AtStages, DataSource, RolloutSource
 from avd.objectives.term import ActiveTerm, Averaged, Learned
+from avd.types import UserError
 
 
 def resolved(*active: ActiveTerm) -> Method:
@@ -125,6 +126,30 @@ def test_an_auxiliary_that_learns_needs_a_section() -> None:
     nameless = active("distribution_matching", auxiliaries=lambda section: (Learned("critic", None),))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="critic learns, and recipes have no section"):
         resolved(nameless)
+
+
+HALF, TAUGHT_ELSEWHERE = "rollout.half_rate_stages=2", "objective.regression.weight=1"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "fault"),
+    [
+        ("lcm", [HALF], "timestep 1000 at half rate or resolution"),
+        ("scm", ["rollout.half_resolution_stages=1"], "timestep 1000 at half rate or resolution"),
+        ("dp-dmd", [HALF], "timestep 1000 at half rate or resolution"),  # its first stage learns at full rate only
+        ("dp-dmd", ["objective.anchor.weight=0"], "timestep 1000: set rollout.first_exit to 0"),
+        ("dp-dmd", ["rollout.first_exit=2"], "timestep 900: set rollout.first_exit to 0"),
+    ],
+)
+def test_a_stage_that_no_term_trains_is_refused(recipe: str, changes: list[str], fault: str) -> None:
+    with pytest.raises(UserError, match=f"no term of its objective trains the student at {fault}"):
+        load_recipe(recipe, changes)
+    load_recipe(recipe, [*changes, TAUGHT_ELSEWHERE])
+
+
+def test_the_anchor_needs_a_stage_at_pure_noise() -> None:
+    with pytest.raises(UserError, match=r"objective.anchor: it teaches the student at timestep 1000"):
+        load_recipe("dp-dmd", ["rollout.timesteps=[937, 900]"])
 
 
 # -- terms that start later ---------------------------------------------------------------------------------------

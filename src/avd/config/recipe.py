@@ -9,6 +9,7 @@ from pydantic import Field, create_model, field_validator, model_validator
 from avd.config.experts import ExpertsRecipe
 from avd.config.rollout import RolloutRecipe
 from avd.objectives.registry import terms
+from avd.objectives.source import DataSource
 from avd.objectives.term import ActiveTerm, TermSection, TrainedStages
 from avd.section import MOST_CLIPS, MOST_RANKS, MOST_SEED, MOST_UPDATES, MOST_WEIGHT, MOST_WORLD_CLIPS, Beta, Section
 
@@ -313,6 +314,26 @@ class Recipe(Section):
             raise ValueError("two experts are written as full models: set adapters.merge to true")
         return self
 
+    def _check_taught(self, active: tuple[ActiveTerm, ...]) -> None:
+        """Refuse a stage that is sampled, at the strides that it may have, and that no term trains."""
+        stages = self.rollout.stages(self.trained_stages)
+        taught: set[int] = set()
+        for each in active:
+            source = each.source
+            at_exits = range(self.rollout.first_exit, len(stages.sigmas))
+            taught |= source.law.teaches(stages) if isinstance(source, DataSource) else set(at_exits)
+        for i, timestep in enumerate(self.trained_timesteps):
+            if i in taught:
+                continue
+            if i in stages.full:
+                fault, remedy = "", "rollout.first_exit to 0"
+            else:
+                fault, remedy = " at half rate or resolution", "half_rate_stages and half_resolution_stages to 0"
+            raise ValueError(
+                f"no term of its objective trains the student at timestep {timestep:g}{fault}: set {remedy}, or give "
+                "a term a weight that does"
+            )
+
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         active = self.objective.active
@@ -324,6 +345,7 @@ class Recipe(Section):
                 each.term.check(each.section, stages)
             except ValueError as error:
                 raise ValueError(f"objective.{each.name}: {error}") from None
+        self._check_taught(active)
         if all(each.section.start for each in active):
             raise ValueError("every term of its objective has a start above 0: set one of them to 0")
         other = [each for each in active if each.term.transition not in (None, self.rollout.transition)]

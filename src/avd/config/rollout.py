@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from avd.flow import few_step_sigmas
+from avd.objectives.source import Stages
 from avd.section import Section
 from avd.types import Transition
 
@@ -45,6 +46,12 @@ class RolloutRecipe(Section):
     def strided_stages(self) -> tuple[int, int]:
         """How many of the first stages run at half rate, and at half resolution."""
         return self.half_rate_stages, self.half_resolution_stages
+
+    def stages(self, trained: range) -> Stages:
+        """The noise levels of some of its stages, and the strides that they may run at."""
+        sigmas = few_step_sigmas(self.timesteps)
+        strides = tuple((1 + (i < self.half_rate_stages), 1 + (i < self.half_resolution_stages)) for i in trained)
+        return Stages(tuple(sigmas[i] for i in trained), strides)
 
     @model_validator(mode="after")
     def _check(self) -> RolloutRecipe:

@@ -96,6 +96,9 @@ class OnGrid:
         index_B = random.integers(self.name, "level", high=self.steps)
         return Levels(self.sigmas(index_B), index_B)
 
+    def teaches(self, stages: Stages) -> frozenset[int]:
+        return stages.full
+
     def sigmas(self, index_B: Tensor) -> Tensor:
         """The levels at places of the grid, 1 first; past its end they are 0. float32."""
         grid = many_step_sigmas(self.steps, self.shift).float().to(index_B.device)

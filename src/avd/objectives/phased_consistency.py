@@ -89,6 +89,9 @@ class OnPhases:
         index_B = random.integers(self.name, "level", high=grid.levels)
         return Levels(grid.at(index_B), index_B)
 
+    def teaches(self, stages: Stages) -> frozenset[int]:
+        return stages.full
+
     def grid(self, stages: tuple[float, ...]) -> PhasedGrid:
         return PhasedGrid(self.steps, self.shift, (*stages, 0.0) if self.edges is None else self.edges)
 

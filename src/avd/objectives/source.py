@@ -44,6 +44,11 @@ class Stages:
     strides: tuple[tuple[int, int], ...]
     """One of frames, one of rows and columns."""
 
+    @property
+    def full(self) -> frozenset[int]:
+        """Those at full rate and resolution, by index."""
+        return frozenset(i for i, strides in enumerate(self.strides) if strides == (1, 1))
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -69,6 +74,11 @@ class Law(Protocol):
 
     def draw(self, random: Random, stages: Stages) -> Levels: ...
 
+    def teaches(self, stages: Stages) -> frozenset[int]:
+        """Those of the stages, by index, whose level and strides it draws: the student is called there as when it is
+        sampled."""
+        ...
+
 
 @dataclass(frozen=True)
 class AtStages:
@@ -85,6 +95,9 @@ class AtStages:
         choice_B = random.integers(self.name, "timestep", high=len(choices))
         index_B = torch.tensor(choices, device=choice_B.device)[choice_B]
         return Levels(torch.tensor(stages.sigmas, device=index_B.device)[index_B], index_B, *stride)
+
+    def teaches(self, stages: Stages) -> frozenset[int]:
+        return frozenset(range(len(stages.sigmas)) if self.only is None else self.only)
 
 
 @dataclass(frozen=True)

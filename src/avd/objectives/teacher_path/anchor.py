@@ -15,11 +15,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from avd.flow import integrate, many_step_sigmas
+from avd.flow import TIMESTEPS, integrate, many_step_sigmas
 from avd.objectives.consistency import Predict
 from avd.objectives.passes import Pass, Place
 from avd.objectives.source import DataSource, Levels, Random, Stages
-from avd.objectives.term import GuidedSection, Sample, Setting, Stateless, Term
+from avd.objectives.term import GuidedSection, Sample, Setting, Stateless, Term, TrainedStages
 from avd.types import LossTerm
 
 
@@ -44,6 +44,9 @@ class AtPureNoise:
         index_B = random.integers(self.name, "level", high=1)
         return Levels(torch.ones(len(index_B), device=index_B.device), index_B)
 
+    def teaches(self, stages: Stages) -> frozenset[int]:
+        return frozenset(i for i in stages.full if stages.sigmas[i] == 1)
+
 
 class AnchorRecipe(GuidedSection):
     """The teacher's first steps as the target of the student's; weight 0 leaves it out."""
@@ -65,6 +68,14 @@ class AnchorRecipe(GuidedSection):
     def sigmas(self) -> Tensor:
         """The teacher's levels, from 1 to the anchor's."""
         return many_step_sigmas(self.grid, self.shift)[: self.steps + 1]
+
+
+def _check(section: AnchorRecipe, stages: TrainedStages) -> None:
+    if stages.timesteps[0] != TIMESTEPS:
+        raise ValueError(
+            f"it teaches the student at timestep {TIMESTEPS}, and the first one is {stages.timesteps[0]:g}: set "
+            f"rollout.timesteps to begin with {TIMESTEPS}, or weight to 0"
+        )
 
 
 def _make(section: AnchorRecipe, setting: Setting) -> Stateless:
@@ -90,5 +101,6 @@ TERM = Term(
     passes=lambda section: tuple(
         Pass(f"teacher's step {i + 1} with guidance", "teacher", section.branches) for i in range(section.steps)
     ),
+    check=_check,
     make=_make,
 )

@@ -99,6 +99,9 @@ class LogitNormal:
         sigma_B = torch.sigmoid(self.mean + self.std * random.normal(self.name, "level", shape=()))
         return Levels(sigma_B, (sigma_B * _BANDS).long().clamp_max(_BANDS - 1))
 
+    def teaches(self, stages: Stages) -> frozenset[int]:
+        return stages.full
+
 
 class ContinuousConsistencyRecipe(GuidedSection):
     """Continuous-time consistency distillation; weight 0 leaves it out."""
