@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from avd.types import UserError
 from helpers.cycles import make_batch, make_cycle, update_random
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,3 +69,5 @@ def test_dp_dmd_without_its_anchor_and_with_every_exit_is_dmd() -> None:
     dmd = trained("dmd")
     assert equal(trained("dp-dmd", every, without), dmd)
     assert not equal(trained("dp-dmd", every), dmd)
+    with pytest.raises(UserError, match="no term of its objective trains the student at timestep 1000: set "):
+        trained("dp-dmd", without)
