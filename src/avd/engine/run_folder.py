@@ -170,7 +170,7 @@ def check_same_recipe(folder: Path, recipe: Section) -> None:
         return
     saved = _read_saved(path)
     try:
-        before = _flat(type(recipe).model_validate(saved).model_dump(mode="json", by_alias=True))
+        before = flatten(type(recipe).model_validate(saved).model_dump(mode="json", by_alias=True))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"])) or "recipe"
@@ -179,7 +179,7 @@ def check_same_recipe(folder: Path, recipe: Section) -> None:
             f"run {folder} began with a recipe that this command or version does not accept ({key}: {reason}): "
             "resume it with the command and version it began with, or name another output folder"
         ) from error
-    now = _flat(recipe.model_dump(mode="json", by_alias=True))
+    now = flatten(recipe.model_dump(mode="json", by_alias=True))
     for key in sorted(before.keys() | now.keys()):
         if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_UNDER) and before.get(key) != now.get(key):
             raise UserError(
@@ -199,9 +199,10 @@ def _read_saved(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of nested sections by dotted key."""
     if not isinstance(values, dict):
         return {prefix: values}
     return {
-        k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+        k: v for key, value in values.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else key).items()
     }

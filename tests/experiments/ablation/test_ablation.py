@@ -197,8 +197,8 @@ def test_run_again_it_does_nothing(command: COMMAND, output: Path, monkeypatch: 
     ("words", "fault"),
     [
         (["--rows", "dmd,dmb"], "there is no row dmb: the plan has teacher, dmd"),
-        (["--clips", 2], "is over 3 clips, not 2"),
-        (["--forwards", 100], "is finished, after 1 updates, not 4"),
+        (["--clips", 2], "was made with judging.clips = 3, now it is 2"),
+        (["--forwards", 100], "was made with recipe.training.updates = 1, now it is 4"),
     ],
 )
 def test_mistakes_are_refused_in_a_line(

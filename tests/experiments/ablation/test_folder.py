@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from avd.config import AblationRecipe
+from avd.evaluation.provenance import NUMBERS
 from avd.evaluation.rows import Row
 from avd.experiments.ablation import ablation
 from avd.experiments.ablation.ablation import Ablation
@@ -43,7 +45,7 @@ def write_judged(found: Ablation, make_row: MakeRow, name: str, seeds: Sequence[
     for seed in seeds:
         judged = found._judged(found._row(name), seed)
         judged.folder.mkdir(parents=True)
-        write_row(judged.folder, make_row(name=name, seed=seed, videos=found.plan.clips), [])
+        write_row(judged.folder, make_row(name=name, seed=seed), [], judged.made)
 
 
 def test_rows_of_seeds_that_this_command_does_not_ask_for_are_kept(
@@ -114,3 +116,74 @@ def test_trials_that_fail_keep_no_row_from_being_judged(
 
 def run(found: Ablation, tune: bool = False) -> None:
     found.run([], tune=tune, bars=None, say=print)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"forwards": 60}, "training.updates = "),
+        ({"clips": 2}, "judging.clips = 3, now it is 2"),
+        ({"changes": ["objective.regression.k=7"]}, "objective.regression.k = 3.0, now it is 7.0"),
+        ({"name": "later"}, "starts.avd-0.recipe.training.updates = "),
+    ],
+)
+def test_rows_that_were_made_otherwise_are_refused(
+    changed: dict[str, Any], fault: str, make: Callable[..., Ablation], make_row: MakeRow
+) -> None:
+    later = {"name": "later", "recipe": "avd", "updates": 1, "starts": {"student.start": "avd"}}
+    write_judged(make(AVD, later), make_row, changed.get("name", "avd"), [0])
+    assert len(make(AVD, later).gather().rows) == 1
+    again = make(AVD, later, **({"forwards": 60} if "name" in changed else changed))
+    with pytest.raises(UserError, match=fault) as error:
+        run(again)
+    assert "row.json was made with" in str(error.value)
+
+
+def test_a_key_that_is_newer_than_a_row_stands_for_its_default(
+    make: Callable[..., Ablation], make_row: MakeRow
+) -> None:
+    write_judged(make(AVD), make_row, "avd", [0])
+    file = make(AVD).output / "avd-0" / "row.json"
+    content = json.loads(file.read_text())
+    del content["meta"]["made"]["recipe"]["rollout"]["half_rate_stages"]
+    file.write_text(json.dumps(content))
+    assert len(make(AVD).gather().rows) == 1
+    del content["meta"]["made"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"row\.json was made with"):
+        make(AVD).gather()
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"forwards": 60}, "training.updates = "),
+        ({"clips": 2}, "judging.without = 3, now it is 2"),
+        ({}, "trials of row avd are stale"),
+    ],
+)
+def test_trials_of_other_settings_decide_nothing(
+    options: dict[str, int],
+    fault: str,
+    make: Callable[..., Ablation],
+    make_row: MakeRow,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tuned = AVD | {"knob": {"key": KEY, "values": [3.0, 1.0]}}
+    found = make(tuned)
+    (trial,) = found._trial_rows(found.plan.rows[0], 1.0)
+    trial.folder.mkdir(parents=True)
+    write_row(trial.folder, make_row(name="avd", numbers=NUMBERS if options else NUMBERS - 1), [], trial.made)
+    with pytest.raises(UserError, match=fault):
+        run(make(tuned, **options))
+
+
+def test_samples_left_by_a_kill_go_when_the_row_is_met_again(make: Callable[..., Ablation], make_row: MakeRow) -> None:
+    found = make({"name": "teacher", "recipe": "avd", "sampler": "many"})
+    write_judged(found, make_row, "teacher", [0])
+    judged = found._judged(found.plan.rows[0], 0)
+    for name in ("samples", "records-world"):
+        (judged.folder / name).mkdir()
+    assert not judged.is_done()
+    judged.do(None, print)  # type: ignore[arg-type]
+    assert judged.is_done() and [path.name for path in judged.folder.iterdir()] == ["row.json"]

@@ -28,6 +28,7 @@ from safetensors.numpy import load_file
 from avd.config import AblationRecipe, Recipe, RowRecipe, load_recipe
 from avd.engine.sources import world_of
 from avd.evaluation.rows import Results, Row, write_results
+from avd.evaluation.staleness import stale_reasons
 from avd.evaluation.suites.native import NativeSuite
 from avd.evaluation.suites.world import WorldSuite
 from avd.experiments import Bars, Say
@@ -168,6 +169,7 @@ class Ablation:
         for row in rows:
             self._check_knob(row)
         self.gather()
+        self._check_trials(rows)
         for row in rows:
             if row.shown and not row.is_teacher:
                 check_sampled(self._judged(row, 0).recipe)
@@ -190,6 +192,12 @@ class Ablation:
         changes = (*row.changes, *self.changes)
         if _load(row.recipe, (*changes, _change(key, own))) != _load(row.recipe, changes):
             raise UserError(f"row {row.name} has another {key} than {own}: its knob's first value must be its own")
+
+    def _check_trials(self, rows: Sequence[RowRecipe]) -> None:
+        """Refuse trials that were made in another way or are stale: they would decide, or be trained beside others."""
+        jobs = [job for job in self._trial_jobs(rows) if isinstance(job, (JudgedRow, RenderedRow)) and job.is_done()]
+        for name, reason in stale_reasons([job.row() for job in jobs]).items():
+            raise UserError(f"trials of row {name} are stale ({reason}): remove {self._tuning_folder} to tune again")
 
     # Jobs
 
@@ -248,6 +256,10 @@ class Ablation:
 
     # Tuning
 
+    @property
+    def _tuning_folder(self) -> Path:
+        return self.output / "tuning"
+
     def _trial_jobs(self, rows: Sequence[RowRecipe]) -> list[AblationJob]:
         jobs: list[AblationJob] = [self._rendered_for_tuning]
         for row in rows:
@@ -258,7 +270,7 @@ class Ablation:
 
     def _trial_rows(self, row: RowRecipe, value: Any) -> list[JudgedRow]:
         """A value of a row's knob, at each seed of tuning."""
-        students = [self._student(row, seed, value, self.output / "tuning") for seed in self.plan.tuning.seeds]
+        students = [self._student(row, seed, value, self._tuning_folder) for seed in self.plan.tuning.seeds]
         return [
             JudgedRow(row.name, each.recipe.seed, each.folder, self._tuning, each.recipe, row.sampler, each)
             for each in students
@@ -284,7 +296,7 @@ class Ablation:
 
     @cached_property
     def _rendered_for_tuning(self) -> RenderedRow:
-        return RenderedRow(self.output / "tuning" / "rendered", self._tuning)
+        return RenderedRow(self._tuning_folder / "rendered", self._tuning)
 
     @cached_property
     def _tuning(self) -> Judging:

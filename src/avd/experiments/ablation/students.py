@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from safetensors.numpy import save
 
 from avd.config import Recipe
 from avd.distillation.numbers import recorded_numbers
+from avd.engine.run_folder import flatten
 from avd.evaluation.judging import RENDERED, Origin, check_model, judge, make_row, measure_share
 from avd.evaluation.provenance import code_version, teacher_of
 from avd.evaluation.records import RecordFolder
@@ -32,6 +36,7 @@ from avd.types import CountProgress, UserError
 ROW_FILE = "row.json"
 SHOWN_FILE = "shown.safetensors"
 """`videos`, uint8 (N, F, H, W, 3): the clips of the first captions."""
+_SAMPLES, _RECORDS = "samples", "records-"
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,14 @@ class TrainedRun:
     @property
     def needs(self) -> Sequence[AblationJob]:
         return self.starts
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """What it is trained by and began with, wherever the folder lies."""
+        text = self.recipe.model_dump_json(by_alias=True)
+        for each in self.starts:
+            text = text.replace(json.dumps(str(each.run), ensure_ascii=False), json.dumps(each.folder.name))
+        return {"recipe": json.loads(text), "starts": {each.folder.name: each.made for each in self.starts}}
 
     def is_done(self) -> bool:
         return is_trained(self.run)
@@ -90,6 +103,11 @@ class Judging:
     def suites(self) -> tuple[ClipSuite, ...]:
         return (self.world, *self.others)
 
+    @property
+    def made(self) -> dict[str, Any]:
+        """What decides on which clips a row is, and what measures them."""
+        return asdict(self.world) | {"suites": [suite.name for suite in self.suites]}
+
 
 @dataclass(frozen=True)
 class JudgedRow:
@@ -118,30 +136,40 @@ class JudgedRow:
     def file(self) -> Path:
         return self.folder / ROW_FILE
 
+    @property
+    def made(self) -> dict[str, Any]:
+        """All that must be the same for the row to be this one."""
+        recipe = {"recipe": self.recipe.model_dump(mode="json", by_alias=True), "starts": {}}
+        trained = recipe if self.student is None else self.student.made
+        return trained | {"sampler": self.sampling, "judging": self.judging.made}
+
     def is_done(self) -> bool:
-        return self.file.exists()
+        return self.file.exists() and not self._leftovers()
 
     def row(self) -> Row:
-        """What was measured. Raises UserError if it is over another number of clips."""
-        return read_row(self.file, self.judging.world.clips)
+        """What was measured. Raises UserError if it was made or judged in another way."""
+        return read_row(self.file, self.made)
 
     def do(self, bars: Bars, say: Say) -> None:
+        if not self.file.exists():  # killed after it was written, only what it needed no more is left
+            self._sample_and_judge(bars)
+        for folder in self._leftovers():
+            remove_folder(folder)
+
+    def _sample_and_judge(self, bars: Bars) -> None:
         sampler, world = self._sampler(), self.judging.world
         check_model(world, world.prompts(), sampler.model.settings, self.name)
         with bars() as bar:
             samples = sample_clips(
                 sampler,
                 world.prompts(),
-                self.folder / "samples",
+                self.folder / _SAMPLES,
                 seed=self.seed,
                 progress=bar(f"sampling {self.title}"),
             )
         row = self._judge(samples, bars)
         shown = [clip.read().frames for clip in islice(samples.clips(), self.judging.shown)]
-        write_row(self.folder, row, shown)
-        samples.remove()
-        for suite in self.judging.suites:
-            remove_folder(self._records_folder(suite))
+        write_row(self.folder, row, shown, self.made)
 
     def _sampler(self) -> Sampler:
         if self.student is not None:
@@ -174,7 +202,11 @@ class JudgedRow:
 
     def _records_folder(self, suite: ClipSuite) -> Path:
         """Where what a suite has measured of each clip is kept until the row is written."""
-        return self.folder / f"records-{suite.name}"
+        return self.folder / f"{_RECORDS}{suite.name}"
+
+    def _leftovers(self) -> list[Path]:
+        """What is needed only until the row is written."""
+        return [path for path in self.folder.glob("*") if path.name.startswith((_SAMPLES, _RECORDS))]
 
 
 @dataclass(frozen=True)
@@ -199,7 +231,7 @@ class RenderedRow:
 
     def row(self) -> Row:
         """As `JudgedRow.row`."""
-        return read_row(self.file, self.judging.world.clips)
+        return read_row(self.file, {"judging": self.judging.made})
 
     def do(self, bars: Bars, say: Say) -> None:
         world, rows = self.judging.world, []
@@ -209,26 +241,44 @@ class RenderedRow:
                 judged = partial(_count, progress, world.clips)
                 rows.append(judge(suite, world.rendered(), name=self.name, origin=RENDERED, judged=judged))
         shown = [clip.read().frames for clip in islice(world.rendered(), self.judging.shown)]
-        write_row(self.folder, merge_suites(rows), shown)
+        write_row(self.folder, merge_suites(rows), shown, {"judging": self.judging.made})
 
 
 def _count(progress: CountProgress, total: int, done: int) -> None:
     progress(done, total)
 
 
-def read_row(file: Path, clips: int) -> Row:
-    """The row in a file. Raises UserError if it is over another number of clips."""
-    row = read_results(file).rows[0]
-    if row.videos != clips:
-        raise UserError(f"{file} is over {row.videos} clips, not {clips}: remove it, or keep to its clips")
-    return row
+def read_row(file: Path, made: dict[str, Any]) -> Row:
+    """The row in a file. Raises UserError if it was made in another way than `made` says, or does not say how."""
+    results = read_results(file)
+    before, now = flatten(_with_defaults(results.meta.get("made", {}), file)), flatten(made)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{file} was made with {key} = {before.get(key)}, now it is {now.get(key)}: rows of one folder are "
+                "compared, so keep to its options, remove that row's folder, or name another output folder"
+            )
+    return results.rows[0]
 
 
-def write_row(folder: Path, row: Row, shown: Sequence[np.ndarray]) -> None:
-    """Write a row, after the clips that are shown of it, uint8 (F, H, W, 3)."""
+def _with_defaults(made: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Recipes' keys that are newer than the file stand for their defaults."""
+    if "recipe" not in made:
+        return made
+    try:
+        recipe = Recipe.model_validate(made["recipe"]).model_dump(mode="json", by_alias=True)
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"])) or "recipe"
+        raise UserError(f"{file} is of a recipe that this version does not accept ({key}): remove its folder") from None
+    starts = {name: _with_defaults(each, file) for name, each in made["starts"].items()}
+    return made | {"recipe": recipe, "starts": starts}
+
+
+def write_row(folder: Path, row: Row, shown: Sequence[np.ndarray], made: dict[str, Any]) -> None:
+    """Write a row and how it was made, after the clips that are shown of it, uint8 (F, H, W, 3)."""
     if shown:
         write_atomically(folder / SHOWN_FILE, save({"videos": np.stack(shown)}))
-    write_results(folder / ROW_FILE, Results(rows=[row]))
+    write_results(folder / ROW_FILE, Results(rows=[row], meta={"made": made}))
 
 
 def merge_suites(rows: Sequence[Row]) -> Row:
