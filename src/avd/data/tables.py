@@ -1,4 +1,4 @@
-"""Tables on disk, one record at a time: JSONL, CSV, TSV and Parquet, told apart by the file's suffix."""
+"""Tables on disk, one record at a time: JSONL, CSV, TSV and Parquet, distinguished by the file's suffix."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class AdversarialRecipe(TermSection):
     sigma_min: float = Field(0.02, ge=0, lt=1)
     sigma_max: float = Field(0.98, gt=0, lt=1)
     shift: float = Field(1.0, gt=0, le=1000)
-    """Shift of the uniformly drawn noise levels at which clips are told apart."""
+    """Shift of the uniformly drawn noise levels at which clips are distinguished."""
     r1: float = Field(0.0, ge=0, le=1e6)
     """Weight of the discriminator's squared slope at real clips; 0 leaves it out."""
     r1_step: float = Field(0.1, gt=0, le=1)
