@@ -34,17 +34,9 @@ class AdapterVelocity:
     def __init__(self, base: Backbone, adapter: str | None) -> None:
         self.base, self.adapter = base, adapter
 
-    def __call__(
-        self,
-        x_BCFHW: Tensor,
-        sigma_B: Tensor,
-        conditions: Conditions,
-        *,
-        frame_stride: int = 1,
-        space_stride: int = 1,
-    ) -> Tensor:
+    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, **strides: int) -> Tensor:
         with switched(self.base.transformer, self.adapter):
-            return self.base(x_BCFHW, sigma_B, conditions, frame_stride=frame_stride, space_stride=space_stride)
+            return self.base(x_BCFHW, sigma_B, conditions, **strides)
 
     def features(
         self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, blocks: Sequence[int], **strides: int

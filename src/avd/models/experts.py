@@ -32,19 +32,11 @@ class Experts:
     low: Velocity
     boundary: float
 
-    def __call__(
-        self,
-        x_BCFHW: Tensor,
-        sigma_B: Tensor,
-        conditions: Conditions,
-        *,
-        frame_stride: int = 1,
-        space_stride: int = 1,
-    ) -> Tensor:
+    def __call__(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, **strides: int) -> Tensor:
         above = sigma_B > self.boundary
         expert = self.high if bool(above.any()) else self.low
         assert expert is self.low or bool(above.all()), "samples on both sides of the boundary"
-        return expert(x_BCFHW, sigma_B, conditions, frame_stride=frame_stride, space_stride=space_stride)
+        return expert(x_BCFHW, sigma_B, conditions, **strides)
 
 
 class ExpertsBackbone(Backbone):
@@ -55,16 +47,7 @@ class ExpertsBackbone(Backbone):
         self.float32_names = high.float32_names
         self._experts = Experts(high, low, boundary)  # a dataclass: the weights are registered once, by `transformer`
 
-    def forward(
-        self,
-        x_BCFHW: Tensor,
-        sigma_B: Tensor,
-        conditions: Conditions,
-        *,
-        frame_stride: int = 1,
-        space_stride: int = 1,
-    ) -> Tensor:
-        strides = {"frame_stride": frame_stride, "space_stride": space_stride}
+    def forward(self, x_BCFHW: Tensor, sigma_B: Tensor, conditions: Conditions, **strides: int) -> Tensor:
         return self._experts(x_BCFHW, sigma_B, conditions, **strides)
 
     @property
