@@ -74,6 +74,7 @@ def test_a_run_folder_holds_what_it_should(never_killed: Path) -> None:
         "recipe.yaml",
         "data.json",
         "model.json",
+        "numbers.json",
         "student.json",
         "metrics.jsonl",
         "references.json",

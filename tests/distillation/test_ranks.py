@@ -32,7 +32,10 @@ RUNS = {
     "replicated": ("compute.shard=1",),
     "context": ("compute.context=2", "name=tall"),
     "adversarial": ("objective.adversarial.weight=0.5", "discriminator.updates=2", "compute.checkpointing=full"),
-    "consistency": (*(f"objective.{name}.weight=0" for name in AVD), "objective.consistency.weight=1"),
+    "consistency": (
+        *(f"objective.{name}.weight=0" for name in AVD),
+        *("objective.consistency.weight=1", "rollout.half_rate_stages=0"),
+    ),
     "through_input": (
         *(f"objective.{name}.weight=0" for name in AVD),
         *("objective.fisher.weight=1", "fake_score.updates=1", "fake_score.ida=0.9", "compute.checkpointing=full"),
